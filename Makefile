@@ -1,0 +1,243 @@
+# Tiercel: GNU make. `make help` lists the targets.
+#
+# Variables worth knowing:
+#   BUILD=build      where everything is built
+#   CC=gcc|clang     the compiler
+#   WERROR=1         warnings are errors (so does CI=true)
+#   ALLOC=libc       libc's allocator instead of jemalloc
+#   LTO=1            link-time optimisation
+#   SAN=address|thread   sanitizer build (use `make asan`, `make tsan`)
+#   MODULES="base resp"  compile only these src/<module> directories, for a unit
+#                    test while others do not build; give it a BUILD of its own:
+#                    make unit-resp MODULES="base resp" BUILD=build/resp
+#   V=1              show the commands
+#   ARGS=...         more options for `make run`
+
+BUILD   ?= build
+MODULES ?=
+ALLOC   ?= jemalloc
+SAN     ?=
+LTO     ?=
+WERROR  ?= $(if $(filter true,$(CI)),1,)
+PYTHON  ?= $(firstword $(wildcard /usr/bin/python3) python3)
+CLANG   ?= clang
+# The format check is pinned to version 14: other versions format differently.
+CLANG_FORMAT ?= $(firstword $(shell command -v clang-format-14) clang-format)
+FUZZ_SECONDS ?= 20
+PREFIX  ?= /usr/local
+BINDIR  ?= $(PREFIX)/bin
+SYSCONFDIR ?= $(PREFIX)/etc
+DESTDIR ?=
+
+.DEFAULT_GOAL := all
+ifeq ($(origin CC),default)
+CC := $(if $(shell command -v gcc),gcc,cc)
+endif
+Q   := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-7s %s\n' $(1) $(2))
+
+# ---- flags -----------------------------------------------------------------
+
+OPT      ?= -O2
+CFLAGS   ?=
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla \
+            -Wwrite-strings -Wformat=2 -Wundef
+BASE_CFLAGS := -std=gnu11 -g -fno-omit-frame-pointer $(WARNINGS)
+BASE_LDFLAGS :=
+BASE_CPPFLAGS := -D_GNU_SOURCE -Iinclude -Isrc -Itbl
+
+ifeq ($(WERROR),1)
+BASE_CFLAGS += -Werror
+endif
+ifeq ($(SAN),)
+BASE_CFLAGS += $(OPT) -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+else ifeq ($(SAN),address)
+BASE_CFLAGS += -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+BASE_LDFLAGS += -fsanitize=address,undefined
+else ifeq ($(SAN),thread)
+BASE_CFLAGS += -O1 -fsanitize=thread
+BASE_LDFLAGS += -fsanitize=thread
+else
+$(error SAN is one of: address, thread)
+endif
+ifeq ($(LTO),1)
+BASE_CFLAGS += -flto=auto
+BASE_LDFLAGS += -flto=auto
+endif
+
+# ---- libraries: pkg-config where it knows them, a plain -l elsewhere ---------
+
+PKG_CONFIG ?= pkg-config
+pkg_cflags = $(shell $(PKG_CONFIG) --cflags $(1) 2>/dev/null)
+pkg_libs   = $(shell $(PKG_CONFIG) --libs $(1) 2>/dev/null || echo $(2))
+
+LIB_CFLAGS := $(call pkg_cflags,libuv) $(call pkg_cflags,hiredis) $(call pkg_cflags,lmdb) \
+              $(call pkg_cflags,libzstd) $(call pkg_cflags,libxxhash) $(call pkg_cflags,libmicrohttpd)
+LIBS       := $(call pkg_libs,libuv,-luv) $(call pkg_libs,hiredis,-lhiredis) $(call pkg_libs,lmdb,-llmdb) \
+              $(call pkg_libs,libzstd,-lzstd) $(call pkg_libs,libxxhash,-lxxhash) \
+              $(call pkg_libs,libmicrohttpd,-lmicrohttpd)
+# Sanitizers bring their own allocator.
+ifeq ($(ALLOC)$(SAN),jemalloc)
+BASE_CPPFLAGS += -DTIERCEL_JEMALLOC=1
+LIB_CFLAGS += $(call pkg_cflags,jemalloc)
+LIBS       += $(call pkg_libs,jemalloc,-ljemalloc)
+endif
+LIBS       += -lpthread -lm
+CMOCKA     := $(call pkg_libs,cmocka,-lcmocka)
+
+ALL_CFLAGS  = $(BASE_CFLAGS) $(BASE_CPPFLAGS) $(LIB_CFLAGS) $(CPPFLAGS) $(CFLAGS)
+ALL_LDFLAGS = $(BASE_LDFLAGS) $(LDFLAGS)
+
+# ---- sources ---------------------------------------------------------------
+
+LIB_SRCS  := $(sort $(if $(MODULES),$(foreach m,$(MODULES),$(wildcard src/$(m)/*.c)),$(wildcard src/*/*.c)))
+LIB_OBJS  := $(LIB_SRCS:%.c=$(BUILD)/obj/%.o)
+MAIN_OBJ  := $(BUILD)/obj/src/main.o
+ARCHIVE   := $(BUILD)/libtiercel.a
+BIN       := $(BUILD)/tiercel
+UNIT_SRCS := $(sort $(wildcard tests/unit/test_*.c))
+UNIT_BINS := $(UNIT_SRCS:tests/unit/%.c=$(BUILD)/unit/%)
+FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(BUILD)/fuzz/%)
+C_FILES    = $(shell find src include tests -name '*.[ch]')
+
+.PHONY: all run test unit e2e differential fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench soak \
+        install uninstall clean deps deps-test help FORCE
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+all: $(BIN)  ## build build/tiercel (the default)
+
+# Rebuild when the compiler, a flag or the list of objects changes.
+note = @mkdir -p $(@D); printf '%s\n' '$(subst ','\'',$(1))' | cmp -s - $@ || printf '%s\n' '$(subst ','\'',$(1))' > $@
+$(BUILD)/.flags: FORCE
+	$(call note,$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(LIBS))
+$(BUILD)/.objs: FORCE
+	$(call note,$(LIB_OBJS))
+
+$(BUILD)/obj/%.o: %.c $(BUILD)/.flags
+	@mkdir -p $(@D)
+	$(call say,CC,$<)
+	$(Q)$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(ARCHIVE): $(LIB_OBJS) $(BUILD)/.objs
+	@rm -f $@
+	$(call say,AR,$@)
+	$(Q)$(AR) rcs $@ $(LIB_OBJS)
+
+$(BIN): $(MAIN_OBJ) $(ARCHIVE)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS)
+
+# ---- tests -----------------------------------------------------------------
+
+$(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(ARCHIVE)
+	@mkdir -p $(@D)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(CMOCKA) $(LIBS)
+
+unit: $(UNIT_BINS)  ## build and run the unit tests (one: make unit-<name>)
+	@sh tests/unit/run.sh $(UNIT_BINS)
+
+unit-%: $(BUILD)/unit/test_%
+	$<
+
+test:  ## install the test tools, then everything CI runs
+	@sh deps/install.sh build
+	@sh deps/install.sh test
+	@bash tests/run.sh
+
+e2e: $(BIN)  ## end-to-end tests (E2E="tests/e2e/test_x.py -k name" for some)
+	@TIERCEL_BIN=$(BIN) bash tests/run.sh only e2e
+
+differential: $(BIN)  ## the same commands here and on redis-server, replies compared
+	@TIERCEL_BIN=$(BIN) bash tests/run.sh only differential
+
+asan:  ## unit and end-to-end tests under AddressSanitizer and UBSan
+	@bash tests/run.sh only asan
+
+tsan:  ## unit and end-to-end tests under ThreadSanitizer
+	@bash tests/run.sh only tsan
+
+# Fuzz targets have objects of their own: clang, libFuzzer, ASan and UBSan.
+FUZZ_CFLAGS := -std=gnu11 -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+FUZZ_CPPFLAGS = $(filter-out -DTIERCEL_JEMALLOC=1,$(BASE_CPPFLAGS)) $(CPPFLAGS)
+FUZZ_OBJS   := $(LIB_SRCS:%.c=$(BUILD)/fuzz/obj/%.o)
+
+$(BUILD)/fuzz/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(call say,CC,$<)
+	$(Q)$(CLANG) $(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link $(LIB_CFLAGS) $(FUZZ_CPPFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/fuzz/libtiercel.a: $(FUZZ_OBJS)
+	@rm -f $@
+	$(call say,AR,$@)
+	$(Q)$(AR) rcs $@ $(FUZZ_OBJS)
+
+$(BUILD)/fuzz/fuzz_%: $(BUILD)/fuzz/obj/tests/fuzz/fuzz_%.o $(BUILD)/fuzz/libtiercel.a
+	$(call say,LINK,$@)
+	$(Q)$(CLANG) $(FUZZ_CFLAGS) -fsanitize=fuzzer -o $@ $^ $(filter-out -ljemalloc,$(LIBS))
+
+fuzz-build: $(FUZZ_BINS)
+
+fuzz: fuzz-build  ## run every fuzz target for FUZZ_SECONDS
+	@sh tests/fuzz/run.sh $(FUZZ_SECONDS) $(BUILD)/fuzz $(FUZZ_BINS)
+
+soak:  ## what takes too long for CI
+	@bash tests/run.sh only soak
+
+bench: $(BIN)  ## compare with redis-server
+	@TIERCEL_BIN=$(BIN) sh bench/run.sh $(ARGS)
+
+# ---- code quality ------------------------------------------------------------
+
+lint: layers fmt-check  ## layers, forbidden functions, format, scripts
+	@bash tests/lint/scripts.sh $(PYTHON)
+
+layers:
+	@CC="$(CC)" $(PYTHON) tests/lint/check_layers.py
+
+fmt-check:
+	@bash tests/lint/format.sh $(CLANG_FORMAT) $(C_FILES)
+
+fmt:  ## format the C sources in place
+	$(CLANG_FORMAT) -i $(C_FILES)
+
+tidy:  ## clang-tidy (advice, slow; not part of CI)
+	clang-tidy --quiet $(LIB_SRCS) $(wildcard src/main.c) -- -std=gnu11 $(BASE_CPPFLAGS) $(LIB_CFLAGS)
+
+# ---- running and installing --------------------------------------------------
+
+run:  ## install missing packages, build, serve on 127.0.0.1:6379 with ./data
+	@sh deps/install.sh build
+	@$(MAKE) --no-print-directory -j2 all
+	@mkdir -p data
+	@exec $(BIN) --bind 127.0.0.1 --port 6379 --dir ./data $(ARGS)
+
+deps:  ## install the packages needed to build
+	@sh deps/install.sh build
+
+deps-test:  ## install the packages needed to test
+	@sh deps/install.sh test
+
+install: $(BIN)  ## install into DESTDIR, PREFIX=/usr/local
+	install -d $(DESTDIR)$(BINDIR)
+	install -m 755 $(BIN) $(DESTDIR)$(BINDIR)/tiercel
+	@if [ -f conf/tiercel.conf ]; then \
+	    install -d $(DESTDIR)$(SYSCONFDIR)/tiercel && \
+	    install -m 644 conf/tiercel.conf $(DESTDIR)$(SYSCONFDIR)/tiercel/tiercel.conf.sample; fi
+
+uninstall:  ## remove what install put there
+	rm -f $(DESTDIR)$(BINDIR)/tiercel $(DESTDIR)$(SYSCONFDIR)/tiercel/tiercel.conf.sample
+
+clean:  ## remove build/
+	rm -rf $(BUILD)
+
+help:  ## this list
+	@sed -n 's/^\([a-z][a-z0-9-]*\):.*##  *\(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
+
+FORCE:
+
+-include $(LIB_OBJS:.o=.d) $(MAIN_OBJ:.o=.d) $(UNIT_SRCS:%.c=$(BUILD)/obj/%.d) $(FUZZ_OBJS:.o=.d) \
+         $(FUZZ_SRCS:%.c=$(BUILD)/fuzz/obj/%.d)

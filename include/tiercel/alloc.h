@@ -1,0 +1,38 @@
+#ifndef TIERCEL_ALLOC_H
+#define TIERCEL_ALLOC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* All memory that a limit of ours speaks about comes from here, so that it is counted
+ * by what it is for. Sizes are what the allocator really holds (malloc_usable_size), in
+ * bytes. Out of memory aborts: a cache with an honest maxmemory does not get there.
+ * Any thread; memory may be freed by another thread than the one that got it. */
+enum mem_class {
+    MEM_DATA,   /* objects, tables, the disk index: what maxmemory bounds */
+    MEM_CLIENT, /* query buffers, replies, parked requests: maxmemory-clients */
+    MEM_OTHER,  /* the rest */
+    MEM_CLASSES
+};
+
+void *mem_alloc(enum mem_class cls, size_t bytes);
+void *mem_calloc(enum mem_class cls, size_t bytes);
+void *mem_realloc(enum mem_class cls, void *ptr, size_t bytes);
+void mem_free(enum mem_class cls, void *ptr);
+char *mem_strdup(enum mem_class cls, const char *str);
+
+/* What the allocator really set aside for `ptr`. */
+size_t mem_usable(const void *ptr);
+
+/* Bytes held in a class now, all threads together; may trail other threads by a little. */
+int64_t mem_class_bytes(enum mem_class cls);
+int64_t mem_used_bytes(void);
+int64_t mem_peak_bytes(void); /* the most that mem_used_bytes() ever answered */
+
+/* Name and version of the allocator, as INFO's mem_allocator. */
+const char *mem_allocator_name(void);
+
+/* Returns free pages to the system (MEMORY PURGE). */
+void mem_purge(void);
+
+#endif

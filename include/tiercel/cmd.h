@@ -1,0 +1,86 @@
+#ifndef TIERCEL_CMD_H
+#define TIERCEL_CMD_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tiercel/command.h"
+#include "tiercel/conf.h"
+#include "tiercel/keyspace.h"
+#include "tiercel/list.h"
+#include "tiercel/session.h"
+#include "tiercel/worker.h"
+
+/* What the command layer shares between workers, and its part of each worker. */
+
+struct slowlog;
+struct latency;
+struct pubsub;
+struct warm;
+
+/* What main offers to commands that act on the whole process. */
+struct cmd_server_ops {
+    /* SHUTDOWN: starts an orderly stop. Any worker's thread. */
+    void (*shutdown)(void *arg, bool save, bool now);
+    void *arg;
+};
+
+struct cmd {
+    struct worker **workers;
+    int nworkers;
+    struct tier *tier;
+    struct cmd_server_ops ops;
+    int64_t started_ms, started_mono_ms;
+    char run_id[41];
+    int tcp_port;
+    const char *executable;
+
+    pthread_mutex_t conf_lock;       /* serialises CONFIG SET; guards `conf` */
+    struct conf *conf;               /* newest snapshot */
+    _Atomic uint64_t next_client_id;
+    _Atomic int64_t pause_until_ms;  /* CLIENT PAUSE: wall time, 0 = none */
+    _Atomic bool pause_all;          /* else writes only */
+    _Atomic bool active_expire;      /* DEBUG SET-ACTIVE-EXPIRE */
+    _Atomic bool loading;
+
+    struct slowlog *slowlog;
+    struct latency *latency;
+    struct pubsub *pubsub;
+    struct warm *warm;
+};
+
+#define CMD_HIST_BUCKETS 32 /* powers of two in microseconds, as LATENCY HISTOGRAM shows them */
+
+/* Written by the worker's thread, read by others with relaxed loads. */
+struct cmd_stat {
+    _Atomic uint64_t calls, usec, rejected, failed;
+    _Atomic uint32_t hist[CMD_HIST_BUCKETS]; /* hist[i]: calls of at most 1 << i us (and over the one before) */
+};
+
+struct cmd_worker {
+    struct cmd *cmd;
+    struct list sessions;
+    struct cmd_stat *stat; /* [command_count] */
+    struct errstat *errors; /* error codes seen, for INFO errorstats (errstat.c) */
+    struct pubsub_worker *pubsub;
+    _Atomic uint64_t ops_samples; /* total commands, for instantaneous_ops_per_sec */
+};
+
+/* Before the loops run; the main thread. */
+struct cmd *cmd_create(struct tier *tier, struct conf *conf, const struct cmd_server_ops *ops);
+void cmd_destroy(struct cmd *cmd);
+void cmd_worker_init(struct cmd *cmd, struct worker *w);
+void cmd_worker_deinit(struct worker *w);
+/* A worker's periodic work, `hz` times a second, on its thread. */
+void cmd_worker_tick(struct worker *w);
+
+/* Runs one request of a session: session.c calls it for what is at the head of its order. */
+enum dispatch_rc {
+    DISPATCH_DONE,   /* a reply was appended to `out` (or withheld as the client wished) */
+    DISPATCH_FAULT,  /* keys are not resident: the caller parks it, faults them in, and calls again */
+    DISPATCH_LATER   /* suspended, forwarded, or waiting for memory: completes by itself */
+};
+
+#endif

@@ -1,0 +1,91 @@
+#ifndef TIERCEL_KEYSPACE_H
+#define TIERCEL_KEYSPACE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tiercel/command.h"
+#include "tiercel/object.h"
+#include "tiercel/resp.h"
+#include "tiercel/worker.h"
+
+/* What a command handler sees: the request, its keys (resident, their shards locked by
+ * dispatch), and a reply writer; never a socket, a thread, a lock or a tier. A handler writes exactly
+ * one reply (or suspends the call: session.h), does not block and does not lock. */
+
+struct session;
+
+struct call_key {
+    struct key key;
+    enum key_access access;
+    int arg;            /* position among the arguments */
+    struct object *obj; /* resident and not expired; NULL: none, or only on disk */
+    bool on_disk;       /* with obj == NULL and KEY_PRESENCE/KEY_REPLACE: the key exists on disk */
+    bool kept;          /* obj is in the table (false: a copy for this request alone) */
+};
+
+struct call {
+    struct worker *w;
+    struct session *s;
+    const struct command *cmd; /* of a subcommand: its row */
+    int argc;
+    const struct slice *argv;
+    struct call_key *keys;
+    int nkeys;
+    struct reply r;
+    int64_t now_ms;
+    bool in_exec;     /* within EXEC: must not suspend */
+    bool failed;      /* an error was replied; set by call_error() */
+    bool suspended;   /* set by call_suspend(): the reply comes later */
+    struct rcbuf *packed; /* the value argument compressed before the locks were taken, or NULL */
+    int packed_arg;
+};
+
+/* ---- replies that are errors (counted in errorstats) ---- */
+void call_error(struct call *c, const char *text);  /* "ERR syntax error": with the code, without '-' */
+void call_errorf(struct call *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void call_syntax(struct call *c);    /* ERR syntax error */
+void call_wrongtype(struct call *c); /* WRONGTYPE ... */
+void call_not_int(struct call *c);   /* ERR value is not an integer or out of range */
+
+/* ---- arguments ---- */
+/* false: the error was replied (err NULL: call_not_int's). */
+bool call_arg_i64(struct call *c, int arg, int64_t *out, const char *err);
+static inline bool call_arg_is(const struct call *c, int arg, const char *word)
+{
+    return slice_is(c->argv[arg], word);
+}
+
+/* ---- keys: i is the index among c->keys ---- */
+
+/* The object, counted as a hit or a miss and as an access. */
+struct object *ks_read(struct call *c, int i);
+/* The same, without counting (OBJECT, TTL, writes that look first). */
+struct object *ks_peek(struct call *c, int i);
+/* For KEY_PRESENCE too: in memory or on disk, not expired. */
+bool ks_exists(const struct call *c, int i);
+/* Makes `o` (taken; its key is keys[i].key) the key's value, whatever was there. */
+void ks_put(struct call *c, int i, struct object *o);
+/* true: it existed. */
+bool ks_delete(struct call *c, int i);
+/* After a change inside keys[i].obj (a list): tells all who must know. An empty list is deleted by it. */
+void ks_changed(struct call *c, int i);
+/* Absolute wall time, 0 = no expiry. The key must be resident. A time in the past deletes. */
+void ks_expire(struct call *c, int i, int64_t expire_ms);
+
+/* Reads a string value. *out valid until the next use of this scratch or ks_ call. Answers
+ * WRONGTYPE and returns false; a missing key gives an empty slice and *missing true. */
+struct string_scratch {
+    char number[OBJ_SCRATCH];
+    struct buf copy;
+};
+bool ks_string(struct call *c, struct object *o, char scratch[OBJ_SCRATCH], struct slice *out);
+/* Replies a string object as a bulk: large values by reference, packed ones unpacked later. */
+void ks_reply_string(struct call *c, struct object *o);
+/* A new string object for keys[i] from argument `arg`: an integer where it is one, packed
+ * when dispatch packed it. */
+struct object *ks_string_from_arg(struct call *c, int i, int arg, int64_t expire_ms);
+/* From bytes (APPEND, SETRANGE results, never int-encoded): */
+struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t expire_ms, bool modified);
+
+#endif

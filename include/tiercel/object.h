@@ -1,0 +1,138 @@
+#ifndef TIERCEL_OBJECT_H
+#define TIERCEL_OBJECT_H
+
+#include <stdint.h>
+
+#include "tiercel/buf.h"
+#include "tiercel/check.h"
+#include "tiercel/codec.h"
+#include "tiercel/rcbuf.h"
+#include "tiercel/slice.h"
+#include "tiercel/status.h"
+
+/* A key with its value. One allocation for a small string: header, optional fields, key
+ * and value together; larger values and other types hang on a pointer behind the header.
+ * An object is reached through its shard's table and touched only under the shard's lock;
+ * nothing here locks.
+ *
+ *   | header 8 | expire_ms 8? | origin 8? | pointer or int64 8? | key length 4? | value length 2? | key | value? |
+ */
+enum obj_type {
+    /* The numbers are in the disk format. */
+    OBJ_NONE = 0, /* a negative entry: the upstream lately did not have the key */
+    OBJ_STRING = 1,
+    OBJ_LIST = 2,
+    OBJ_RESIDENCY = 15 /* not a value: the tier layer's record of a key that is under way (tier.h) */
+};
+
+enum obj_enc {
+    ENC_EMBED = 0, /* string: value behind the key */
+    ENC_INT = 1,   /* string: an int64 */
+    ENC_RAW = 2,   /* string: a struct rcbuf */
+    ENC_LIST = 3,  /* struct plist */
+    ENC_PTR = 4    /* OBJ_RESIDENCY */
+};
+
+#define OBJ_F_EXPIRE 1u       /* has expire_ms */
+#define OBJ_F_ORIGIN 2u       /* has origin: a copy of an upstream's key, and which link vouches for it */
+#define OBJ_F_LONGKEY 4u      /* key length in a field of its own */
+#define OBJ_F_PACKED 8u       /* the value is a zstd frame: EMBED (raw length in its first 4 bytes) or RAW */
+#define OBJ_F_MODIFIED 16u    /* changed in place: OBJECT ENCODING says raw, as after APPEND */
+#define OBJ_F_EXPIRE_ROOM 32u /* the layout has the field, whether or not there is an expiry now */
+
+struct object {
+    uint8_t type : 4, enc : 4;
+    uint8_t flags;
+    uint16_t inc;                    /* low bits of the database's incarnation */
+    uint32_t access : 24, klen8 : 8; /* eviction data of the policy in force */
+};
+
+#define OBJ_EMBED_MAX 4096 /* longer values become a struct rcbuf */
+
+/* A key as a command names it, with what was computed from it once. */
+struct key {
+    const char *ptr;
+    uint32_t len;
+    uint16_t db;
+    uint16_t inc; /* low bits of incarnation */
+    uint64_t hash;
+};
+
+static inline struct slice key_slice(const struct key *k)
+{
+    return SLICE(k->ptr, k->len);
+}
+
+/* expire_ms: absolute wall time, 0 = none. origin: 0 = none. */
+struct object *object_new_string(const struct key *key, struct slice value, int64_t expire_ms, uint64_t origin);
+struct object *object_new_int(const struct key *key, int64_t value, int64_t expire_ms, uint64_t origin);
+/* Takes the reference; value->raw_len != 0 means packed. Small values are embedded. */
+struct object *object_new_rcbuf(const struct key *key, struct rcbuf *value, int64_t expire_ms, uint64_t origin);
+struct object *object_new_none(const struct key *key, int64_t expire_ms, uint64_t origin);
+struct object *object_new_ptr(const struct key *key, enum obj_type type, enum obj_enc enc, void *ptr, int64_t expire_ms,
+                              uint64_t origin);
+void object_free(struct object *o); /* with its value; NULL is ignored */
+
+/* The same value under another name, database or expiry. object_rename moves the value and
+ * frees `o`; object_copy copies it (an rcbuf is shared). Access data goes along. */
+struct object *object_rename(struct object *o, const struct key *key, int64_t expire_ms, uint64_t origin);
+struct object *object_copy(const struct object *o, const struct key *key, int64_t expire_ms, uint64_t origin);
+
+struct slice object_key(const struct object *o);
+int64_t object_expire(const struct object *o);  /* 0 = none */
+uint64_t object_origin(const struct object *o); /* 0 = none */
+void *object_ptr(const struct object *o);       /* ENC_LIST, ENC_PTR, ENC_RAW */
+int64_t object_int(const struct object *o);     /* ENC_INT */
+
+static inline bool object_key_is(const struct object *o, const struct key *k)
+{
+    struct slice name = object_key(o);
+    return o->inc == k->inc && slice_eq(name, key_slice(k));
+}
+
+static inline bool object_expired(const struct object *o, int64_t now_ms)
+{
+    return UNLIKELY(o->flags & OBJ_F_EXPIRE) && object_expire(o) <= now_ms;
+}
+
+/* Changes expire_ms where the object has room for one; else makes a larger object, frees
+ * the old one, and returns it: the caller puts it in the table. 0 clears. */
+struct object *object_set_expire(struct object *o, int64_t expire_ms);
+
+/* What it costs: the object, its value, allocator slack included. */
+size_t object_bytes(const struct object *o);
+
+/* ---- string values ---- */
+#define OBJ_SCRATCH 24
+size_t object_string_len(const struct object *o); /* plain length; O(1) also when packed */
+/* Plain bytes: in the object, in `scratch` (an int) or in the codec's scratch (packed).
+ * ST_CORRUPT: a packed value that does not unpack. Valid until the codec's next call. */
+enum status object_string(const struct object *o, struct codec *codec, char scratch[OBJ_SCRATCH], struct slice *out);
+/* "int", "embstr", "raw", "quicklist": what OBJECT ENCODING says. */
+const char *object_encoding_name(const struct object *o);
+const char *object_type_name(enum obj_type type); /* "none", "string", "list" */
+
+/* ---- plain lists: a contiguous deque, O(1) at both ends, O(n) inside ---- */
+struct plist;
+struct plist *plist_create(void);
+struct plist *plist_copy(const struct plist *l);
+void plist_destroy(struct plist *l);
+size_t plist_len(const struct plist *l);
+size_t plist_bytes(const struct plist *l);
+void plist_push(struct plist *l, bool left, struct slice elem);
+bool plist_pop(struct plist *l, bool left, struct buf *out); /* appends the element to out; false: empty */
+/* Iterates elements first..last (0-based, inclusive, within bounds), in order. */
+void plist_range(const struct plist *l, size_t first, size_t last, void (*fn)(void *arg, struct slice elem), void *arg);
+
+/* ---- serial form: what the disk tier stores as a payload ----
+ * A version byte, then the type's own form. A string that is an rcbuf can be stored without
+ * copying it: object_serial_ref() gives the prefix and the rcbuf (referenced) instead. */
+#define OBJ_SERIAL_VERSION 1
+void object_serialise(const struct object *o, struct buf *out);
+/* false: not an ENC_RAW string; use object_serialise(). */
+bool object_serial_ref(const struct object *o, struct buf *prefix, struct rcbuf **value);
+/* ST_CORRUPT: not a serial form of this version (a newer version included). */
+enum status object_parse(enum obj_type type, const struct key *key, struct slice serial, int64_t expire_ms,
+                         uint64_t origin, struct object **out);
+
+#endif

@@ -1,0 +1,253 @@
+#ifndef TIERCEL_TIER_H
+#define TIERCEL_TIER_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tiercel/conf.h"
+#include "tiercel/list.h"
+#include "tiercel/mbox.h"
+#include "tiercel/mem.h"
+#include "tiercel/object.h"
+#include "tiercel/status.h"
+#include "tiercel/worker.h"
+
+/* Residency: the key space as virtual memory. A command names keys; this layer makes them
+ * resident in memory, from disk or from the upstream, and moves cold ones down.
+ *
+ * States of a key. A key that is more than plainly absent has one entry in its shard's
+ * table, changed only under the shard's lock. The plain states cost nothing beside the
+ * object; the others hang on a `struct residency` (an OBJ_RESIDENCY object in the table).
+ *
+ *   ABSENT     no entry, and the disk index does not have it
+ *   ON_DISK    no entry; the disk index has it
+ *   NEGATIVE   an OBJ_NONE object: the upstream lately did not have it, until its expiry
+ *   FETCHING   a fetch is under way; waiters; `value` is a suspect copy, or NULL
+ *   RESIDENT   the object itself. Clean: the disk index has the key, or it is a copy of an
+ *              upstream key. Dirty: neither. (Derived, not stored.)
+ *   PINNED     RESIDENT, and requests wait to use it: not evicted
+ *   DEMOTING   appended to the disk's queue, not yet committed; readable; may be pinned too
+ *
+ *   from       event                                   to
+ *   ---------  --------------------------------------  --------------------------------------------
+ *   ABSENT     write                                   RESIDENT (dirty)
+ *              read, with an upstream                  FETCHING
+ *   ON_DISK    read or update                          FETCHING
+ *              replace or delete                       RESIDENT (dirty) or ABSENT, tombstone
+ *              block dropped, record expired           ABSENT
+ *   NEGATIVE   its time, eviction, invalidation        ABSENT
+ *   FETCHING   fetched                                 PINNED for its waiters (RESIDENT when none is left)
+ *              not there                               ABSENT, or NEGATIVE with an upstream
+ *              failed                                  ABSENT or ON_DISK; the suspect copy stays under
+ *                                                      stale-if-error; waiters get the error
+ *              local replace or delete                 RESIDENT or ABSENT; detached, waiters run again
+ *              own write upstream, invalidation,       detached (no-keep, not joinable): its waiters get what
+ *              generation change, flush                it brings, later requests start another fetch
+ *   RESIDENT   a request waits for other keys          PINNED
+ *              evicted, clean                          ON_DISK or ABSENT
+ *              evicted, dirty                          DEMOTING (ABSENT without a disk tier)
+ *              write                                   RESIDENT (dirty): forget the disk copy, tombstone
+ *              delete, expiry, invalidation            ABSENT, tombstone if the disk has it
+ *   PINNED     last waiter ran                         RESIDENT
+ *   DEMOTING   committed, not touched meanwhile        publish to the index, then ON_DISK
+ *              committed, read meanwhile or pinned     publish to the index, then RESIDENT or PINNED (clean)
+ *              commit failed                           RESIDENT (dirty)
+ *              write or delete                         RESIDENT (dirty) or ABSENT, forced tombstone
+ *
+ * A *detached* residency has left the table; it lives until its fetch and its waiters let
+ * go, and a completion that finds it detached changes no table: that is what the sequence
+ * numbers of the design amount to here, since a residency is never attached twice.
+ *
+ * Demotion publishes the index entry, then removes the object, under one hold of the lock,
+ * after the commit. tests/unit/test_tier.c walks the table with delays at every step. */
+
+struct tier_worker;
+struct upstream;
+struct residency;
+
+struct tier_shard {
+    uint32_t watched; /* WATCHes and blocked clients registered here: change() is called only when > 0 */
+};
+
+/* Why change() is called. */
+enum tier_change { TIER_WRITTEN, TIER_DELETED, TIER_EXPIRED, TIER_EVICTED };
+
+struct tier_options {
+    struct mem *mem;
+    struct disk *disk; /* NULL: none. Set with tier_set_disk() once it is open */
+    bool upstream;
+    int nworkers;
+    /* The command layer's: a key with registrations changed. Shard locked; must not block. */
+    void (*change)(void *arg, const struct key *key, enum tier_change why);
+    void *change_arg;
+};
+
+/* Settings that threads without a conf snapshot need too; stored relaxed. */
+struct tier_limits {
+    _Atomic int64_t maxmemory, inflight_max, disk_queue_max, negative_ttl_ms, stale_if_error_ms, tracked_keys_max;
+    _Atomic int policy, samples, lfu_log_factor, lfu_decay_time, disk_stall_ms;
+};
+
+struct tier {
+    struct mem *mem;
+    struct disk *disk;
+    bool has_upstream;
+    int nworkers;
+    struct tier_shard *shard; /* parallel to mem->shard, under the same locks */
+    struct tier_limits limit;
+    void (*change)(void *arg, const struct key *key, enum tier_change why);
+    void *change_arg;
+    struct worker **workers;
+    _Atomic uint32_t *generation; /* [nworkers]; 0 = none now */
+    _Atomic int64_t *lost_ms;     /* [nworkers] when the last one ended, wall */
+    _Atomic int64_t inflight_urgent, inflight_ahead; /* bytes of requests that wait, see tier_fault() */
+    _Atomic int64_t demoting_bytes, tracked_keys;
+    _Atomic int64_t fetched_size;                    /* running mean of fetched objects, bytes */
+    _Atomic int admission_waiters;
+    _Atomic int64_t disk_full_since_ms; /* mono; when an append found the queue full; 0 = has room */
+    struct stats_block *disk_stats;     /* of the disk's writer thread */
+};
+
+struct tier *tier_create(const struct tier_options *opt, const struct conf *conf);
+void tier_set_disk(struct tier *t, struct disk *disk);
+/* The disk tier's callbacks (disk.h), arg = struct tier *. */
+struct disk_owner;
+void tier_disk_owner(struct tier *t, struct disk_owner *out);
+void tier_destroy(struct tier *t); /* after the loops ended; the disk is closed by the caller before */
+/* On the worker's thread: its upstream connections (opt NULL: none). */
+struct upstream_options;
+void tier_worker_init(struct tier *t, struct worker *w, const struct upstream_options *opt);
+void tier_worker_stop(struct worker *w); /* closes the upstream; the loop turns until its handles are gone */
+void tier_worker_deinit(struct worker *w);
+/* Periodic: expiry and reclaim in bounded slices. true: call again soon, there is more. */
+bool tier_worker_tick(struct worker *w, bool expire);
+void tier_conf_changed(struct tier *t, const struct conf *conf); /* any thread */
+struct upstream *tier_upstream(struct worker *w);                /* NULL = standalone */
+
+/* ---- resolving: the hit path ---- */
+
+/* A foreign write is seen at most this late: the watchdog of the invalidation link (1 s) and its
+ * deadline; a copy whose link was lost meanwhile is a suspect. */
+#define TIER_WATCHDOG_MS 500
+#define TIER_COHERENCE_BOUND_MS 1100
+
+enum tier_need {
+    TIER_VALUE,    /* the object */
+    TIER_PRESENCE, /* whether it exists, in any tier */
+    TIER_NOTHING   /* it is going to be replaced */
+};
+struct tier_found {
+    struct object *obj; /* usable until the lock is let go */
+    bool on_disk;       /* obj NULL: exists on disk (PRESENCE and NOTHING) */
+    bool kept;          /* obj is in the table */
+};
+struct tier_wait;
+/* Shard locked. `wait`: what tier_fault() brought for this key, or NULL. ST_PENDING: unlock,
+ * call tier_fault(). An error status: what the fetch failed with. Never allocates on a hit. */
+enum status tier_resolve_locked(struct worker *w, struct mem_shard *shard, const struct key *key, enum tier_need need,
+                                const struct tier_wait *wait, struct tier_found *out);
+
+/* ---- faulting in ---- */
+
+struct tier_request;
+struct tier_wait {
+    struct list link; /* among the residency's waiters */
+    struct key key;   /* ptr: the request's own memory */
+    struct tier_request *req;
+    struct residency *res; /* pinned or waited for; NULL = none */
+    enum status st;        /* ST_OK; ST_NOT_FOUND: known absent; else the failure */
+    bool waiting;          /* linked */
+    uint8_t need;          /* enum tier_need */
+};
+/* The keys of one waiting request. Owned by its worker; embedded by the owner. */
+struct tier_request {
+    struct mbox_msg msg;
+    struct list admission; /* waiting for inflight-max-bytes */
+    struct worker *w;
+    _Atomic int pending;
+    bool cancelled;
+    bool urgent;
+    int64_t charge; /* its share of inflight-max-bytes */
+    int nwaits;
+    struct tier_wait *waits;
+    void (*ready)(struct tier_request *req); /* the worker's thread */
+    char error[160]; /* the upstream's text when a wait's st is ST_BAD */
+};
+
+/* The worker's thread, no lock held. Pins what is resident and starts or joins a fetch for
+ * the rest; waits[].key and .need are set by the caller. ST_OK: nothing to wait for (run
+ * now); ST_PENDING: ready() will be called, exactly once. `urgent`: it is the oldest of its
+ * client. Others are look-ahead, and get ST_BUSY (nothing was done) while half of
+ * inflight-max-bytes is taken by such. An urgent request waits while the limit is reached,
+ * unless no other urgent one is in flight: so the oldest always get on. */
+enum status tier_fault(struct worker *w, struct tier_request *req, bool urgent);
+/* After the request ran (or gave up): unpins. */
+void tier_release(struct worker *w, struct tier_request *req);
+/* The client went while ready() was outstanding (else: tier_release()). true: nothing refers to the request any more, free it. false: ready()
+ * will be called with `cancelled` set; free it there. */
+bool tier_cancel(struct worker *w, struct tier_request *req);
+
+/* ---- changing: shard locked; any worker ---- */
+
+/* Makes `o` the key's value. Frees what was there. */
+void tier_put_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *o);
+/* true: it existed in some tier. */
+bool tier_delete_locked(struct worker *w, struct mem_shard *shard, const struct key *key, enum tier_change why);
+/* keys' resident object was changed in place, or (o != old) is to be replaced by `o`, its
+ * successor made from it (object_set_expire()); `old` is already freed then. had_expire: before the change. */
+void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *old,
+                         struct object *o, bool had_expire);
+/* All shards locked. */
+void tier_flush_db_locked(struct worker *w, unsigned db);
+void tier_swap_db_locked(struct worker *w, unsigned a, unsigned b);
+
+/* A write of this key was sent to the upstream, or was answered: drops the local copy, and a
+ * fetch under way is neither kept nor joined. No lock held. */
+void tier_forget_upstream(struct worker *w, unsigned db, struct slice name);
+void tier_forget_all_upstream(struct worker *w);
+
+/* ---- memory ---- */
+
+/* Before a command that may add data. No lock held. ST_OK; ST_FULL: answer OOM; ST_PENDING:
+ * the disk queue is full, try again when tier_room_waiters are woken or after a tick. */
+enum status tier_make_room(struct worker *w);
+/* Called once, on this worker's thread, when the disk queue has room again. */
+struct tier_room_wait {
+    struct list link;
+    void (*ready)(struct tier_room_wait *rw);
+};
+void tier_wait_room(struct worker *w, struct tier_room_wait *rw);
+void tier_cancel_room(struct tier_room_wait *rw);
+
+/* An access by a client: the policy's eviction data. Shard locked. */
+void tier_touch_locked(struct worker *w, struct object *o);
+int64_t tier_object_idle_ms(struct worker *w, const struct object *o);
+int tier_object_freq(struct worker *w, const struct object *o);
+
+/* ---- walking the key space (KEYS, SCAN, RANDOMKEY) ---- */
+
+/* One step from `cursor` (a hash): all keys of one bucket's range, in memory and on disk. Takes and
+ * leaves the shard's lock (locked: all are locked already). mem_fn gets objects under the lock; disk_fn
+ * gets slots that are not in memory. *next: 0 = done. */
+struct disk_slot;
+void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *next,
+                    void (*mem_fn)(void *arg, const struct object *o), void (*disk_fn)(void *arg, const struct disk_slot *slot),
+                    void *arg);
+
+/* ---- for INFO ---- */
+struct tier_figures {
+    int64_t memory_keys, memory_bytes, disk_keys, disk_bytes, demoting_bytes, inflight_bytes;
+    bool disk_on, disk_healthy;
+    const char *upstream_state;  /* "none", "connecting", "up", "down" */
+    const char *coherence_mode;  /* "none", "tracking" */
+    int64_t coherence_bound_ms;
+    int64_t disk_queue_bytes, disk_commits, disk_index_bytes, disk_corrupt, disk_io_errors, disk_written_bytes;
+};
+void tier_get_figures(struct tier *t, struct tier_figures *out); /* any thread */
+
+/* A clean stop: appends every dirty object, hottest first, within the time. After the loops
+ * stopped reading. Returns how many could not be written. */
+int64_t tier_write_out(struct tier *t, int64_t timeout_ms);
+
+#endif

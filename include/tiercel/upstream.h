@@ -1,0 +1,143 @@
+#ifndef TIERCEL_UPSTREAM_H
+#define TIERCEL_UPSTREAM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tiercel/buf.h"
+#include "tiercel/list.h"
+#include "tiercel/slice.h"
+#include "tiercel/status.h"
+
+/* The upstream tier, one per worker, on the worker's loop: every function is called on that
+ * thread, and every callback comes on it. A worker has
+ *
+ *   fetch   one tracked connection: only reads whose results we keep (DESIGN section 5)
+ *   inval   the target of its invalidations (RESP2: SUBSCRIBE __redis__:invalidate, CLIENT
+ *           TRACKING ON REDIRECT id on fetch). Both are watched by a PING at least every
+ *           second, answered within the timeout
+ *   write   one untracked, pipelined connection for writes and for what is passed through
+ *   pins    connections that belong to one client: transactions, blocking commands, pub/sub
+ *
+ * fetch and inval live and die together: when either is lost both are closed and the
+ * *generation* ends. A copy is current only while the generation under which it was
+ * fetched is. Lost connections come back with exponential back-off and jitter. Requests
+ * that were sent and not answered when a connection is lost are never sent again. */
+
+struct upstream;
+struct uv_loop_s;
+
+struct upstream_options {
+    char host[256];
+    int port;
+    char user[128]; /* "" = none */
+    char password[512];
+    int db;
+    int64_t timeout_ms;      /* connect, and any answer */
+    int64_t watchdog_ms;     /* <= 1000 */
+    int64_t backoff_min_ms, backoff_max_ms;
+    unsigned queue_max;      /* requests outstanding on a connection; more: ST_UNAVAILABLE */
+    unsigned pins_max;
+};
+
+/* "redis://[user:pass@]host[:port][/db]"; %XX in user and pass; [v6]. */
+enum status upstream_parse_url(const char *url, struct upstream_options *opt, char err[256]);
+
+enum upstream_state {
+    UPSTREAM_CONNECTING, /* never up yet */
+    UPSTREAM_UP,
+    UPSTREAM_DOWN        /* was up, or could not be reached: being retried */
+};
+
+struct upstream_events {
+    void *arg;
+    /* Foreign or own writes changed it in some database. Can trail: it comes over another
+     * connection than the reply of the write, or of a fetch (see upstream_fence()). */
+    void (*invalidate)(void *arg, struct slice key);
+    void (*invalidate_all)(void *arg); /* FLUSHDB or FLUSHALL there */
+    /* generation != 0: a new one began. 0: the running one ended; copies of it are suspects. */
+    void (*generation)(void *arg, uint32_t generation);
+    void (*notice)(void *arg, const char *text); /* for the log: state changes and their reasons */
+};
+
+/* `first_generation` and later ones are ascending and never 0. Starts connecting. */
+struct upstream *upstream_create(struct uv_loop_s *loop, const struct upstream_options *opt,
+                                 const struct upstream_events *ev);
+/* Fails what is outstanding with ST_CANCELLED and closes; no event comes after that. Allowed at
+ * any moment, in callbacks too. Pins that still exist get lost(). The memory goes when the
+ * loop has turned until the handles are gone (uv_run() to its end, or as long as the worker
+ * runs) and the last pin was destroyed; a look-up of the host's name under way keeps uv_run()
+ * until the resolver gives up. */
+void upstream_destroy(struct upstream *up);
+
+enum upstream_state upstream_state(const struct upstream *up);
+uint32_t upstream_generation(const struct upstream *up); /* 0 = none now */
+/* "tracking", or "none" with the reason why the upstream refused it. */
+const char *upstream_coherence(const struct upstream *up);
+const char *upstream_last_error(const struct upstream *up);
+
+/* ---- reading a key for keeping: GET and PTTL in one go, on `fetch` ---- */
+struct upstream_fetch {
+    struct list link; /* the caller's: the upstream does not use it */
+    struct slice key; /* the caller's memory until done() */
+    int db;
+    /* Exactly once. ST_OK: value and pttl_ms (-1 = no expiry, measured from sent_ms), and the
+     * generation that vouches for it (0: must not be kept). ST_NOT_FOUND, with its generation
+     * too. ST_WRONGTYPE: not a string. ST_TIMEOUT, ST_UNAVAILABLE (not connected), ST_CANCELLED.
+     * ST_BAD: value is the upstream's error text (LOADING, NOPERM, ...). */
+    void (*done)(struct upstream_fetch *f, enum status st, struct slice value, int64_t pttl_ms, uint32_t generation);
+    int64_t sent_ms;  /* wall time when it left; set here */
+};
+/* May call done() before it returns (when not connected). Deadline: timeout_ms from now. */
+void upstream_fetch(struct upstream *up, struct upstream_fetch *f);
+
+/* ---- waiting for invalidations ----
+ * done(ST_OK) comes after the invalidations of all that the upstream had executed when this
+ * was called. ST_UNAVAILABLE: no generation, or it ended meanwhile; ST_TIMEOUT, ST_CANCELLED. */
+struct upstream_fence {
+    void (*done)(struct upstream_fence *f, enum status st);
+};
+/* May call done() before it returns. */
+void upstream_fence(struct upstream *up, struct upstream_fence *f);
+
+/* ---- passing a command through ---- */
+struct upstream_call {
+    struct list link; /* the caller's: the upstream does not use it */
+    /* Exactly once. `reply` is a whole RESP2 reply, valid during the call (nil bulk and nil
+     * array told apart); is_error: it starts with '-'. ST_TIMEOUT, ST_UNAVAILABLE: reply is
+     * empty; ST_TIMEOUT and a loss after sending mean that the outcome is unknown. `sent` says
+     * whether it had left. */
+    void (*done)(struct upstream_call *c, enum status st, struct slice reply, bool is_error, bool sent);
+};
+/* In order on `write`. The arguments are copied. May call done() before it returns. When the
+ * upstream refuses `db`, its error is the reply and the command is not sent. Not for commands
+ * that change the connection itself: AUTH, HELLO, MULTI, SUBSCRIBE, MONITOR, CLIENT REPLY... */
+void upstream_call(struct upstream *up, struct upstream_call *c, int db, int argc, const struct slice *argv);
+
+/* ---- pinned connections ---- */
+struct upstream_pin;
+struct upstream_pin_events {
+    void *arg;
+    void (*push)(void *arg, struct slice reply); /* pub/sub messages, subscribe confirmations after the first */
+    void (*lost)(void *arg);                     /* the connection is gone; destroy the pin */
+};
+/* NULL: pins_max reached. Connects lazily; selects `db` before the first command. After lost()
+ * calls get ST_UNAVAILABLE. lost() is never called inside upstream_pin_call(). */
+struct upstream_pin *upstream_pin_create(struct upstream *up, int db, const struct upstream_pin_events *ev);
+/* No deadline when `blocking`. (P)SUBSCRIBE and friends: done() gets the first confirmation,
+ * push() the rest. A reply that no call waits for (MONITOR) goes to push() too. */
+void upstream_pin_call(struct upstream_pin *pin, struct upstream_call *c, bool blocking, int argc,
+                       const struct slice *argv);
+/* Closes the connection, or RESETs and keeps it for the next pin when nothing is outstanding;
+ * outstanding calls get ST_CANCELLED first. No call of this pin's events comes after it. */
+void upstream_pin_destroy(struct upstream_pin *pin);
+
+struct upstream_stats {
+    /* errors: answers that were errors, and requests that found no connection or lost it */
+    uint64_t fetches, fetch_hits, fetch_misses, calls, errors, timeouts, reconnects, invalidations;
+    uint64_t bytes_in, bytes_out;
+    unsigned pins;
+};
+void upstream_get_stats(const struct upstream *up, struct upstream_stats *out); /* any thread; relaxed counters */
+
+#endif

@@ -1,0 +1,258 @@
+/* One LMDB transaction: retained tombstones, the batch, deletions. The state in memory
+ * changes only after mdb_txn_commit(). */
+#include "disk_priv.h"
+
+/* What a value of that length takes in the file, about. */
+size_t commit_cost(const struct disk *d, size_t value_len)
+{
+    size_t node = value_len + 16;
+    if (value_len + 16 > d->node_max)
+        node = 32 + (value_len + 16 + d->page - 1) / d->page * d->page;
+    return node;
+}
+
+static size_t block_data_len(const struct block *b)
+{
+    return b->nrec == 0 ? 0 : b->data_len + (b->ref ? b->ref->len : 0) + (size_t)b->nrec * 8;
+}
+
+size_t commit_block_cost(const struct disk *d, const struct block *b)
+{
+    return (b->nrec ? commit_cost(d, block_data_len(b)) : 0) + commit_cost(d, keys_bytes(b->npal, b->nops));
+}
+
+static MDB_val id_key(const uint64_t *id)
+{
+    return (MDB_val){.mv_size = sizeof(*id), .mv_data = (void *)(uintptr_t)id};
+}
+
+/* Puts the records together with their directory into `out`, and seals them. */
+static void block_write(const struct block *b, char *out)
+{
+    memcpy(out, b->data, b->data_len);
+    size_t dir = b->data_len;
+    if (b->ref != NULL && b->ref->len != 0) {
+        memcpy(out + dir, b->ref->data, b->ref->len);
+        dir += b->ref->len;
+    }
+    struct block_head h = {.magic = BLOCK_MAGIC, .count = b->nrec, .dir = (uint32_t)dir};
+    memcpy(out, &h, sizeof(h));
+    char *hashes = out + dir, *offs = hashes + (size_t)b->nrec * 4;
+    for (uint32_t i = 0; i < b->nrec; i++) {
+        size_t end = i + 1 < b->nrec ? b->offs[i + 1] : dir;
+        record_seal(out + b->offs[i], end - b->offs[i]);
+        uint32_t hash32 = (uint32_t)(b->done[i].hash >> 32);
+        memcpy(hashes + (size_t)i * 4, &hash32, 4);
+        memcpy(offs + (size_t)i * 4, &b->offs[i], 4);
+    }
+}
+
+static int put_keys(struct disk *d, MDB_txn *txn, uint64_t id, const struct block *b)
+{
+    MDB_val key = id_key(&id), val = {.mv_size = keys_bytes(b->npal, b->nops)};
+    int rc = mdb_put(txn, d->dbi_keys, &key, &val, MDB_APPEND | MDB_RESERVE);
+    if (rc == 0)
+        keys_write(val.mv_data, b->palette, b->npal, b->ops, b->nops, b->min_expire_s);
+    return rc;
+}
+
+static int put_block(struct disk *d, MDB_txn *txn, const struct block *b, uint64_t *written)
+{
+    MDB_val key = id_key(&b->id), val = {.mv_size = block_data_len(b)};
+    if (b->nrec != 0) {
+        int rc = mdb_put(txn, d->dbi_data, &key, &val, MDB_APPEND | MDB_RESERVE);
+        if (rc != 0)
+            return rc;
+        block_write(b, val.mv_data);
+        *written += val.mv_size;
+    }
+    *written += keys_bytes(b->npal, b->nops);
+    return put_keys(d, txn, b->id, b);
+}
+
+/* LMDB frees as many pages as the header of an overflow page says; see that it is right. */
+static bool overflow_sane(const struct disk *d, const MDB_val *val)
+{
+    if (val->mv_size + 16 <= d->node_max)
+        return true;
+    const char *head = (const char *)val->mv_data - 16;
+    if ((uintptr_t)head % d->page != 0)
+        return true; /* it is in a node after all */
+    return (load32(head + 8) >> 16 & 0x04) != 0 && load32(head + 12) == (val->mv_size + 16 + d->page - 1) / d->page;
+}
+
+static int delete_entry(struct disk *d, MDB_txn *txn, MDB_dbi dbi, uint64_t id)
+{
+    MDB_val key = id_key(&id), val;
+    int rc = mdb_get(txn, dbi, &key, &val);
+    if (rc == 0 && !overflow_sane(d, &val)) {
+        COUNT(d, corrupt, 1); /* its pages are lost until the file is made anew */
+        return 0;
+    }
+    if (rc == 0)
+        rc = mdb_del(txn, dbi, &key, NULL);
+    return rc == MDB_NOTFOUND ? 0 : rc;
+}
+
+/* Deletes `keys` entries from the tail on, up to the first block that has data: tombstones
+ * matter as long as there is an older record. */
+static int trim_keys(struct disk *d, MDB_txn *txn, uint64_t *new_tail)
+{
+    uint64_t t = PEEK(d->tail), end = d->committed_head;
+    size_t left = TRIM_MAX;
+    for (; t <= end && left > 0; t++, left--) {
+        struct block_meta *m = block_meta(d, t);
+        uint32_t flags = m == NULL ? 0 : PEEK(m->flags);
+        if ((flags & BLOCK_DATA) && !(flags & BLOCK_DELETING))
+            break;
+        int rc = flags & BLOCK_KEYS ? delete_entry(d, txn, d->dbi_keys, t) : 0;
+        if (rc != 0)
+            return rc;
+    }
+    *new_tail = t;
+    return 0;
+}
+
+static int delete_doomed(struct disk *d, MDB_txn *txn, size_t n)
+{
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        struct block_meta *m = block_meta(d, d->doomed[i]);
+        if (m != NULL)
+            atomic_fetch_or_explicit(&m->flags, BLOCK_DELETING, memory_order_relaxed);
+        rc = delete_entry(d, txn, d->dbi_data, d->doomed[i]);
+    }
+    return rc;
+}
+
+static void undelete_doomed(struct disk *d, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        struct block_meta *m = block_meta(d, d->doomed[i]);
+        if (m != NULL)
+            atomic_fetch_and_explicit(&m->flags, ~BLOCK_DELETING, memory_order_relaxed);
+    }
+}
+
+static int fill_txn(struct disk *d, MDB_txn *txn, const struct batch *batch, bool clean, uint64_t *written)
+{
+    int rc = env_put_meta(d, txn, clean);
+    if (rc == 0 && d->retained_n != 0) {
+        struct block b = {.ops = d->retained, .nops = (uint32_t)d->retained_n};
+        rc = put_keys(d, txn, d->retained_id, &b);
+    }
+    for (struct list *l = batch->blocks.next; rc == 0 && l != &batch->blocks; l = l->next)
+        rc = put_block(d, txn, LIST_ENTRY(l, struct block, link), written);
+    return rc;
+}
+
+static uint64_t stat_bytes(const struct disk *d, MDB_txn *txn, MDB_dbi dbi)
+{
+    MDB_stat st;
+    if (mdb_stat(txn, dbi, &st) != 0)
+        return 0;
+    return (uint64_t)(st.ms_branch_pages + st.ms_leaf_pages + st.ms_overflow_pages) * d->page;
+}
+
+/* What the two databases really hold. */
+void commit_measure(struct disk *d, MDB_txn *txn)
+{
+    d->data_bytes = stat_bytes(d, txn, d->dbi_data);
+    d->keys_bytes = stat_bytes(d, txn, d->dbi_keys);
+}
+
+static void commit_note_file(struct disk *d)
+{
+    MDB_envinfo info;
+    if (mdb_env_info(d->env, &info) != 0)
+        return;
+    uint64_t bytes = ((uint64_t)info.me_last_pgno + 1) * d->page, before = PEEK(d->n.file_bytes);
+    atomic_store_explicit(&d->n.file_bytes, bytes, memory_order_relaxed);
+    atomic_store_explicit(&d->used_bytes, d->data_bytes + d->keys_bytes + 4 * d->page, memory_order_relaxed);
+    atomic_store_explicit(&d->n.block_bytes, d->data_bytes, memory_order_relaxed);
+    /* Free pages that lie scattered do not take a block: where the file still grows at its
+     * quota, keep more of it free; let that fade when it does not. */
+    uint64_t max = PEEK(d->max_bytes);
+    if (bytes > before && bytes > max)
+        d->frag_reserve += bytes - before;
+    else
+        d->frag_reserve -= (d->frag_reserve + 255) / 256;
+    if (d->frag_reserve > max / 4)
+        d->frag_reserve = max / 4;
+}
+
+static void commit_note_block(struct disk *d, const struct block *b)
+{
+    struct block_meta *m = block_meta_make(d, b->id);
+    atomic_store_explicit(&m->live, 0, memory_order_relaxed);
+    m->bytes = b->nrec ? (uint32_t)commit_cost(d, block_data_len(b)) : 0;
+    m->min_expire_s = b->min_expire_s;
+    atomic_store_explicit(&m->flags, BLOCK_KEYS | (b->nrec ? BLOCK_DATA : 0), memory_order_release);
+    d->committed_head = b->id;
+}
+
+static void commit_note(struct disk *d, const struct batch *batch, size_t deleted, uint64_t new_tail)
+{
+    for (size_t i = 0; i < deleted; i++) {
+        struct block_meta *m = block_meta(d, d->doomed[i]);
+        if (m == NULL)
+            continue;
+        atomic_fetch_and_explicit(&m->flags, ~(BLOCK_DATA | BLOCK_DOOMED | BLOCK_DIRTY | BLOCK_DELETING), memory_order_acq_rel);
+        d->doomed_bytes -= m->bytes;
+        m->bytes = 0;
+    }
+    d->doomed_n -= deleted;
+    if (d->doomed_n != 0)
+        memmove(d->doomed, d->doomed + deleted, d->doomed_n * sizeof(*d->doomed));
+    if (d->retained_n != 0) {
+        struct block_meta *m = block_meta_make(d, d->retained_id);
+        atomic_store_explicit(&m->live, 0, memory_order_relaxed);
+        m->bytes = m->min_expire_s = 0;
+        atomic_store_explicit(&m->flags, BLOCK_KEYS, memory_order_release);
+        d->committed_head = d->retained_id;
+        pthread_mutex_lock(&d->mu);
+        d->retained_n = 0;
+        pthread_mutex_unlock(&d->mu);
+    }
+    for (struct list *l = batch->blocks.next; l != &batch->blocks; l = l->next)
+        commit_note_block(d, LIST_ENTRY(l, struct block, link));
+    uint64_t old_tail = PEEK(d->tail);
+    atomic_store_explicit(&d->tail, new_tail, memory_order_release);
+    block_forget_until(d, old_tail, new_tail);
+}
+
+int commit_run(struct disk *d, const struct batch *batch, bool clean)
+{
+    MDB_txn *txn;
+    int64_t start = clock_mono_us();
+    uint64_t written = 0, new_tail = PEEK(d->tail);
+    size_t deleting = d->doomed_n < DOOM_MAX ? d->doomed_n : DOOM_MAX;
+    int rc = mdb_txn_begin(d->env, NULL, 0, &txn);
+    if (rc != 0)
+        return rc;
+    rc = fill_txn(d, txn, batch, clean, &written);
+    if (rc == 0)
+        rc = delete_doomed(d, txn, deleting);
+    if (rc == 0)
+        rc = trim_keys(d, txn, &new_tail);
+    uint64_t data_before = d->data_bytes, keys_before = d->keys_bytes;
+    if (rc == 0) {
+        commit_measure(d, txn);
+        rc = mdb_txn_commit(txn);
+    } else {
+        mdb_txn_abort(txn);
+    }
+    if (rc != 0) {
+        undelete_doomed(d, deleting);
+        d->data_bytes = data_before;
+        d->keys_bytes = keys_before;
+        return rc;
+    }
+    commit_note(d, batch, deleting, new_tail);
+    commit_note_file(d);
+    COUNT(d, commits, 1);
+    COUNT(d, commit_us, clock_mono_us() - start);
+    COUNT(d, written_bytes, written);
+    atomic_store_explicit(&d->n.last_commit_ms, (uint64_t)clock_wall_ms(), memory_order_relaxed);
+    return 0;
+}

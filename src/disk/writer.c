@@ -1,0 +1,298 @@
+/* The writer thread: takes batches, commits them, tells the owner; what to do when the
+ * disk fails; housekeeping between commits. */
+#include "disk_priv.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#define HOUSE_US    250000
+#define SOFT_US     60000000
+#define TRIES       3
+#define ROOM_MARGIN 64
+
+void writer_notice(struct disk *d, bool healthy, const char *fmt, ...)
+{
+    char text[256];
+    va_list ap;
+    if (d->opt.owner.notice == NULL)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    d->opt.owner.notice(d->opt.owner.arg, healthy, text);
+}
+
+/* ---- waiting ---- */
+
+static bool commit_is_due_locked(const struct disk *d, int64_t now_us)
+{
+    if (d->settled_events == d->events)
+        return false;
+    return d->closing || d->sync_events > d->settled_events || d->waiting_bytes >= d->opt.commit_bytes ||
+           d->first_event_us == 0 || now_us - d->first_event_us >= (int64_t)d->opt.commit_ms * 1000;
+}
+
+static void writer_sleep_locked(struct disk *d, int64_t now_us)
+{
+    int64_t until = d->house_at_us;
+    if (d->settled_events != d->events && d->first_event_us != 0) {
+        int64_t due = d->first_event_us + (int64_t)d->opt.commit_ms * 1000;
+        until = due < until ? due : until;
+    }
+    if (until <= now_us)
+        return;
+    struct timespec ts = {.tv_sec = until / 1000000, .tv_nsec = until % 1000000 * 1000};
+    pthread_cond_timedwait(&d->wake, &d->mu, &ts);
+}
+
+static size_t batch_limit(const struct disk *d)
+{
+    uint64_t limit = d->opt.commit_bytes * 2, quarter = PEEK(d->max_bytes) / 4;
+    return (size_t)(limit < quarter ? limit : quarter);
+}
+
+static void writer_wait(struct disk *d, struct batch *batch)
+{
+    *batch = (struct batch){.bytes = 0};
+    list_init(&batch->blocks);
+    pthread_mutex_lock(&d->mu);
+    for (;;) {
+        int64_t now_us = clock_mono_us();
+        batch->due = commit_is_due_locked(d, now_us);
+        if (batch->due || d->closing || now_us >= d->house_at_us)
+            break;
+        writer_sleep_locked(d, now_us);
+    }
+    bool healthy = PEEK(d->healthy);
+    if (batch->due) {
+        queue_take_locked(d, batch, healthy ? batch_limit(d) : SIZE_MAX);
+        d->meta_dirty = false;
+    }
+    if (!healthy) {
+        /* Behind all that failed, before all that comes. */
+        d->retained_id = PEEK(d->head) + 1;
+        atomic_store_explicit(&d->head, d->retained_id, memory_order_release);
+    }
+    batch->closing = d->closing && list_empty(&d->sealed) && d->open == NULL;
+    pthread_mutex_unlock(&d->mu);
+}
+
+/* ---- the end of a batch ---- */
+
+static void batch_report(struct disk *d, const struct batch *batch, enum status st)
+{
+    size_t n = 0;
+    for (struct list *l = batch->blocks.next; l != &batch->blocks; l = l->next) {
+        const struct block *b = LIST_ENTRY(l, struct block, link);
+        if (n + b->nrec > d->done_cap) {
+            d->done_cap = (n + b->nrec) * 2;
+            d->done = mem_realloc(MEM_OTHER, d->done, d->done_cap * sizeof(*d->done));
+        }
+        if (b->nrec != 0)
+            memcpy(d->done + n, b->done, b->nrec * sizeof(*d->done));
+        n += b->nrec;
+    }
+    if (n != 0 && d->opt.owner.committed != NULL)
+        d->opt.owner.committed(d->opt.owner.arg, d->done, n, st);
+}
+
+/* A block none of whose records was published is dead from the start. */
+static void batch_note_dead(struct disk *d, const struct batch *batch)
+{
+    for (struct list *l = batch->blocks.next; l != &batch->blocks; l = l->next) {
+        const struct block_meta *m = block_meta(d, LIST_ENTRY(l, struct block, link)->id);
+        if (m != NULL && PEEK(m->live) == 0)
+            atomic_fetch_add_explicit(&d->dead_hint, 1, memory_order_relaxed);
+    }
+}
+
+/* Tombstones must not get lost: the records that they end may be on disk. */
+static void batch_retain(struct disk *d, const struct batch *batch)
+{
+    for (struct list *l = batch->blocks.next; l != &batch->blocks; l = l->next) {
+        const struct block *b = LIST_ENTRY(l, struct block, link);
+        size_t want = d->retained_n + b->nops - b->nrec;
+        if (want > d->retained_cap) {
+            d->retained_cap = want * 2;
+            d->retained = mem_realloc(MEM_OTHER, d->retained, d->retained_cap * sizeof(*d->retained));
+        }
+        size_t n = d->retained_n;
+        for (uint32_t i = 0; i < b->nops; i++)
+            if (b->ops[i].word & OP_TOMB)
+                d->retained[n++] = b->ops[i];
+        d->retained_id = b->id;
+        pthread_mutex_lock(&d->mu);
+        d->retained_n = n;
+        pthread_mutex_unlock(&d->mu);
+    }
+}
+
+static void batch_release(struct disk *d, struct batch *batch)
+{
+    struct list *l;
+    while ((l = list_pop_front(&batch->blocks)) != NULL)
+        queue_recycle(d, LIST_ENTRY(l, struct block, link));
+    atomic_fetch_sub_explicit(&d->queue_bytes, batch->bytes, memory_order_relaxed);
+}
+
+static void batch_settle(struct disk *d, const struct batch *batch, bool failed)
+{
+    pthread_mutex_lock(&d->mu);
+    if (batch->events > d->settled_events)
+        d->settled_events = batch->events;
+    if (failed) {
+        d->failures++;
+        d->meta_dirty = true;
+    }
+    pthread_cond_broadcast(&d->settled);
+    pthread_mutex_unlock(&d->mu);
+}
+
+/* ---- failures ---- */
+
+static bool is_space(int rc)
+{
+    /* EIO: what LMDB makes of a short write, which is how a full disk shows first. */
+    return rc == MDB_MAP_FULL || rc == ENOSPC || rc == EDQUOT || rc == EIO;
+}
+
+/* Commits, and where there is no room makes some and tries again. */
+static int writer_commit(struct disk *d, const struct batch *batch)
+{
+    struct batch none = {.bytes = 0};
+    list_init(&none.blocks);
+    reclaim_for(d, batch->cost, 0);
+    int rc = commit_run(d, batch, false);
+    for (int i = 0; i < TRIES && is_space(rc) && PEEK(d->drop_oldest); i++) {
+        reclaim_for(d, batch->cost, (batch->cost * 2 + (1 << 20)) << i);
+        /* Pages freed in one transaction are used in the one after the next. */
+        if (commit_run(d, &none, false) != 0 || commit_run(d, &none, false) != 0)
+            break;
+        rc = commit_run(d, batch, false);
+        if (rc == 0) {
+            d->soft_max = PEEK(d->used_bytes);
+            d->soft_until_us = clock_mono_us() + SOFT_US;
+        }
+    }
+    if (rc == MDB_PANIC || rc == MDB_BAD_RSLOT)
+        d->env_broken = true;
+    return rc;
+}
+
+static void writer_fail(struct disk *d, int rc)
+{
+    COUNT(d, io_errors, 1);
+    d->retry_at_us = clock_mono_us() + RETRY_US;
+    if (!atomic_exchange(&d->healthy, false))
+        return;
+    writer_notice(d, false, "disk tier is read-only: commit failed: %s", mdb_strerror(rc));
+}
+
+static void writer_end_batch(struct disk *d, struct batch *batch, int rc)
+{
+    batch_report(d, batch, rc == 0 ? ST_OK : ST_IO);
+    if (rc == 0)
+        batch_note_dead(d, batch);
+    else
+        batch_retain(d, batch);
+    batch_release(d, batch);
+    batch_settle(d, batch, rc != 0);
+}
+
+/* Tries the disk again with what must not get lost. */
+static void writer_recover(struct disk *d)
+{
+    struct batch none = {.bytes = 0};
+    list_init(&none.blocks);
+    int rc = 0;
+    if (d->env == NULL || d->env_broken) {
+        rc = env_reopen(d);
+        d->env_broken = rc != 0;
+    }
+    if (rc == 0) {
+        reclaim_dirty(d);
+        do
+            rc = commit_run(d, &none, false);
+        while (rc == 0 && d->doomed_n != 0);
+    }
+    if (rc != 0) {
+        d->env_broken |= rc == MDB_PANIC;
+        writer_fail(d, rc);
+        return;
+    }
+    atomic_store(&d->healthy, true);
+    atomic_fetch_add_explicit(&d->dead_hint, 1, memory_order_relaxed);
+    writer_notice(d, true, "disk tier is writable again");
+    pthread_mutex_lock(&d->mu);
+    d->want_room = true;
+    pthread_mutex_unlock(&d->mu);
+}
+
+/* ---- the loop ---- */
+
+static void writer_room(struct disk *d)
+{
+    uint64_t max = PEEK(d->max_bytes);
+    size_t queued = PEEK(d->queue_bytes);
+    bool room = PEEK(d->healthy) && queued <= d->opt.queue_max_bytes / 2 &&
+                PEEK(d->head) - PEEK(d->tail) < WINDOW_MAX - META_CHUNK &&
+                (PEEK(d->drop_oldest) || PEEK(d->used_bytes) + queued <= max - max / ROOM_MARGIN);
+    pthread_mutex_lock(&d->mu);
+    room = room && d->want_room;
+    if (room)
+        d->want_room = false;
+    pthread_mutex_unlock(&d->mu);
+    if (room && d->opt.owner.room != NULL)
+        d->opt.owner.room(d->opt.owner.arg);
+}
+
+static void writer_round(struct disk *d, struct batch *batch)
+{
+    int64_t now_us = clock_mono_us();
+    if (PEEK(d->healthy) && env_grow_map(d) != 0)
+        writer_fail(d, ENOMEM);
+    if (!PEEK(d->healthy)) {
+        writer_end_batch(d, batch, EIO);
+        if (now_us >= d->retry_at_us || batch->closing)
+            writer_recover(d);
+        return;
+    }
+    if (!batch->due && !reclaim_commit_due(d, now_us))
+        return;
+    int rc = writer_commit(d, batch);
+    if (rc != 0)
+        writer_fail(d, rc);
+    writer_end_batch(d, batch, rc);
+}
+
+static void writer_house(struct disk *d)
+{
+    bool more = reclaim_slice(d) || reclaim_commit_due(d, clock_mono_us());
+    writer_room(d);
+    int64_t now_us = clock_mono_us();
+    pthread_mutex_lock(&d->mu);
+    d->house_at_us = more ? now_us : now_us + HOUSE_US;
+    if (d->work_soon || (d->reclaim_at_us != 0 && d->reclaim_at_us < d->house_at_us))
+        d->house_at_us = d->work_soon || d->reclaim_at_us < now_us ? now_us + 1000 : d->reclaim_at_us;
+    d->work_soon = false;
+    pthread_mutex_unlock(&d->mu);
+}
+
+void *writer_main(void *arg)
+{
+    struct disk *d = arg;
+    struct batch batch;
+    do {
+        writer_wait(d, &batch);
+        writer_round(d, &batch);
+        if (!batch.closing)
+            writer_house(d);
+    } while (!batch.closing);
+    if (PEEK(d->healthy)) {
+        int rc = commit_run(d, &batch, true);
+        if (rc != 0)
+            writer_fail(d, rc);
+    }
+    return NULL;
+}

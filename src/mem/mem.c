@@ -1,0 +1,442 @@
+#include "tiercel/mem.h"
+
+#include <stdlib.h>
+
+#include "tiercel/alloc.h"
+#include "tiercel/check.h"
+#include "tiercel/hash.h"
+
+/* A slot: hash bits in 48..63, the object's address in 4..47, and two marks in the low
+ * bits, which an allocator's alignment leaves free. */
+#define SLOT_CHAIN 1ULL   /* the address is of another bucket, not of an object */
+#define SLOT_EXPIRES 2ULL /* the object has an expiry: the sweep need not look at others */
+#define SLOT_ADDRESS 0x0000fffffffffff0ULL
+#define SLOT_TAG_SHIFT 48
+
+#define SLOTS 8
+#define LAST (SLOTS - 1)
+#define MEAN_MAX 6 /* objects per bucket at which a table doubles */
+#define MOVE_PER_INSERT 2
+
+static uint64_t tag_of(uint64_t hash)
+{
+    return hash << SLOT_TAG_SHIFT; /* low bits: position uses the high ones */
+}
+
+static struct mem_bucket *slot_bucket(mem_slot slot)
+{
+    return (struct mem_bucket *)(uintptr_t)(slot & SLOT_ADDRESS);
+}
+
+struct object *mem_object(mem_slot slot)
+{
+    return (struct object *)(uintptr_t)(slot & SLOT_ADDRESS);
+}
+
+static mem_slot slot_make(uint64_t tag, const struct object *o)
+{
+    return tag | (uint64_t)(uintptr_t)o | (o->flags & OBJ_F_EXPIRE ? SLOT_EXPIRES : 0);
+}
+
+static struct mem_bucket *table_create(unsigned bits)
+{
+    return mem_calloc(MEM_DATA, sizeof(struct mem_bucket) << bits);
+}
+
+struct mem *mem_create(unsigned shard_bits, unsigned databases, uint64_t seed, const uint32_t *incarnations)
+{
+    struct mem *m = mem_calloc(MEM_OTHER, sizeof(*m));
+
+    m->shard_bits = shard_bits;
+    m->shards = 1u << shard_bits;
+    m->databases = databases;
+    m->seed = seed;
+    void *shards = NULL;
+    CHECK(posix_memalign(&shards, 64, m->shards * sizeof(struct mem_shard)) == 0);
+    memset(shards, 0, m->shards * sizeof(struct mem_shard));
+    m->shard = shards;
+    for (unsigned i = 0; i < m->shards; i++) {
+        pthread_mutex_init(&m->shard[i].lock, NULL);
+        m->shard[i].index = i;
+        m->shard[i].table = table_create(0);
+    }
+    m->db = mem_calloc(MEM_OTHER, databases * sizeof(*m->db));
+    m->db_of_inc = mem_calloc(MEM_OTHER, 65536 * sizeof(*m->db_of_inc));
+    m->full_inc = mem_calloc(MEM_OTHER, 65536 * sizeof(*m->full_inc));
+    uint32_t last = 0;
+    for (unsigned i = 0; i < databases; i++)
+        if (incarnations && incarnations[i] > last)
+            last = incarnations[i];
+    for (unsigned i = 0; i < databases; i++) {
+        uint32_t inc = incarnations && incarnations[i] ? incarnations[i] : ++last;
+        atomic_store(&m->db[i].incarnation, inc);
+        atomic_store(&m->db_of_inc[(uint16_t)inc], (uint16_t)(i + 1));
+        atomic_store(&m->full_inc[(uint16_t)inc], inc);
+    }
+    atomic_store(&m->last_incarnation, last);
+    return m;
+}
+
+static void bucket_destroy(struct mem_bucket *b, bool chained)
+{
+    for (int i = 0; i < SLOTS; i++) {
+        if (b->slot[i] & SLOT_CHAIN)
+            bucket_destroy(slot_bucket(b->slot[i]), true);
+        else if (b->slot[i])
+            object_free(mem_object(b->slot[i]));
+    }
+    if (chained)
+        mem_free(MEM_DATA, b);
+}
+
+static void table_destroy(struct mem_bucket *table, unsigned bits)
+{
+    for (uint64_t i = 0; table && i < 1ULL << bits; i++)
+        bucket_destroy(&table[i], false);
+    mem_free(MEM_DATA, table);
+}
+
+void mem_destroy(struct mem *m)
+{
+    for (unsigned i = 0; i < m->shards; i++) {
+        struct mem_shard *s = &m->shard[i];
+        table_destroy(s->table, s->bits);
+        if (s->old)
+            table_destroy(s->old, s->bits - 1);
+        pthread_mutex_destroy(&s->lock);
+    }
+    free(m->shard);
+    mem_free(MEM_OTHER, m->db);
+    mem_free(MEM_OTHER, (void *)m->db_of_inc);
+    mem_free(MEM_OTHER, (void *)m->full_inc);
+    mem_free(MEM_OTHER, m);
+}
+
+/* ---- keys and databases ---- */
+
+void mem_key_init(const struct mem *m, unsigned db, struct slice name, struct key *out)
+{
+    uint32_t inc = atomic_load_explicit(&m->db[db].incarnation, memory_order_relaxed);
+
+    out->ptr = name.ptr;
+    out->len = (uint32_t)name.len;
+    out->db = (uint16_t)db;
+    out->inc = (uint16_t)inc;
+    out->hash = hash_key(m->seed, inc, name);
+}
+
+uint64_t mem_object_hash(const struct mem *m, const struct object *o)
+{
+    return hash_key(m->seed, atomic_load_explicit(&m->full_inc[o->inc], memory_order_relaxed), object_key(o));
+}
+
+void mem_object_key(const struct mem *m, const struct object *o, struct key *out)
+{
+    struct slice name = object_key(o);
+    int db = mem_db_of(m, o->inc);
+
+    out->ptr = name.ptr;
+    out->len = (uint32_t)name.len;
+    out->db = (uint16_t)(db < 0 ? 0 : db);
+    out->inc = o->inc;
+    out->hash = mem_object_hash(m, o);
+}
+
+bool mem_key_current(const struct mem *m, const struct key *key)
+{
+    return (uint16_t)atomic_load_explicit(&m->db[key->db].incarnation, memory_order_relaxed) == key->inc;
+}
+
+int mem_db_of(const struct mem *m, uint16_t inc)
+{
+    return (int)atomic_load_explicit(&m->db_of_inc[inc], memory_order_relaxed) - 1;
+}
+
+uint32_t mem_db_flush_locked(struct mem *m, unsigned db)
+{
+    uint32_t old = atomic_load(&m->db[db].incarnation), inc;
+
+    do /* the low bits of a live incarnation are not given out twice */
+        inc = atomic_fetch_add(&m->last_incarnation, 1) + 1;
+    while (atomic_load(&m->db_of_inc[(uint16_t)inc]) != 0);
+    atomic_store(&m->db_of_inc[(uint16_t)old], 0);
+    atomic_store(&m->db_of_inc[(uint16_t)inc], (uint16_t)(db + 1));
+    atomic_store(&m->full_inc[(uint16_t)inc], inc);
+    atomic_store(&m->db[db].incarnation, inc);
+    atomic_store(&m->db[db].keys, 0);
+    atomic_store(&m->db[db].expires, 0);
+    return inc;
+}
+
+void mem_db_swap_locked(struct mem *m, unsigned a, unsigned b)
+{
+    uint32_t inc_a = atomic_load(&m->db[a].incarnation), inc_b = atomic_load(&m->db[b].incarnation);
+    int64_t keys = atomic_load(&m->db[a].keys), expires = atomic_load(&m->db[a].expires);
+
+    if (a == b)
+        return;
+    atomic_store(&m->db[a].incarnation, inc_b);
+    atomic_store(&m->db[b].incarnation, inc_a);
+    atomic_store(&m->db_of_inc[(uint16_t)inc_b], (uint16_t)(a + 1));
+    atomic_store(&m->db_of_inc[(uint16_t)inc_a], (uint16_t)(b + 1));
+    atomic_store(&m->db[a].keys, atomic_load(&m->db[b].keys));
+    atomic_store(&m->db[a].expires, atomic_load(&m->db[b].expires));
+    atomic_store(&m->db[b].keys, keys);
+    atomic_store(&m->db[b].expires, expires);
+}
+
+void mem_lock_all(struct mem *m)
+{
+    for (unsigned i = 0; i < m->shards; i++)
+        mem_lock(&m->shard[i]);
+}
+
+void mem_unlock_all(struct mem *m)
+{
+    for (unsigned i = m->shards; i-- > 0;)
+        mem_unlock(&m->shard[i]);
+}
+
+/* ---- table ---- */
+
+static uint64_t bucket_index(uint64_t hash, unsigned shard_bits, unsigned bits)
+{
+    return bits == 0 ? 0 : (hash << shard_bits) >> (64 - bits);
+}
+
+/* The bucket that holds, or would hold, the hash. */
+static struct mem_bucket *bucket_of(const struct mem *m, const struct mem_shard *s, uint64_t hash)
+{
+    if (UNLIKELY(s->old != NULL)) {
+        uint64_t i = bucket_index(hash, m->shard_bits, s->bits - 1);
+        if (i >= s->moved)
+            return &s->old[i];
+    }
+    return &s->table[bucket_index(hash, m->shard_bits, s->bits)];
+}
+
+mem_slot *mem_find_locked(const struct mem *m, struct mem_shard *s, const struct key *key)
+{
+    struct mem_bucket *b = bucket_of(m, s, key->hash);
+    uint64_t tag = tag_of(key->hash);
+
+    for (;;) {
+        for (int i = 0; i < SLOTS; i++) {
+            mem_slot slot = b->slot[i];
+            if ((slot ^ tag) >> SLOT_TAG_SHIFT == 0 && slot && !(slot & SLOT_CHAIN) &&
+                object_key_is(mem_object(slot), key))
+                return &b->slot[i];
+        }
+        if (!(b->slot[LAST] & SLOT_CHAIN))
+            return NULL;
+        b = slot_bucket(b->slot[LAST]);
+    }
+}
+
+mem_slot *mem_find_object_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, const struct object *o)
+{
+    struct mem_bucket *b = bucket_of(m, s, hash);
+
+    for (;;) {
+        for (int i = 0; i < SLOTS; i++)
+            if (!(b->slot[i] & SLOT_CHAIN) && mem_object(b->slot[i]) == o)
+                return &b->slot[i];
+        if (!(b->slot[LAST] & SLOT_CHAIN))
+            return NULL;
+        b = slot_bucket(b->slot[LAST]);
+    }
+}
+
+static void bucket_add(struct mem_bucket *b, mem_slot slot)
+{
+    for (;;) {
+        for (int i = 0; i < SLOTS; i++) {
+            if (b->slot[i] == 0) {
+                b->slot[i] = slot;
+                return;
+            }
+        }
+        if (!(b->slot[LAST] & SLOT_CHAIN)) {
+            struct mem_bucket *more = table_create(0);
+            more->slot[0] = b->slot[LAST];
+            b->slot[LAST] = (uint64_t)(uintptr_t)more | SLOT_CHAIN;
+        }
+        b = slot_bucket(b->slot[LAST]);
+    }
+}
+
+/* Splits old bucket `i` into its two successors. The bit that decides is not in the slot, so
+ * the key is hashed again: growth is rare and bounded, and slots are many. */
+static void bucket_split(const struct mem *m, struct mem_shard *s, uint64_t i)
+{
+    struct mem_bucket *b = &s->old[i];
+    bool chained = false;
+
+    while (b) {
+        struct mem_bucket *next = NULL;
+        for (int k = 0; k < SLOTS; k++) {
+            mem_slot slot = b->slot[k];
+            b->slot[k] = 0;
+            if (slot & SLOT_CHAIN) {
+                next = slot_bucket(slot);
+            } else if (slot) {
+                uint64_t hash = mem_object_hash(m, mem_object(slot));
+                bucket_add(&s->table[bucket_index(hash, m->shard_bits, s->bits)], slot);
+            }
+        }
+        if (chained)
+            mem_free(MEM_DATA, b);
+        chained = true;
+        b = next;
+    }
+}
+
+static void grow_step(const struct mem *m, struct mem_shard *s)
+{
+    if (!s->old) {
+        if (s->count < (uint64_t)MEAN_MAX << s->bits || s->bits + m->shard_bits >= 44)
+            return;
+        s->old = s->table;
+        s->moved = 0;
+        s->sweep = 0;
+        s->bits++;
+        s->table = table_create(s->bits);
+    }
+    for (int i = 0; i < MOVE_PER_INSERT && s->moved < 1ULL << (s->bits - 1); i++)
+        bucket_split(m, s, s->moved++);
+    if (s->moved == 1ULL << (s->bits - 1)) {
+        mem_free(MEM_DATA, s->old);
+        s->old = NULL;
+    }
+}
+
+void mem_insert_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, struct object *o)
+{
+    grow_step(m, s);
+    bucket_add(bucket_of(m, s, hash), slot_make(tag_of(hash), o));
+    s->count++;
+}
+
+void mem_replace_locked(mem_slot *slot, struct object *o)
+{
+    *slot = slot_make(*slot >> SLOT_TAG_SHIFT << SLOT_TAG_SHIFT, o);
+}
+
+void mem_remove_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, mem_slot *slot)
+{
+    struct mem_bucket *b = bucket_of(m, s, hash), *before = NULL;
+
+    s->count--;
+    *slot = 0;
+    /* Give an emptied chained line back. */
+    while (b->slot[LAST] & SLOT_CHAIN) {
+        before = b;
+        b = slot_bucket(b->slot[LAST]);
+        if (slot < &b->slot[0] || slot > &b->slot[LAST])
+            continue;
+        for (int i = 0; i < SLOTS; i++)
+            if (b->slot[i])
+                return;
+        before->slot[LAST] = 0;
+        mem_free(MEM_DATA, b);
+        return;
+    }
+}
+
+/* ---- walking ---- */
+
+void mem_scan_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, uint64_t *end,
+                     void (*fn)(void *arg, struct object *o), void *arg)
+{
+    struct mem_bucket *b = bucket_of(m, s, hash);
+    bool in_old = s->old && b >= s->old && b < s->old + (1ULL << (s->bits - 1));
+    unsigned position_bits = m->shard_bits + s->bits - in_old;
+
+    /* The bucket covers all hashes with these leading bits; the next one's first may wrap to 0. */
+    *end = position_bits == 0 ? 0 : ((hash >> (64 - position_bits)) + 1) << (64 - position_bits);
+    for (;;) {
+        for (int i = 0; i < SLOTS; i++)
+            if (b->slot[i] && !(b->slot[i] & SLOT_CHAIN))
+                fn(arg, mem_object(b->slot[i]));
+        if (!(b->slot[LAST] & SLOT_CHAIN))
+            return;
+        b = slot_bucket(b->slot[LAST]);
+    }
+}
+
+/* Bucket number `i` of the buckets in use now: moved ones in the new table, the rest in the old. */
+static struct mem_bucket *bucket_at(const struct mem_shard *s, uint64_t i)
+{
+    if (s->old && (i >> 1) >= s->moved)
+        return &s->old[i >> 1];
+    return &s->table[i];
+}
+
+static size_t bucket_collect(struct mem_bucket *b, struct object **out, size_t max)
+{
+    size_t n = 0;
+
+    for (;;) {
+        for (int i = 0; i < SLOTS && n < max; i++)
+            if (b->slot[i] && !(b->slot[i] & SLOT_CHAIN))
+                out[n++] = mem_object(b->slot[i]);
+        if (n == max || !(b->slot[LAST] & SLOT_CHAIN))
+            return n;
+        b = slot_bucket(b->slot[LAST]);
+    }
+}
+
+size_t mem_sample_locked(const struct mem_shard *s, uint64_t random, struct object **out, size_t max)
+{
+    uint64_t mask = (1ULL << s->bits) - 1, i = random & mask;
+    size_t n = 0;
+
+    for (int tries = 0; n < max && tries < 8 && (uint64_t)tries <= mask; tries++, i = (i + 1) & mask) {
+        if (s->old && (i & 1) && (i >> 1) >= s->moved && tries)
+            continue; /* the same old bucket again */
+        n += bucket_collect(bucket_at(s, i), out + n, max - n);
+    }
+    return n;
+}
+
+size_t mem_sweep_locked(struct mem *m, struct mem_shard *s, unsigned buckets, int64_t now_ms, struct object **out,
+                        size_t max, size_t *seen, bool *wrapped)
+{
+    size_t n = 0;
+    bool all = false;
+
+    *wrapped = false;
+    for (unsigned k = 0; k < buckets && !*wrapped; k++) {
+        struct mem_bucket *b = bucket_at(s, s->sweep);
+        for (;;) {
+            for (int i = 0; i < SLOTS; i++) {
+                mem_slot slot = b->slot[i];
+                if (!slot || (slot & SLOT_CHAIN))
+                    continue;
+                struct object *o = mem_object(slot);
+                bool due = false;
+                if (slot & SLOT_EXPIRES) {
+                    ++*seen;
+                    due = object_expired(o, now_ms);
+                }
+                if (!due && !(due = mem_db_of(m, o->inc) < 0))
+                    continue;
+                if (n == max) {
+                    all = true;
+                    break;
+                }
+                out[n++] = o;
+            }
+            if (all || !(b->slot[LAST] & SLOT_CHAIN))
+                break;
+            b = slot_bucket(b->slot[LAST]);
+        }
+        if (all)
+            break; /* this bucket again next time: what was found is removed by then */
+        if (++s->sweep >> s->bits) {
+            s->sweep = 0;
+            *wrapped = true;
+        }
+    }
+    return n;
+}

@@ -1,0 +1,604 @@
+/* A connection: bytes are read and parsed where they are, requests go to the session one by
+ * one, and what it answered is written once per batch.
+ *
+ * Input is read into the worker's buffer, which all its connections share; only half a
+ * request is copied aside. A large argument gets a buffer of its own, into which the socket is
+ * read directly. So an idle connection holds no buffer, and no byte is moved twice. */
+#include "net_priv.h"
+
+#include <arpa/inet.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "tiercel/check.h"
+#include "tiercel/clock.h"
+#include "tiercel/codec.h"
+#include "tiercel/log.h"
+
+/* An own buffer grows to what the request announced, but not beyond this multiple of what
+ * really came (or INPUT_STEP): announcing 512 MB costs nobody 512 MB. */
+#define INPUT_GROWTH 8
+#define INPUT_STEP ((size_t)1 << 20)
+#define INPUT_ROOM ((size_t)16 << 10) /* the least to read into */
+#define INPUT_KEEP ((size_t)4 << 10)  /* an empty buffer of at most this is kept until the next tick */
+#define WRITE_IOVECS 4                /* libuv copies more than these into memory of its own */
+#define WRITE_BYTES ((size_t)256 << 10)
+#define INLINE_MAX ((int64_t)64 << 10)
+
+static void settle(struct conn *c);
+
+/* ---- open ----------------------------------------------------------------------------------- */
+
+static void address_format(char out[64], const struct sockaddr_storage *sa)
+{
+    char ip[INET6_ADDRSTRLEN];
+    if (sa->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)sa;
+        inet_ntop(AF_INET6, &in6->sin6_addr, ip, sizeof(ip));
+        snprintf(out, 64, "[%s]:%d", ip, ntohs(in6->sin6_port));
+    } else {
+        const struct sockaddr_in *in = (const struct sockaddr_in *)sa;
+        inet_ntop(AF_INET, &in->sin_addr, ip, sizeof(ip));
+        snprintf(out, 64, "%s:%d", ip, ntohs(in->sin_port));
+    }
+}
+
+static void session_set_addresses(struct session *s, const struct net *net, int fd, bool is_unix)
+{
+    struct sockaddr_storage sa = {0};
+    socklen_t len = sizeof(sa);
+    s->fd = fd;
+    if (is_unix) {
+        s->flags |= SESSION_UNIX;
+        snprintf(s->addr, sizeof(s->addr), "%.60s:0", net->unix_path);
+        memcpy(s->laddr, s->addr, sizeof(s->laddr));
+        return;
+    }
+    if (getpeername(fd, (struct sockaddr *)&sa, &len) == 0)
+        address_format(s->addr, &sa);
+    len = sizeof(sa);
+    if (getsockname(fd, (struct sockaddr *)&sa, &len) == 0)
+        address_format(s->laddr, &sa);
+}
+
+/* Nothing of it is worth refusing a client for. */
+static void socket_tune(int fd, int64_t keepalive_s)
+{
+    int one = 1, idle = (int)keepalive_s, interval = idle / 3 > 0 ? idle / 3 : 1, probes = 3;
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    if (keepalive_s <= 0)
+        return;
+    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
+}
+
+static void session_wake(struct session *s)
+{
+    conn_schedule(s->conn);
+}
+
+static const struct session_ops session_ops = {.wake = session_wake};
+
+void conn_open(struct net_worker *nw, int fd, bool is_unix)
+{
+    struct worker *w = nw->w;
+    struct conn *c = mem_calloc(MEM_CLIENT, sizeof(*c));
+    c->nw = nw;
+    buf_init(&c->in, MEM_CLIENT);
+    resp_parser_init(&c->parser);
+    list_init(&c->ready);
+    c->u.handle.data = c;
+    c->write.data = c;
+    list_push_back(&nw->conns, &c->link);
+    nw->nconns++;
+    nw->handles++;
+    stats_inc(w->stats, STAT_connected_clients);
+    int rc;
+    if (is_unix) {
+        CHECK(uv_pipe_init(w->loop, &c->u.pipe, 0) == 0);
+        rc = uv_pipe_open(&c->u.pipe, fd);
+    } else {
+        CHECK(uv_tcp_init(w->loop, &c->u.tcp) == 0);
+        rc = uv_tcp_open(&c->u.tcp, fd);
+        socket_tune(fd, w->conf->tcp_keepalive);
+    }
+    w->now_ms = clock_wall_ms();
+    c->s = session_create(w, &session_ops, c);
+    session_set_addresses(c->s, nw->net, fd, is_unix);
+    if (rc != 0) {
+        log_warning("net", "a connection cannot be watched: %s", uv_strerror(rc));
+        close(fd); /* the handle did not take it */
+        conn_close(c);
+        return;
+    }
+    settle(c);
+}
+
+/* ---- close ----------------------------------------------------------------------------------- */
+
+static void on_closed(uv_handle_t *handle)
+{
+    struct conn *c = handle->data;
+    struct net_worker *nw = c->nw;
+    mem_free(MEM_CLIENT, c);
+    net_handle_closed(nw);
+}
+
+void conn_close(struct conn *c)
+{
+    if (!c->s)
+        return;
+    struct net_worker *nw = c->nw;
+    struct session *s = c->s;
+    list_remove(&c->link);
+    c->s = NULL;
+    /* First the socket: a write under way points into the session's output. libuv lets go of
+     * it here and only tells its callback later. */
+    uv_close(&c->u.handle, on_closed);
+    session_destroy(s);
+    list_remove(&c->ready); /* the session may have asked for a turn while it went */
+    buf_deinit(&c->in);
+    resp_parser_deinit(&c->parser);
+    mem_free(MEM_CLIENT, c->bad);
+    c->bad = NULL;
+    stats_add(nw->w->stats, STAT_connected_clients, (uint64_t)-1);
+    net_conn_gone(nw);
+}
+
+/* ---- turns ----------------------------------------------------------------------------------- */
+
+void conn_schedule(struct conn *c)
+{
+    if (c->s && list_empty(&c->ready))
+        list_push_back(&c->nw->ready, &c->ready);
+}
+
+void conn_run_ready(struct net_worker *nw)
+{
+    struct list batch;
+    if (list_empty(&nw->ready))
+        return;
+    list_init(&batch);
+    list_splice(&batch, &nw->ready);
+    for (struct list *l; (l = list_pop_front(&batch)) != NULL;)
+        conn_turn(LIST_ENTRY(l, struct conn, ready));
+    if (list_empty(&nw->ready))
+        uv_idle_stop(&nw->idle);
+    else
+        net_start_idle(nw);
+}
+
+bool conn_is_idle(const struct conn *c)
+{
+    const struct session *s = c->s;
+    return s->queued == 0 && list_empty(&s->queue) && !(s->flags & SESSION_BLOCKED) && chain_empty(&s->out);
+}
+
+/* ---- own input buffer -------------------------------------------------------------------------- */
+
+static void input_account(struct conn *c)
+{
+    c->s->query_bytes = conn_unparsed(c);
+    c->s->query_free = c->in.cap - c->in.len;
+}
+
+static void input_resize(struct conn *c, size_t cap)
+{
+    c->in.ptr = mem_realloc(MEM_CLIENT, c->in.ptr, cap);
+    c->in.cap = cap;
+}
+
+void conn_free_input(struct conn *c)
+{
+    if (conn_unparsed(c) != 0)
+        return;
+    buf_deinit(&c->in);
+    c->in_pos = 0;
+    input_account(c);
+}
+
+static void input_compact(struct conn *c)
+{
+    buf_consume(&c->in, c->in_pos);
+    c->in_pos = 0;
+}
+
+/* How much to read next: the rest of a large argument at once, as far as it is credible. */
+static size_t input_wanted(const struct conn *c)
+{
+    size_t have = conn_unparsed(c), most = have * INPUT_GROWTH, want = INPUT_ROOM;
+    if (most < INPUT_STEP)
+        most = INPUT_STEP;
+    if (c->parser.need > have + want)
+        want = c->parser.need - have;
+    else if (c->more && have > want) /* a stalled pipeline: grow in proportion */
+        want = have;
+    return want < most ? want : most;
+}
+
+static void input_reserve(struct conn *c)
+{
+    size_t want = input_wanted(c);
+    if (c->in.cap - c->in.len >= INPUT_ROOM && c->in.cap - c->in.len >= want / 2)
+        return;
+    /* What is moved is not more than what was consumed since the last time. */
+    if (c->in_pos >= conn_unparsed(c))
+        input_compact(c);
+    if (c->in.cap - c->in.len < want)
+        input_resize(c, c->in.len + want);
+}
+
+/* After a turn: memory goes back when what is left does not need it. */
+static void input_trim(struct conn *c)
+{
+    size_t left = conn_unparsed(c);
+    if (left == 0) {
+        c->in.len = c->in_pos = 0;
+        if (c->in.cap > INPUT_KEEP)
+            buf_deinit(&c->in);
+    } else if (c->in.cap > 4 * NET_READ_HEAD && left < c->in.cap / 8 && c->parser.need < c->in.cap / 8) {
+        input_compact(c);
+        input_resize(c, left);
+    }
+}
+
+/* ---- requests ------------------------------------------------------------------------------------ */
+
+static void flush(struct conn *c);
+
+static bool must_authenticate(const struct conn *c)
+{
+    return c->nw->w->conf->requirepass[0] && !(c->s->flags & SESSION_AUTHENTICATED);
+}
+
+static void limits_of(const struct conn *c, struct resp_limits *lim)
+{
+    bool unknown = must_authenticate(c);
+    lim->max_bulk = unknown ? RESP_UNAUTH_BULK : c->nw->w->conf->proto_max_bulk_len;
+    lim->max_multibulk = unknown ? RESP_UNAUTH_MULTIBULK : INT_MAX;
+    lim->max_inline = INLINE_MAX;
+}
+
+/* May its next request run now? Tries to make room in the output first. */
+static bool can_run(struct conn *c)
+{
+    const struct session *s = c->s;
+    if (UNLIKELY(s->out.bytes > NET_OUTPUT_SOFT)) {
+        flush(c);
+        if (!c->s || s->out.bytes > NET_OUTPUT_SOFT)
+            return false;
+    }
+    return !session_full(s);
+}
+
+/* Feeds whole requests to the session. Returns how many bytes they had. Sets c->more when it
+ * stopped before the input did. */
+static size_t run_requests(struct conn *c, struct slice in)
+{
+    struct net_worker *nw = c->nw;
+    struct session *s = c->s;
+    struct resp_limits lim;
+    size_t pos = 0;
+    bool unauth = must_authenticate(c);
+    limits_of(c, &lim);
+    c->more = false;
+    while (pos < in.len) {
+        size_t used;
+        char err[128];
+        if (UNLIKELY(c->bad || s->close_after_reply || s->close_asap))
+            return in.len; /* nobody will answer the rest */
+        if (UNLIKELY(pos >= NET_TURN_BYTES) || UNLIKELY(!can_run(c))) {
+            c->more = true;
+            return pos;
+        }
+        enum resp_rc rc =
+            resp_parse(&c->parser, SLICE(in.ptr + pos, in.len - pos), &lim, &used, &nw->req, err);
+        if (rc == RESP_MORE)
+            break;
+        if (UNLIKELY(rc == RESP_BAD)) {
+            log_verbose("net", "client %llu at %s: %s", (unsigned long long)s->id, s->addr, err);
+            c->bad = mem_strdup(MEM_CLIENT, err);
+            return in.len;
+        }
+        pos += used;
+        if (LIKELY(nw->req.argc > 0))
+            session_feed(s, &nw->req);
+        if (UNLIKELY(unauth)) /* that may have been AUTH */
+            limits_of(c, &lim);
+    }
+    return pos;
+}
+
+/* Requests in the connection's own buffer. */
+static void run_own(struct conn *c)
+{
+    size_t left = conn_unparsed(c);
+    if (left == 0) {
+        c->more = false;
+        return;
+    }
+    size_t used = run_requests(c, SLICE(c->in.ptr + c->in_pos, left));
+    if (!c->s)
+        return;
+    c->in_pos += used;
+    input_trim(c);
+}
+
+/* ---- reading --------------------------------------------------------------------------------------- */
+
+/* Is the next read to go behind what the worker's buffer gets copied from `in`? */
+static bool reads_shared(const struct conn *c)
+{
+    size_t have = conn_unparsed(c);
+    return have <= NET_READ_HEAD && c->parser.need <= NET_READ_HEAD + NET_READ_BYTES / 2;
+}
+
+static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
+{
+    struct conn *c = handle->data;
+    struct net_worker *nw = c->nw;
+    (void)suggested;
+    /* One read a turn: without room libuv goes on to the next connection, and comes back. */
+    if (UNLIKELY(c->read_turn == nw->turn || !c->s)) {
+        *buf = uv_buf_init(NULL, 0);
+        return;
+    }
+    if (LIKELY(reads_shared(c))) {
+        size_t have = conn_unparsed(c);
+        if (have)
+            memcpy(nw->read_buf, c->in.ptr + c->in_pos, have);
+        *buf = uv_buf_init(nw->read_buf + have, (unsigned)NET_READ_BYTES);
+        return;
+    }
+    input_reserve(c);
+    size_t room = c->in.cap - c->in.len;
+    *buf = uv_buf_init(c->in.ptr + c->in.len, room < INT_MAX ? (unsigned)room : INT_MAX);
+}
+
+/* The read went behind a copy of `in`, in the worker's buffer. */
+static void run_shared(struct conn *c, size_t got)
+{
+    char *ptr = c->nw->read_buf;
+    size_t len = conn_unparsed(c) + got;
+    size_t used = run_requests(c, SLICE(ptr, len));
+    if (!c->s)
+        return;
+    c->in.len = c->in_pos = 0;
+    if (UNLIKELY(used < len))
+        buf_append(&c->in, ptr + used, len - used);
+    else if (c->in.cap > INPUT_KEEP)
+        buf_deinit(&c->in);
+}
+
+static void read_stop(struct conn *c)
+{
+    if (!c->reading)
+        return;
+    c->reading = false;
+    uv_read_stop(&c->u.stream);
+}
+
+static void on_read(uv_stream_t *stream, ssize_t got, const uv_buf_t *buf)
+{
+    struct conn *c = stream->data;
+    struct net_worker *nw = c->nw;
+    if (got == 0 || got == UV_ENOBUFS || !c->s)
+        return;
+    if (got < 0) {
+        if (got != UV_EOF) {
+            log_debug("net", "client %llu at %s: read: %s", (unsigned long long)c->s->id, c->s->addr,
+                      uv_strerror((int)got));
+            conn_close(c);
+            return;
+        }
+        c->eof = true;
+        read_stop(c);
+        conn_turn(c);
+        return;
+    }
+    c->read_turn = nw->turn;
+    nw->w->now_ms = clock_wall_ms();
+    c->s->last_ms = nw->w->now_ms;
+    c->s->total_in += (size_t)got;
+    stats_add(nw->w->stats, STAT_total_net_input_bytes, (uint64_t)got);
+    stats_inc(nw->w->stats, STAT_total_reads_processed);
+
+    bool shared = buf->base >= nw->read_buf && buf->base < nw->read_buf + sizeof(nw->read_buf);
+    if (LIKELY(shared)) {
+        run_shared(c, (size_t)got);
+    } else {
+        c->in.len += (size_t)got;
+        run_own(c);
+    }
+    if (!c->s)
+        return;
+    flush(c);
+    settle(c);
+}
+
+/* ---- writing --------------------------------------------------------------------------------------- */
+
+_Static_assert(sizeof(uv_buf_t) == sizeof(struct iovec) && offsetof(uv_buf_t, base) == offsetof(struct iovec, iov_base) &&
+                   offsetof(uv_buf_t, len) == offsetof(struct iovec, iov_len),
+               "libuv's buffers are iovecs on every UNIX");
+
+static struct rcbuf *inflate(void *arg, const struct rcbuf *packed)
+{
+    return codec_unpack(arg, rcbuf_slice(packed), packed->raw_len);
+}
+
+static void output_consumed(struct conn *c, size_t n)
+{
+    struct worker *w = c->nw->w;
+    chain_consume(&c->s->out, n);
+    c->s->total_out += n;
+    c->s->last_ms = w->now_ms;
+    stats_add(w->stats, STAT_total_net_output_bytes, n);
+    stats_inc(w->stats, STAT_total_writes_processed);
+}
+
+static void write_failed(struct conn *c, int err)
+{
+    log_debug("net", "client %llu at %s: write: %s", (unsigned long long)c->s->id, c->s->addr, uv_strerror(err));
+    conn_close(c);
+}
+
+static void on_written(uv_write_t *req, int status)
+{
+    struct conn *c = req->data;
+    c->writing = false;
+    if (!c->s)
+        return;
+    if (status < 0) {
+        write_failed(c, status);
+        return;
+    }
+    output_consumed(c, c->write_len);
+    conn_turn(c);
+}
+
+/* The socket is full: the loop writes a piece when it is not, and then the rest is tried again.
+ * The piece stays where it is; the session only appends behind it. */
+static void write_later(struct conn *c)
+{
+    struct iovec iov[WRITE_IOVECS];
+    int n = chain_iov(&c->s->out, iov, WRITE_IOVECS), i = 0;
+    c->write_len = 0;
+    while (i < n && c->write_len < WRITE_BYTES) {
+        if (iov[i].iov_len > WRITE_BYTES - c->write_len)
+            iov[i].iov_len = WRITE_BYTES - c->write_len;
+        c->write_len += iov[i++].iov_len;
+    }
+    c->writing = true;
+    int rc = uv_write(&c->write, &c->u.stream, (const uv_buf_t *)iov, (unsigned)i, on_written);
+    if (rc < 0) {
+        c->writing = false;
+        write_failed(c, rc);
+    }
+}
+
+/* Writes what the socket takes. May close the connection. */
+static void flush(struct conn *c)
+{
+    struct chain *out = &c->s->out;
+    if (chain_empty(out))
+        return;
+    if (UNLIKELY(limits_output_hard(c))) {
+        conn_close(c);
+        return;
+    }
+    if (c->writing)
+        return;
+    if (UNLIKELY(out->npacked) && !chain_unpack(out, inflate, c->nw->w->codec)) {
+        log_warning("net", "client %llu at %s is closed: a compressed value is damaged", (unsigned long long)c->s->id,
+                    c->s->addr);
+        conn_close(c);
+        return;
+    }
+    while (!chain_empty(out)) {
+        struct iovec iov[NET_IOVECS];
+        int n = chain_iov(out, iov, NET_IOVECS);
+        size_t offered = 0;
+        for (int i = 0; i < n; i++)
+            offered += iov[i].iov_len;
+        int rc = uv_try_write(&c->u.stream, (const uv_buf_t *)iov, (unsigned)n);
+        if (UNLIKELY(rc < 0 && rc != UV_EAGAIN)) {
+            write_failed(c, rc);
+            return;
+        }
+        if (rc > 0)
+            output_consumed(c, (size_t)rc);
+        if (UNLIKELY(rc < 0 || (size_t)rc < offered)) {
+            write_later(c);
+            return;
+        }
+    }
+}
+
+/* ---- what comes next --------------------------------------------------------------------------------- */
+
+static bool may_read(const struct conn *c)
+{
+    const struct session *s = c->s;
+    if (c->eof || c->bad || s->close_after_reply || c->nw->stopping || session_full(s))
+        return false;
+    if (UNLIKELY(s->out.bytes > NET_OUTPUT_SOFT))
+        return limits_input_while_stalled(c);
+    return !c->more;
+}
+
+/* A protocol error is answered when everything before it is. */
+static void answer_bad(struct conn *c)
+{
+    struct session *s = c->s;
+    if (s->queued || !list_empty(&s->queue) || s->close_after_reply)
+        return;
+    struct reply r = {.out = &s->out, .proto = s->proto};
+    reply_error(&r, c->bad);
+    stats_inc(c->nw->w->stats, STAT_total_error_replies);
+    s->close_after_reply = true;
+    flush(c);
+}
+
+static bool is_done(const struct conn *c)
+{
+    const struct session *s = c->s;
+    if (s->close_asap)
+        return true;
+    if ((c->eof || c->nw->stopping) && (s->flags & SESSION_BLOCKED))
+        return true; /* nobody is there to take what it waits for */
+    if (s->close_after_reply)
+        return chain_empty(&s->out);
+    return (c->eof || c->nw->stopping) && !c->more && conn_is_idle(c);
+}
+
+static void settle(struct conn *c)
+{
+    if (!c->s)
+        return;
+    if (UNLIKELY(c->bad)) {
+        answer_bad(c);
+        if (!c->s)
+            return;
+    }
+    input_account(c);
+    if (UNLIKELY(is_done(c)) || UNLIKELY(limits_output_soft(c)) || UNLIKELY(limits_input(c))) {
+        conn_close(c);
+        return;
+    }
+    bool want = may_read(c);
+    if (LIKELY(want == c->reading))
+        ;
+    else if (!want)
+        read_stop(c);
+    else if (uv_read_start(&c->u.stream, on_alloc, on_read) == 0)
+        c->reading = true;
+    else
+        conn_close(c);
+    /* Leftovers that only waited for the other connections. */
+    if (UNLIKELY(c->s && c->more && c->s->out.bytes <= NET_OUTPUT_SOFT && !session_full(c->s)))
+        conn_schedule(c);
+}
+
+void conn_turn(struct conn *c)
+{
+    if (!c->s)
+        return;
+    if (c->more && !c->s->close_asap) {
+        run_own(c);
+        if (!c->s)
+            return;
+    }
+    if (!c->s->close_asap) {
+        flush(c);
+        if (!c->s)
+            return;
+    }
+    settle(c);
+}

@@ -1,0 +1,201 @@
+/* The text of /metrics (https://prometheus.io/docs/instrumenting/exposition_formats/). Names
+ * known from redis_exporter keep them, so that its dashboards and alerts work. */
+#include <inttypes.h>
+
+#include "tiercel/http.h"
+#include "tiercel/stats.h"
+#include "tiercel/version.h"
+
+#define COUNTER "counter"
+#define GAUGE "gauge"
+
+static void write_head(struct buf *out, const char *name, const char *type, const char *help)
+{
+    buf_printf(out, "# HELP %s ", name);
+    for (; *help != '\0'; help++) {
+        if (*help == '\\')
+            buf_byte(out, '\\');
+        buf_byte(out, *help);
+    }
+    buf_printf(out, ".\n# TYPE %s %s\n", name, type);
+}
+
+static void write_u64(struct buf *out, const char *name, const char *type, const char *help, uint64_t v)
+{
+    write_head(out, name, type, help);
+    buf_printf(out, "%s %" PRIu64 "\n", name, v);
+}
+
+static void write_i64(struct buf *out, const char *name, const char *type, const char *help, int64_t v)
+{
+    write_u64(out, name, type, help, v < 0 ? 0 : (uint64_t)v);
+}
+
+static void write_seconds(struct buf *out, const char *name, const char *type, const char *help, double s)
+{
+    write_head(out, name, type, help);
+    buf_printf(out, "%s %.6f\n", name, s);
+}
+
+static void write_label(struct buf *out, const char *label, const char *value)
+{
+    buf_printf(out, "%s=\"", label);
+    for (; value != NULL && *value != '\0'; value++) {
+        if (*value == '\\' || *value == '"')
+            buf_printf(out, "\\%c", *value);
+        else if (*value == '\n')
+            buf_printf(out, "\\n");
+        else
+            buf_byte(out, *value);
+    }
+    buf_byte(out, '"');
+}
+
+static void write_instance(struct buf *out, const struct metrics_source *src)
+{
+    write_u64(out, "redis_up", GAUGE, "1 while the server answers", 1);
+    write_head(out, "redis_instance_info", GAUGE, "What this server is");
+    buf_printf(out, "redis_instance_info{");
+    write_label(out, "redis_version", TIERCEL_REDIS_VERSION);
+    buf_printf(out, ",redis_mode=\"standalone\",role=\"master\",");
+    write_label(out, "maxmemory_policy", src->maxmemory_policy);
+    buf_byte(out, ',');
+    write_label(out, "os", src->os);
+    buf_byte(out, ',');
+    write_label(out, "run_id", src->run_id);
+    buf_printf(out, ",tcp_port=\"%d\",tiercel_version=\"" TIERCEL_VERSION "\"} 1\n", src->tcp_port);
+    write_i64(out, "redis_uptime_in_seconds", GAUGE, "Seconds since the start", src->uptime_s);
+    write_i64(out, "redis_start_time_seconds", GAUGE, "Time of the start, seconds since 1970", src->start_time_s);
+    write_seconds(out, "redis_cpu_sys_seconds_total", COUNTER, "CPU time in the kernel", src->cpu_sys_s);
+    write_seconds(out, "redis_cpu_user_seconds_total", COUNTER, "CPU time in the program", src->cpu_user_s);
+    write_i64(out, "redis_config_maxclients", GAUGE, "Client connections at most", src->maxclients);
+    write_u64(out, "redis_loading_dump_file", GAUGE, "1 while the server is not ready", src->loading);
+    write_i64(out, "tiercel_threads", GAUGE, "Worker threads", src->threads);
+}
+
+static void write_memory(struct buf *out, const struct metrics_source *src)
+{
+    write_i64(out, "redis_memory_used_bytes", GAUGE, "Bytes held from the allocator", src->memory_used);
+    write_i64(out, "redis_memory_used_rss_bytes", GAUGE, "Resident size of the process", src->memory_rss);
+    write_i64(out, "redis_memory_used_peak_bytes", GAUGE, "Most bytes ever held", src->memory_peak);
+    write_i64(out, "redis_memory_max_bytes", GAUGE, "Limit of the data in memory", src->memory_max);
+    write_u64(out, "tiercel_memory_keys", GAUGE, "Keys resident in memory", src->memory_keys);
+    write_i64(out, "tiercel_memory_data_bytes", GAUGE, "Bytes of data, its tables and the disk index",
+              src->memory_data);
+    write_i64(out, "tiercel_memory_clients_bytes", GAUGE, "Bytes of clients' buffers", src->memory_clients);
+    write_i64(out, "tiercel_memory_other_bytes", GAUGE, "Bytes of everything else", src->memory_other);
+}
+
+static void write_disk(struct buf *out, const struct metrics_source *src)
+{
+    const struct disk_stats *d = src->disk;
+    write_u64(out, "tiercel_disk_writable", GAUGE, "0 after an I/O error or on a full disk", src->disk_writable);
+    write_u64(out, "tiercel_disk_keys", GAUGE, "Keys with a copy on disk", d->keys);
+    write_u64(out, "tiercel_disk_max_bytes", GAUGE, "Quota of the file", src->disk_max_bytes);
+    write_u64(out, "tiercel_disk_file_bytes", GAUGE, "Size of the file", d->file_bytes);
+    write_u64(out, "tiercel_disk_block_bytes", GAUGE, "Bytes of blocks in the file", d->block_bytes);
+    write_u64(out, "tiercel_disk_index_bytes", GAUGE, "Bytes of the index in memory", d->index_bytes);
+    write_u64(out, "tiercel_disk_queue_bytes", GAUGE, "Bytes waiting for a commit", d->queue_bytes);
+    write_u64(out, "tiercel_disk_appends_total", COUNTER, "Records appended", d->appends);
+    write_u64(out, "tiercel_disk_appended_bytes_total", COUNTER, "Bytes of records appended", d->appended_bytes);
+    write_u64(out, "tiercel_disk_written_bytes_total", COUNTER, "Bytes written to the file", d->written_bytes);
+    write_u64(out, "tiercel_disk_tombstones_total", COUNTER, "Tombstones written", d->tombstones);
+    write_u64(out, "tiercel_disk_commits_total", COUNTER, "Commits", d->commits);
+    write_seconds(out, "tiercel_disk_commit_seconds_total", COUNTER, "Time spent in commits",
+                  (double)d->commit_us / 1e6);
+    write_seconds(out, "tiercel_disk_last_commit_timestamp_seconds", GAUGE, "Time of the last commit",
+                  (double)d->last_commit_ms / 1e3);
+    write_u64(out, "tiercel_disk_reads_total", COUNTER, "Records read", d->reads);
+    write_u64(out, "tiercel_disk_read_misses_total", COUNTER, "Reads that found no such record", d->read_misses);
+    write_u64(out, "tiercel_disk_corrupt_records_total", COUNTER, "Records dropped over their checksum", d->corrupt);
+    write_u64(out, "tiercel_disk_io_errors_total", COUNTER, "Input/output errors", d->io_errors);
+    write_u64(out, "tiercel_disk_dropped_keys_total", COUNTER, "Keys dropped with the oldest blocks", d->dropped_keys);
+    write_u64(out, "tiercel_disk_expired_keys_total", COUNTER, "Keys that expired on disk", d->expired_keys);
+}
+
+static void write_upstream(struct buf *out, const struct metrics_source *src)
+{
+    const struct upstream_stats *u = src->upstream;
+    write_u64(out, "tiercel_upstream_up", GAUGE, "1 while any worker is connected", src->upstream_workers_up > 0);
+    write_i64(out, "tiercel_upstream_workers_up", GAUGE, "Workers that are connected", src->upstream_workers_up);
+    write_head(out, "tiercel_coherence_info", GAUGE, "How copies are kept coherent");
+    buf_printf(out, "tiercel_coherence_info{");
+    write_label(out, "mode", src->coherence_mode);
+    buf_printf(out, "} 1\n");
+    write_seconds(out, "tiercel_coherence_bound_seconds", GAUGE, "Oldest that a copy may be",
+                  (double)src->coherence_bound_ms / 1e3);
+    write_i64(out, "tiercel_upstream_tracked_keys", GAUGE, "Copies of upstream keys held", src->tracked_keys);
+    write_u64(out, "tiercel_upstream_fetches_total", COUNTER, "Fetches sent", u->fetches);
+    write_u64(out, "tiercel_upstream_calls_total", COUNTER, "Commands passed on", u->calls);
+    write_u64(out, "tiercel_upstream_timeouts_total", COUNTER, "Requests whose deadline passed", u->timeouts);
+    write_u64(out, "tiercel_upstream_reconnects_total", COUNTER, "Connections made anew", u->reconnects);
+    write_u64(out, "tiercel_upstream_received_bytes_total", COUNTER, "Bytes read from the upstream", u->bytes_in);
+    write_u64(out, "tiercel_upstream_sent_bytes_total", COUNTER, "Bytes written to the upstream", u->bytes_out);
+    write_u64(out, "tiercel_upstream_pins", GAUGE, "Connections pinned to one client", u->pins);
+}
+
+static void write_databases(struct buf *out, const struct metrics_source *src)
+{
+    if (src->ndbs == 0)
+        return;
+    write_head(out, "redis_db_keys", GAUGE, "Keys of a database, in all tiers");
+    for (size_t i = 0; i < src->ndbs; i++)
+        buf_printf(out, "redis_db_keys{db=\"db%d\"} %" PRIu64 "\n", src->dbs[i].index, src->dbs[i].keys);
+    write_head(out, "redis_db_keys_expiring", GAUGE, "Keys of a database that have an expiry");
+    for (size_t i = 0; i < src->ndbs; i++)
+        buf_printf(out, "redis_db_keys_expiring{db=\"db%d\"} %" PRIu64 "\n", src->dbs[i].index, src->dbs[i].expiring);
+}
+
+static void write_command(struct buf *out, const char *metric, const char *name)
+{
+    buf_printf(out, "%s{", metric);
+    write_label(out, "cmd", name);
+    buf_printf(out, "} ");
+}
+
+static void write_command_counts(struct buf *out, const struct metrics_source *src, const char *metric,
+                                 const char *help, size_t field)
+{
+    write_head(out, metric, COUNTER, help);
+    for (size_t i = 0; i < src->ncommands; i++) {
+        const char *cmd = (const char *)&src->commands[i];
+        write_command(out, metric, src->commands[i].name);
+        buf_printf(out, "%" PRIu64 "\n", *(const uint64_t *)(const void *)(cmd + field));
+    }
+}
+
+static void write_commands(struct buf *out, const struct metrics_source *src)
+{
+    static const char duration[] = "redis_commands_duration_seconds_total";
+    if (src->ncommands == 0)
+        return;
+    write_command_counts(out, src, "redis_commands_total", "Calls of a command",
+                         offsetof(struct metrics_command, calls));
+    write_command_counts(out, src, "redis_commands_failed_calls_total", "Calls that answered with an error",
+                         offsetof(struct metrics_command, failed_calls));
+    write_command_counts(out, src, "redis_commands_rejected_calls_total", "Calls refused before they ran",
+                         offsetof(struct metrics_command, rejected_calls));
+    write_head(out, duration, COUNTER, "Time spent in a command");
+    for (size_t i = 0; i < src->ncommands; i++) {
+        write_command(out, duration, src->commands[i].name);
+        buf_printf(out, "%.6f\n", (double)src->commands[i].duration_us / 1e6);
+    }
+}
+
+void metrics_write(struct buf *out, const struct metrics_source *src)
+{
+    write_instance(out, src);
+    write_memory(out, src);
+    for (int s = 0; s < STAT_COUNT; s++) {
+        const char *name = stats_metric((enum stat)s);
+        if (name[0] != '\0')
+            write_u64(out, name, stats_is_gauge((enum stat)s) ? GAUGE : COUNTER, stats_help((enum stat)s),
+                      stats_sum((enum stat)s));
+    }
+    if (src->disk != NULL)
+        write_disk(out, src);
+    if (src->upstream != NULL)
+        write_upstream(out, src);
+    write_databases(out, src);
+    write_commands(out, src);
+}

@@ -1,0 +1,152 @@
+#ifndef TIERCEL_NET_PRIV_H
+#define TIERCEL_NET_PRIV_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
+#include <uv.h>
+
+#include "tiercel/buf.h"
+#include "tiercel/list.h"
+#include "tiercel/net.h"
+#include "tiercel/resp.h"
+#include "tiercel/session.h"
+
+/* <uv.h> brings the system's struct stat, and C has one space of tags: within this module the
+ * counters' enum goes by another name. */
+#define stat stat_id
+#include "tiercel/stats.h"
+#undef stat
+
+/* What the files of this module share: listen.c binds, accept.c accepts and owns a worker's
+ * start and stop, conn.c moves bytes, limits.c closes who takes too much. */
+
+/* Half a request of at most NET_READ_HEAD bytes is put in front of the shared buffer before
+ * the next read; a longer one has grown a buffer of its own. */
+#define NET_READ_BYTES ((size_t)64 << 10)
+#define NET_READ_HEAD ((size_t)16 << 10)
+/* A connection's turn: requests of this many bytes, then the others come first. */
+#define NET_TURN_BYTES (NET_READ_HEAD + NET_READ_BYTES)
+/* Replies above this that the socket does not take stop the connection's requests. */
+#define NET_OUTPUT_SOFT ((size_t)1 << 20)
+/* Such a client may be one that sends a whole long pipeline before it reads: its input is
+ * still taken in, up to this much for certain, and beyond while all clients hold little. */
+#define NET_STALLED_INPUT ((size_t)1 << 20)
+#define NET_STALLED_INPUT_ALL ((int64_t)128 << 20)
+#define NET_IOVECS 64
+#define NET_FDS_RESERVED 64 /* descriptors that are no clients': files, upstream, pollers */
+
+struct conn {
+    union {
+        uv_handle_t handle;
+        uv_stream_t stream;
+        uv_tcp_t tcp;
+        uv_pipe_t pipe;
+    } u;
+    struct net_worker *nw;
+    struct session *s; /* NULL once closed */
+    struct list link;  /* in nw->conns */
+    struct list ready; /* in nw->ready, when it wants a turn */
+
+    struct buf in; /* [in_pos, len) is not parsed yet */
+    size_t in_pos;
+    struct resp_parser parser;
+    uint64_t read_turn;  /* the loop turn in which it was read last */
+    int64_t soft_since_ms; /* loop time since which output is over the soft limit; 0 = it is not */
+
+    uv_write_t write;
+    size_t write_len; /* bytes of the write under way */
+    bool writing;     /* the socket did not take all: a write waits for it */
+    bool reading;     /* the loop watches for input */
+    bool eof;         /* the client will send no more */
+    bool more;        /* `in` may hold whole requests, for its next turn */
+    char *bad;        /* a protocol error's text, until the replies before it are out */
+};
+
+struct net_address {
+    struct sockaddr_storage sa;
+    socklen_t len;
+    int *fds; /* one per worker; -1: closed */
+};
+
+struct net {
+    int nworkers, naddrs, port;
+    struct net_address *addrs;
+    int unix_fd; /* -1: none */
+    char *unix_path;
+    uint64_t unix_dev, unix_ino; /* what was bound: nothing else is unlinked at the end */
+
+    _Atomic int64_t clients, fd_clients; /* now; at most, by the fd limit */
+
+    pthread_mutex_t lock;       /* guards worker[]: a stopped one is sent nothing more */
+    struct net_worker **worker; /* NULL: not started, or stopped */
+    struct net_worker **all;    /* freed by net_close() */
+    unsigned next_unix;         /* round robin; worker 0 only */
+};
+
+struct net_listener {
+    uv_poll_t poll;
+    struct net_worker *nw;
+    int fd;
+    bool is_unix;
+};
+
+struct net_worker {
+    struct net *net;
+    struct worker *w;
+    struct net_listener *listeners;
+    int nlisteners;
+    struct list conns, ready;
+    unsigned nconns;
+    uint64_t turn; /* loop turns so far */
+    uv_prepare_t prepare;
+    uv_check_t check;
+    uv_idle_t idle;    /* runs while `ready` holds leftovers: the loop must not sleep then */
+    uv_timer_t timer;  /* accepting again after fds ran out; the end of the drain */
+    int handles;       /* open ones, connections too */
+    bool stopping;
+    void (*closed)(struct worker *w);
+    struct request req;
+    uint64_t tick;
+    char read_buf[NET_READ_HEAD + NET_READ_BYTES];
+};
+
+/* ---- listen.c ---- */
+/* Makes room for that many clients and the server's own descriptors; returns for how many there is. */
+int64_t net_raise_fd_limit(int64_t clients);
+
+/* ---- accept.c ---- */
+void net_handle_closed(struct net_worker *nw); /* from every uv_close() callback */
+void net_conn_gone(struct net_worker *nw);     /* from conn_close(), as its last act but uv_close() */
+void net_start_idle(struct net_worker *nw);
+
+/* ---- conn.c ---- */
+/* Takes the descriptor over. */
+void conn_open(struct net_worker *nw, int fd, bool is_unix);
+void conn_close(struct conn *c);
+/* Gives it a turn before the loop sleeps again. */
+void conn_schedule(struct conn *c);
+/* Runs, flushes, and decides what comes next. May close the connection. */
+void conn_turn(struct conn *c);
+/* Turns for all that were scheduled. */
+void conn_run_ready(struct net_worker *nw);
+/* Nothing of it is under way: no request waits, no reply is unsent. */
+bool conn_is_idle(const struct conn *c);
+void conn_free_input(struct conn *c); /* when nothing is in it */
+
+static inline size_t conn_unparsed(const struct conn *c)
+{
+    return c->in.len - c->in_pos;
+}
+
+/* ---- limits.c ---- */
+/* true: over a limit, said so in the log; the caller closes the connection. */
+bool limits_output_hard(struct conn *c);
+bool limits_output_soft(struct conn *c);
+bool limits_input(struct conn *c);
+/* May it read on although its output is not taken? */
+bool limits_input_while_stalled(const struct conn *c);
+/* maxmemory-clients: closes this worker's largest while there is too much. */
+void limits_memory(struct net_worker *nw);
+
+#endif

@@ -1,0 +1,348 @@
+#include "tiercel/object.h"
+
+#include "object_priv.h"
+#include "tiercel/num.h"
+
+_Static_assert(sizeof(struct object) == 8, "the header is 8 bytes");
+
+/* Longer strings are "raw" in OBJECT ENCODING, as in Redis. */
+#define EMBSTR_MAX 44
+
+/* ---- layout --------------------------------------------------------------------------
+ * Offsets follow from the header alone. The fields of 8 bytes come first and are aligned;
+ * the key length and the value length are where they fall, 4 and 2 bytes aligned. */
+
+static inline char *at(const struct object *o, size_t offset)
+{
+    return (char *)(uintptr_t)o + offset;
+}
+
+static inline size_t origin_offset(const struct object *o)
+{
+    return sizeof(*o) + (o->flags & OBJ_F_EXPIRE_ROOM ? 8 : 0);
+}
+
+static inline size_t payload_offset(const struct object *o)
+{
+    return origin_offset(o) + (o->flags & OBJ_F_ORIGIN ? 8 : 0);
+}
+
+static inline size_t klen_offset(const struct object *o)
+{
+    return payload_offset(o) + (o->enc == ENC_EMBED ? 0 : 8);
+}
+
+static inline size_t vlen_offset(const struct object *o)
+{
+    return klen_offset(o) + (o->flags & OBJ_F_LONGKEY ? 4 : 0);
+}
+
+static inline size_t key_offset(const struct object *o)
+{
+    return vlen_offset(o) + (o->enc == ENC_EMBED ? 2 : 0);
+}
+
+static inline size_t key_len(const struct object *o)
+{
+    uint32_t len = o->klen8;
+    if (UNLIKELY(o->flags & OBJ_F_LONGKEY))
+        memcpy(&len, at(o, klen_offset(o)), sizeof(len));
+    return len;
+}
+
+struct slice object_key(const struct object *o)
+{
+    return SLICE(at(o, key_offset(o)), key_len(o));
+}
+
+int64_t object_expire(const struct object *o)
+{
+    int64_t ms = 0;
+    if (o->flags & OBJ_F_EXPIRE)
+        memcpy(&ms, at(o, sizeof(*o)), sizeof(ms));
+    return ms;
+}
+
+uint64_t object_origin(const struct object *o)
+{
+    uint64_t origin = 0;
+    if (o->flags & OBJ_F_ORIGIN)
+        memcpy(&origin, at(o, origin_offset(o)), sizeof(origin));
+    return origin;
+}
+
+void *object_ptr(const struct object *o)
+{
+    void *ptr;
+    CHECK(o->enc == ENC_RAW || o->enc == ENC_LIST || o->enc == ENC_PTR);
+    memcpy(&ptr, at(o, payload_offset(o)), sizeof(ptr));
+    return ptr;
+}
+
+int64_t object_int(const struct object *o)
+{
+    int64_t v;
+    CHECK(o->enc == ENC_INT);
+    memcpy(&v, at(o, payload_offset(o)), sizeof(v));
+    return v;
+}
+
+/* What is behind the key: all of an embedded value. */
+static struct slice embedded(const struct object *o)
+{
+    uint16_t len;
+    memcpy(&len, at(o, vlen_offset(o)), sizeof(len));
+    return SLICE(at(o, key_offset(o) + key_len(o)), len);
+}
+
+struct slice object_stored(const struct object *o, size_t *raw_len)
+{
+    *raw_len = 0;
+    if (o->enc == ENC_RAW) {
+        const struct rcbuf *b = object_ptr(o);
+        *raw_len = b->raw_len;
+        return rcbuf_slice(b);
+    }
+    CHECK(o->enc == ENC_EMBED);
+    struct slice value = embedded(o);
+    if (o->flags & OBJ_F_PACKED) {
+        uint32_t raw;
+        memcpy(&raw, value.ptr, sizeof(raw));
+        *raw_len = raw;
+        value = SLICE(value.ptr + EMBED_RAW_LEN, value.len - EMBED_RAW_LEN);
+    }
+    return value;
+}
+
+/* ---- making them --------------------------------------------------------------------- */
+
+/* An object with everything but its value; value_len is of an embedded one. */
+static struct object *object_new(enum obj_type type, enum obj_enc enc, const struct key *key, size_t value_len,
+                                 int64_t expire_ms, uint64_t origin)
+{
+    struct object head = {.type = type, .enc = enc, .inc = key->inc};
+    if (expire_ms)
+        head.flags |= OBJ_F_EXPIRE | OBJ_F_EXPIRE_ROOM;
+    if (origin)
+        head.flags |= OBJ_F_ORIGIN;
+    if (key->len > UINT8_MAX)
+        head.flags |= OBJ_F_LONGKEY;
+    else
+        head.klen8 = key->len & UINT8_MAX;
+
+    size_t key_at = key_offset(&head);
+    struct object *o = mem_alloc(MEM_DATA, key_at + key->len + value_len);
+    *o = head;
+    if (expire_ms)
+        memcpy(at(o, sizeof(*o)), &expire_ms, sizeof(expire_ms));
+    if (origin)
+        memcpy(at(o, origin_offset(o)), &origin, sizeof(origin));
+    if (head.flags & OBJ_F_LONGKEY)
+        memcpy(at(o, klen_offset(o)), &key->len, sizeof(key->len));
+    if (enc == ENC_EMBED) {
+        uint16_t len = (uint16_t)value_len;
+        memcpy(at(o, vlen_offset(o)), &len, sizeof(len));
+    }
+    if (key->len)
+        memcpy(at(o, key_at), key->ptr, key->len);
+    return o;
+}
+
+static struct object *object_new_embed(const struct key *key, struct slice value, int64_t expire_ms, uint64_t origin)
+{
+    struct object *o = object_new(OBJ_STRING, ENC_EMBED, key, value.len, expire_ms, origin);
+    if (value.len)
+        memcpy(at(o, key_offset(o) + key->len), value.ptr, value.len);
+    return o;
+}
+
+struct object *object_new_ptr(const struct key *key, enum obj_type type, enum obj_enc enc, void *ptr, int64_t expire_ms,
+                              uint64_t origin)
+{
+    struct object *o = object_new(type, enc, key, 0, expire_ms, origin);
+    memcpy(at(o, payload_offset(o)), &ptr, sizeof(ptr));
+    return o;
+}
+
+struct object *object_new_packed(const struct key *key, struct slice frame, uint32_t raw_len, int64_t expire_ms,
+                                 uint64_t origin)
+{
+    struct object *o = object_new(OBJ_STRING, ENC_EMBED, key, EMBED_RAW_LEN + frame.len, expire_ms, origin);
+    char *value = at(o, key_offset(o) + key->len);
+    memcpy(value, &raw_len, sizeof(raw_len));
+    memcpy(value + EMBED_RAW_LEN, frame.ptr, frame.len);
+    o->flags |= OBJ_F_PACKED;
+    return o;
+}
+
+struct object *object_new_string(const struct key *key, struct slice value, int64_t expire_ms, uint64_t origin)
+{
+    if (object_embeds(value.len, 0))
+        return object_new_embed(key, value, expire_ms, origin);
+    return object_new_ptr(key, OBJ_STRING, ENC_RAW, rcbuf_copy(value), expire_ms, origin);
+}
+
+struct object *object_new_int(const struct key *key, int64_t value, int64_t expire_ms, uint64_t origin)
+{
+    struct object *o = object_new(OBJ_STRING, ENC_INT, key, 0, expire_ms, origin);
+    memcpy(at(o, payload_offset(o)), &value, sizeof(value));
+    return o;
+}
+
+struct object *object_new_rcbuf(const struct key *key, struct rcbuf *value, int64_t expire_ms, uint64_t origin)
+{
+    struct object *o;
+    if (!object_embeds(value->len, value->raw_len)) {
+        o = object_new_ptr(key, OBJ_STRING, ENC_RAW, value, expire_ms, origin);
+        if (value->raw_len)
+            o->flags |= OBJ_F_PACKED;
+        return o;
+    }
+    if (value->raw_len)
+        o = object_new_packed(key, rcbuf_slice(value), (uint32_t)value->raw_len, expire_ms, origin);
+    else
+        o = object_new_embed(key, rcbuf_slice(value), expire_ms, origin);
+    rcbuf_unref(value);
+    return o;
+}
+
+struct object *object_new_none(const struct key *key, int64_t expire_ms, uint64_t origin)
+{
+    return object_new(OBJ_NONE, ENC_EMBED, key, 0, expire_ms, origin);
+}
+
+static void object_free_shell(struct object *o)
+{
+    mem_free(MEM_DATA, o);
+}
+
+void object_free(struct object *o)
+{
+    if (!o)
+        return;
+    if (o->enc == ENC_RAW)
+        rcbuf_unref(object_ptr(o));
+    else if (o->enc == ENC_LIST)
+        plist_destroy(object_ptr(o));
+    object_free_shell(o);
+}
+
+/* ---- the same value in another object -------------------------------------------------- */
+
+/* What the value and its use say, whatever the key's name and fields are. */
+static void traits_copy(struct object *to, const struct object *from)
+{
+    to->flags |= from->flags & (OBJ_F_PACKED | OBJ_F_MODIFIED);
+    to->access = from->access;
+}
+
+/* A new object with the stored value of `o`: what it points at belongs to both, the caller
+ * sees to that. */
+static struct object *object_clone_shell(const struct object *o, const struct key *key, int64_t expire_ms,
+                                         uint64_t origin)
+{
+    struct slice value = o->enc == ENC_EMBED ? embedded(o) : SLICE_NONE;
+    struct object *n = object_new(o->type, o->enc, key, value.len, expire_ms, origin);
+    if (o->enc != ENC_EMBED)
+        memcpy(at(n, payload_offset(n)), at(o, payload_offset(o)), 8);
+    else if (value.len)
+        memcpy(at(n, key_offset(n) + key->len), value.ptr, value.len);
+    traits_copy(n, o);
+    return n;
+}
+
+struct object *object_rename(struct object *o, const struct key *key, int64_t expire_ms, uint64_t origin)
+{
+    struct object *n = object_clone_shell(o, key, expire_ms, origin);
+    object_free_shell(o);
+    return n;
+}
+
+struct object *object_copy(const struct object *o, const struct key *key, int64_t expire_ms, uint64_t origin)
+{
+    CHECK(o->enc != ENC_PTR);
+    struct object *n = object_clone_shell(o, key, expire_ms, origin);
+    if (o->enc == ENC_RAW) {
+        rcbuf_ref(object_ptr(o));
+    } else if (o->enc == ENC_LIST) {
+        struct plist *l = plist_copy(object_ptr(o));
+        memcpy(at(n, payload_offset(n)), &l, sizeof(l));
+    }
+    return n;
+}
+
+struct object *object_set_expire(struct object *o, int64_t expire_ms)
+{
+    if (!expire_ms) {
+        o->flags &= (uint8_t)~OBJ_F_EXPIRE; /* the field stays: an expiry often comes back */
+        return o;
+    }
+    if (!(o->flags & OBJ_F_EXPIRE_ROOM)) {
+        struct slice name = object_key(o);
+        struct key key = {.ptr = name.ptr, .len = (uint32_t)name.len, .inc = o->inc};
+        return object_rename(o, &key, expire_ms, object_origin(o));
+    }
+    memcpy(at(o, sizeof(*o)), &expire_ms, sizeof(expire_ms));
+    o->flags |= OBJ_F_EXPIRE;
+    return o;
+}
+
+size_t object_bytes(const struct object *o)
+{
+    size_t bytes = mem_usable(o);
+    if (o->enc == ENC_RAW)
+        bytes += mem_usable(object_ptr(o));
+    else if (o->enc == ENC_LIST)
+        bytes += plist_bytes(object_ptr(o));
+    return bytes;
+}
+
+/* ---- strings --------------------------------------------------------------------------- */
+
+size_t object_string_len(const struct object *o)
+{
+    CHECK(o->type == OBJ_STRING);
+    if (o->enc == ENC_INT) {
+        char text[NUM_I64_MAX];
+        return num_format_i64(text, object_int(o));
+    }
+    size_t raw_len;
+    struct slice stored = object_stored(o, &raw_len);
+    return raw_len ? raw_len : stored.len;
+}
+
+enum status object_string(const struct object *o, struct codec *codec, char scratch[OBJ_SCRATCH], struct slice *out)
+{
+    CHECK(o->type == OBJ_STRING);
+    if (o->enc == ENC_INT) {
+        *out = SLICE(scratch, num_format_i64(scratch, object_int(o)));
+        return ST_OK;
+    }
+    size_t raw_len;
+    *out = object_stored(o, &raw_len);
+    if (LIKELY(raw_len == 0))
+        return ST_OK;
+    return codec_unpack_scratch(codec, *out, raw_len, out);
+}
+
+const char *object_encoding_name(const struct object *o)
+{
+    if (o->type == OBJ_LIST)
+        return "quicklist";
+    if (o->type != OBJ_STRING)
+        return "unknown";
+    if (o->enc == ENC_INT)
+        return "int";
+    return o->flags & OBJ_F_MODIFIED || object_string_len(o) > EMBSTR_MAX ? "raw" : "embstr";
+}
+
+const char *object_type_name(enum obj_type type)
+{
+    switch (type) {
+    case OBJ_STRING: return "string";
+    case OBJ_LIST: return "list";
+    case OBJ_NONE:
+    case OBJ_RESIDENCY: break;
+    }
+    return "none";
+}

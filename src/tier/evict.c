@@ -1,0 +1,408 @@
+/* Leaving memory: eviction data, choice of victims, demotion, and what the disk reports. */
+#include "tiercel/clock.h"
+#include "tiercel/hash.h"
+#include "tier_priv.h"
+
+/* ---- eviction data: 24 bits in each object ----
+ * LRU policies: a clock of LRU_UNIT_MS ticks, which wraps after about six days; an object
+ * untouched for longer than that looks younger than it is. Fine ticks matter more: Redis's
+ * clock of one second costs an LRU several points of hit ratio under load.
+ * LFU policies: Redis's logarithmic counter (https://redis.io/docs/reference/eviction):
+ * minutes of the last decay in the upper 16 bits, the counter in the lower 8. */
+#define LRU_UNIT_MS 32
+#define ACCESS_MASK 0xffffffu
+#define LFU_INIT 5
+
+static uint32_t lru_clock(int64_t now_ms)
+{
+    return (uint32_t)(now_ms / LRU_UNIT_MS) & ACCESS_MASK;
+}
+
+static uint32_t lfu_minutes(int64_t now_ms)
+{
+    return (uint32_t)(now_ms / 60000) & 0xffff;
+}
+
+static bool policy_is_lfu(int policy)
+{
+    return policy == POLICY_VOLATILE_LFU || policy == POLICY_ALLKEYS_LFU;
+}
+
+static bool policy_is_volatile(int policy)
+{
+    return policy == POLICY_VOLATILE_LRU || policy == POLICY_VOLATILE_LFU || policy == POLICY_VOLATILE_RANDOM ||
+           policy == POLICY_VOLATILE_TTL;
+}
+
+static unsigned lfu_counter(const struct tier *t, const struct object *o, int64_t now_ms)
+{
+    unsigned counter = o->access & 0xff, decay = (unsigned)t->limit.lfu_decay_time;
+    unsigned passed = (lfu_minutes(now_ms) - (o->access >> 8)) & 0xffff;
+    unsigned periods = decay ? passed / decay : 0;
+
+    return periods > counter ? 0 : counter - periods;
+}
+
+void tier_access_init(struct tier *t, struct object *o, int64_t now_ms)
+{
+    if (policy_is_lfu(t->limit.policy))
+        o->access = ((lfu_minutes(now_ms) << 8) | LFU_INIT) & ACCESS_MASK;
+    else
+        o->access = lru_clock(now_ms) & ACCESS_MASK;
+}
+
+void tier_touch_locked(struct worker *w, struct object *o)
+{
+    struct tier *t = w->tier;
+
+    if (LIKELY(!policy_is_lfu(t->limit.policy))) {
+        o->access = lru_clock(w->now_ms) & ACCESS_MASK;
+        return;
+    }
+    unsigned counter = lfu_counter(t, o, w->now_ms);
+    if (counter < 255) {
+        double base = counter > LFU_INIT ? counter - LFU_INIT : 0;
+        double p = 1.0 / (base * t->limit.lfu_log_factor + 1);
+        if ((double)(rng_next(&w->rng) >> 11) / 9007199254740992.0 < p)
+            counter++;
+    }
+    o->access = ((lfu_minutes(w->now_ms) << 8) | counter) & ACCESS_MASK;
+}
+
+int64_t tier_object_idle_ms(struct worker *w, const struct object *o)
+{
+    return (int64_t)((lru_clock(w->now_ms) - o->access) & ACCESS_MASK) * LRU_UNIT_MS;
+}
+
+int tier_object_freq(struct worker *w, const struct object *o)
+{
+    return (int)lfu_counter(w->tier, o, w->now_ms);
+}
+
+/* ---- choosing ---- */
+
+static uint64_t victim_score(struct worker *w, const struct object *o, int policy)
+{
+    switch (policy) {
+    case POLICY_VOLATILE_LFU:
+    case POLICY_ALLKEYS_LFU:
+        return 255 - lfu_counter(w->tier, o, w->now_ms);
+    case POLICY_VOLATILE_TTL:
+        return o->flags & OBJ_F_EXPIRE ? UINT64_MAX - (uint64_t)object_expire(o) : 0;
+    case POLICY_VOLATILE_RANDOM:
+    case POLICY_ALLKEYS_RANDOM:
+        return rng_next(&w->rng);
+    default:
+        return (lru_clock(w->now_ms) - o->access) & ACCESS_MASK;
+    }
+}
+
+static void pool_offer(struct evict_pool *pool, uint64_t score, uint64_t hash, const struct object *o)
+{
+    unsigned i = pool->n;
+
+    for (unsigned k = 0; k < pool->n; k++)
+        if (pool->entry[k].obj == o)
+            return;
+    if (pool->n == POOL_SIZE) { /* ascending by score: the first is the least wanted */
+        if (score <= pool->entry[0].score)
+            return;
+        memmove(&pool->entry[0], &pool->entry[1], (POOL_SIZE - 1) * sizeof(pool->entry[0]));
+        i = POOL_SIZE - 1;
+    } else {
+        pool->n++;
+    }
+    while (i > 0 && pool->entry[i - 1].score > score) {
+        pool->entry[i] = pool->entry[i - 1];
+        i--;
+    }
+    pool->entry[i].score = score;
+    pool->entry[i].hash = hash;
+    pool->entry[i].obj = o;
+}
+
+/* Only objects with an expiry may go, when going means being lost. */
+static bool only_volatile(const struct tier *t, int policy)
+{
+    return !t->disk && policy_is_volatile(policy);
+}
+
+static void pool_sample(struct worker *w, int policy)
+{
+    struct tier *t = w->tier;
+    struct object *sample[64];
+    size_t want = (size_t)t->limit.samples, got = 0;
+
+    for (int tries = 0; tries < 16 && got < want; tries++) {
+        uint64_t random = rng_next(&w->rng);
+        struct mem_shard *shard = &t->mem->shard[random >> (64 - t->mem->shard_bits)];
+        mem_lock(shard);
+        size_t n = mem_sample_locked(shard, random & 0xffffffff, sample, want - got);
+        for (size_t i = 0; i < n; i++) {
+            const struct object *o = sample[i];
+            if (o->type == OBJ_RESIDENCY || (only_volatile(t, policy) && !(o->flags & OBJ_F_EXPIRE)))
+                continue;
+            pool_offer(&w->tier_worker->pool, victim_score(w, o, policy), mem_object_hash(t->mem, o), o);
+            got++;
+        }
+        mem_unlock(shard);
+    }
+}
+
+/* ---- demotion ---- */
+
+enum evict_rc { EVICT_DONE, EVICT_NONE, EVICT_QUEUE_FULL };
+
+static void fill_record(struct worker *w, const struct key *key, const struct object *o, struct disk_record *rec)
+{
+    struct buf *serial = &w->tier_worker->serial;
+
+    *rec = (struct disk_record){.key = *key, .type = o->type, .expire_ms = object_expire(o), .origin = object_origin(o)};
+    rec->incarnation = atomic_load_explicit(&w->tier->mem->full_inc[o->inc], memory_order_relaxed);
+    serial->len = 0;
+    if (!object_serial_ref(o, serial, &rec->payload_ref))
+        object_serialise(o, serial);
+    rec->payload = buf_slice(serial);
+}
+
+static enum status demote_locked(struct worker *w, struct mem_shard *shard, const struct key *key, mem_slot *slot)
+{
+    struct tier *t = w->tier;
+    struct object *o = mem_object(*slot);
+    struct disk_record rec;
+
+    fill_record(w, key, o, &rec);
+    /* The ticket is the residency; it exists before the append, so that a commit finds it. */
+    struct residency *r = residency_attach_locked(t, shard, key, slot, o);
+    rec.ticket = (uint64_t)(uintptr_t)r;
+    enum status st = disk_append_locked(t->disk, &rec);
+    if (st != ST_OK) {
+        rcbuf_unref(rec.payload_ref); /* taken only by a successful append */
+        residency_unwrap_locked(t, shard, r);
+        return st;
+    }
+    r->demoting = true;
+    r->refs++; /* the queue's */
+    r->bytes = object_bytes(o);
+    atomic_fetch_add_explicit(&t->demoting_bytes, (int64_t)r->bytes, memory_order_relaxed);
+    stats_inc(w->stats, STAT_tier_demotions);
+    return ST_OK;
+}
+
+static void drop_locked(struct worker *w, struct mem_shard *shard, const struct key *key, mem_slot *slot, bool lost)
+{
+    struct tier *t = w->tier;
+    struct object *o = mem_object(*slot);
+    int db = mem_db_of(t->mem, o->inc);
+
+    if (lost && o->type != OBJ_NONE && db >= 0) {
+        mem_db_count(t->mem, (unsigned)db, -1, o->flags & OBJ_F_EXPIRE ? -1 : 0);
+        stats_inc(w->stats, STAT_evicted_keys);
+        tier_notify_locked(t, shard, key, TIER_EVICTED);
+    }
+    mem_remove_locked(t->mem, shard, key->hash, slot);
+    tier_object_gone(t, o);
+    object_free(o);
+}
+
+/* May a dirty object be dropped when the disk cannot take it? */
+static bool may_drop(int policy, const struct object *o)
+{
+    return policy != POLICY_NOEVICTION && (!policy_is_volatile(policy) || o->flags & OBJ_F_EXPIRE);
+}
+
+/* `stalled`: the disk's queue was full for too long; dirty victims are dropped, counted. */
+static enum evict_rc evict_locked(struct worker *w, struct mem_shard *shard, mem_slot *slot, int policy, bool stalled)
+{
+    struct tier *t = w->tier;
+    struct object *o = mem_object(*slot);
+    struct key key;
+    uint32_t block;
+    bool has_expire;
+
+    mem_object_key(t->mem, o, &key);
+    if (o->type == OBJ_NONE || mem_db_of(t->mem, o->inc) < 0) {
+        drop_locked(w, shard, &key, slot, false);
+        return EVICT_DONE;
+    }
+    if (object_expired(o, w->now_ms)) {
+        tier_delete_locked(w, shard, &key, TIER_EXPIRED);
+        return EVICT_DONE;
+    }
+    if (!t->disk) {
+        drop_locked(w, shard, &key, slot, true);
+        return EVICT_DONE;
+    }
+    if (disk_find_locked(t->disk, key.hash, &block, &has_expire)) {
+        stats_inc(w->stats, STAT_tier_clean_drops);
+        drop_locked(w, shard, &key, slot, false);
+        return EVICT_DONE;
+    }
+    enum status st = demote_locked(w, shard, &key, slot);
+    if (st == ST_OK)
+        return EVICT_DONE;
+    if (st == ST_FULL && !stalled && disk_queue_bytes(t->disk) > 0) {
+        int64_t none = 0;
+        atomic_compare_exchange_strong(&t->disk_full_since_ms, &none, clock_mono_ms());
+        return EVICT_QUEUE_FULL;
+    }
+    if (!may_drop(policy, o))
+        return EVICT_NONE;
+    stats_inc(w->stats, STAT_tier_dirty_drops);
+    drop_locked(w, shard, &key, slot, true);
+    return EVICT_DONE;
+}
+
+static enum evict_rc evict_one(struct worker *w, int policy, bool stalled)
+{
+    struct tier *t = w->tier;
+    struct evict_pool *pool = &w->tier_worker->pool;
+
+    for (int tries = 0; tries < 8; tries++) {
+        pool_sample(w, policy);
+        while (pool->n > 0) {
+            uint64_t hash = pool->entry[--pool->n].hash;
+            struct mem_shard *shard = tier_shard_of(t, hash);
+            mem_lock(shard);
+            mem_slot *slot = mem_find_object_locked(t->mem, shard, hash, pool->entry[pool->n].obj);
+            enum evict_rc rc = EVICT_NONE;
+            if (slot) /* else it went meanwhile */
+                rc = evict_locked(w, shard, slot, policy, stalled);
+            mem_unlock(shard);
+            if (rc != EVICT_NONE)
+                return rc;
+        }
+    }
+    return EVICT_NONE;
+}
+
+/* ---- keeping to maxmemory ---- */
+
+#define EVICT_PER_CALL 64
+
+static int64_t room_for_queue(const struct tier *t, int64_t limit)
+{
+    int64_t queue = atomic_load_explicit(&t->limit.disk_queue_max, memory_order_relaxed);
+    return t->disk ? (queue < limit / 8 ? queue : limit / 8) : 0;
+}
+
+bool tier_over_limit(struct tier *t)
+{
+    int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
+
+    return limit > 0 && mem_class_bytes(MEM_DATA) > limit;
+}
+
+/* What is being demoted will be free soon, and is not counted against the lower mark; so
+ * writes seldom meet the upper one, maxmemory itself, where they must wait. */
+enum status tier_make_room(struct worker *w)
+{
+    struct tier *t = w->tier;
+    int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
+    int policy = atomic_load_explicit(&t->limit.policy, memory_order_relaxed);
+
+    bool tracked = t->has_upstream && t->tracked_keys > t->limit.tracked_keys_max;
+    if (limit <= 0 && !tracked)
+        return ST_OK;
+    int64_t soft = limit - room_for_queue(t, limit);
+    int64_t used = mem_class_bytes(MEM_DATA);
+    if (LIKELY(used - t->demoting_bytes <= soft && !tracked))
+        return ST_OK;
+    if (policy == POLICY_NOEVICTION && !t->disk)
+        return used > limit ? ST_FULL : ST_OK;
+    int64_t full_since = t->disk_full_since_ms;
+    bool stalled = full_since != 0 && clock_mono_ms() - full_since >= t->limit.disk_stall_ms;
+    enum evict_rc rc = EVICT_DONE;
+    for (int i = 0; i < EVICT_PER_CALL && rc == EVICT_DONE; i++) {
+        rc = evict_one(w, policy, stalled);
+        used = mem_class_bytes(MEM_DATA);
+        tracked = t->has_upstream && t->tracked_keys > t->limit.tracked_keys_max;
+        if (used - t->demoting_bytes <= soft && !tracked)
+            break;
+    }
+    if (used <= limit || limit <= 0)
+        return ST_OK;
+    if (t->disk && t->demoting_bytes > 0)
+        return stalled ? ST_OK : ST_PENDING;
+    return rc == EVICT_NONE ? ST_FULL : ST_OK;
+}
+
+/* ---- what the disk reports, on its writer thread ---- */
+
+static void commit_one_locked(struct tier *t, struct mem_shard *shard, const struct disk_done *item, struct residency *r,
+                              bool ok)
+{
+    atomic_fetch_sub_explicit(&t->demoting_bytes, (int64_t)r->bytes, memory_order_relaxed);
+    if (!r->demoting)
+        return; /* changed or gone meanwhile; its tombstone is queued behind the record */
+    r->demoting = false;
+    if (ok)
+        disk_publish_locked(t->disk, item->hash, item->block, item->has_expire);
+    if (r->pins > 0)
+        return; /* the last of those that use it unwraps it */
+    if (!ok || r->read_since) {
+        residency_unwrap_locked(t, shard, r);
+        return;
+    }
+    tier_object_gone(t, r->value);
+    residency_detach_locked(t, shard, r); /* the queue's reference frees it */
+}
+
+void tier_committed(void *arg, const struct disk_done *items, size_t n, enum status st)
+{
+    struct tier *t = arg;
+
+    for (size_t i = 0; i < n; i++) {
+        struct residency *r = (struct residency *)(uintptr_t)items[i].ticket;
+        struct mem_shard *shard = tier_shard_of(t, items[i].hash);
+        mem_lock(shard);
+        if (r) {
+            commit_one_locked(t, shard, &items[i], r, st == ST_OK);
+            residency_unref(r);
+        } else if (st == ST_OK) { /* tier_write_out(): the object stays where it is */
+            disk_publish_locked(t->disk, items[i].hash, items[i].block, items[i].has_expire);
+        }
+        mem_unlock(shard);
+    }
+}
+
+struct presence {
+    const struct tier *t;
+    uint64_t bits;
+    bool found;
+};
+
+static void presence_fn(void *arg, struct object *o)
+{
+    struct presence *p = arg;
+
+    if (o->type == OBJ_RESIDENCY) {
+        struct residency *r = residency_of(o);
+        p->found |= r->value && disk_hash_bits(p->t->disk, r->hash) == p->bits;
+    } else if (o->type != OBJ_NONE && mem_db_of(p->t->mem, o->inc) >= 0) {
+        p->found |= disk_hash_bits(p->t->disk, mem_object_hash(p->t->mem, o)) == p->bits;
+    }
+}
+
+/* Records that leave the disk. What is in memory too becomes dirty by that; the rest is lost. */
+void tier_dropped(void *arg, const struct disk_gone *items, size_t n)
+{
+    struct tier *t = arg;
+
+    for (size_t i = 0; i < n; i++) {
+        struct mem_shard *shard = tier_shard_of(t, items[i].hash);
+        int db = mem_db_of(t->mem, (uint16_t)items[i].incarnation);
+        bool live = db >= 0 && atomic_load(&t->mem->db[db].incarnation) == items[i].incarnation;
+        struct presence p = {.t = t, .bits = disk_hash_bits(t->disk, items[i].hash)};
+        uint64_t end;
+        mem_lock(shard);
+        if (disk_drop_locked(t->disk, items[i].hash, items[i].block) && live) {
+            mem_scan_locked(t->mem, shard, items[i].hash, &end, presence_fn, &p);
+            if (!p.found) {
+                mem_db_count(t->mem, (unsigned)db, -1, items[i].has_expire ? -1 : 0);
+                stats_inc(t->disk_stats, STAT_evicted_keys);
+            }
+        }
+        mem_unlock(shard);
+    }
+}

@@ -1,0 +1,710 @@
+/* Faulting in: waiting requests, fetches shared between them, and their completion. */
+#include <stdio.h>
+
+#include "tiercel/clock.h"
+#include "tier_priv.h"
+
+#define FETCHED_SIZE_INIT 1024 /* what a fetched object is taken to weigh before any was seen */
+
+/* One fetch, from the disk or the upstream. Its worker's, except that a disk reader fills
+ * in `found` and `st` before it posts it back. */
+struct fetch {
+    struct mbox_msg msg;
+    struct list link;
+    struct worker *w;
+    struct residency *res;
+    struct disk_read rd;
+    struct upstream_fetch uf;
+    struct key key; /* ptr: name */
+    uint32_t incarnation;
+    enum status st;
+    struct object *found; /* what the disk had */
+    char name[];
+};
+
+/* ---- waiters ---- */
+
+static void request_ready(struct mbox_msg *msg, void *owner)
+{
+    struct tier_request *req = LIST_ENTRY(msg, struct tier_request, msg);
+    (void)owner;
+    req->ready(req);
+}
+
+/* One thing less to wait for; the last one sends the request home. Any worker. */
+static void request_settle(struct tier_request *req)
+{
+    if (atomic_fetch_sub_explicit(&req->pending, 1, memory_order_acq_rel) == 1) {
+        req->msg.run = request_ready;
+        mbox_post(req->w->mbox, &req->msg);
+    }
+}
+
+/* Gives every waiter its answer. With ST_OK and a value each becomes a pin; the residency's
+ * references go over to the pins. */
+void tier_wake_waiters_locked(struct worker *w, struct residency *r, enum status st, const char *error)
+{
+    struct list *l;
+    bool pin = st == ST_OK && r->value;
+    (void)w;
+
+    while ((l = list_pop_front(&r->waiters))) {
+        struct tier_wait *wait = LIST_ENTRY(l, struct tier_wait, link);
+        wait->waiting = false;
+        wait->st = st;
+        if (error)
+            snprintf(wait->req->error, sizeof(wait->req->error), "%s", error);
+        if (pin) {
+            r->pins++;
+        } else {
+            wait->res = NULL;
+            residency_unref(r);
+        }
+        request_settle(wait->req);
+    }
+}
+
+/* ---- starting ---- */
+
+static void reads_run(struct mbox_msg *msg, void *owner)
+{
+    struct tier_worker *tw = LIST_ENTRY(msg, struct tier_worker, reads_msg);
+    struct list batch;
+    (void)owner;
+
+    tw->reads_posted = false;
+    list_init(&batch);
+    struct list *l;
+    while ((l = list_pop_front(&tw->reads)))
+        list_push_back(&batch, &LIST_ENTRY(l, struct fetch, link)->rd.link);
+    if (!list_empty(&batch))
+        disk_read_submit(tw->w->tier->disk, &batch);
+}
+
+static void fetch_finish(struct mbox_msg *msg, void *owner);
+static void fetch_upstream(struct fetch *f);
+
+static void disk_read_done(struct disk_read *rd, enum status st, const struct disk_record *rec)
+{
+    struct fetch *f = LIST_ENTRY(rd, struct fetch, rd);
+
+    if (st == ST_OK)
+        st = object_parse(rec->type, &f->key, rec->payload, rec->expire_ms, rec->origin, &f->found);
+    f->st = st;
+    f->msg.run = fetch_finish;
+    mbox_post(f->w->mbox, &f->msg);
+}
+
+static struct fetch *fetch_create(struct worker *w, struct residency *r, const struct key *key)
+{
+    struct fetch *f = mem_calloc(MEM_CLIENT, sizeof(*f) + key->len);
+
+    f->w = w;
+    f->res = r;
+    r->refs++;
+    r->fetching = true;
+    memcpy(f->name, key->ptr, key->len);
+    f->key = *key;
+    f->key.ptr = f->name;
+    f->incarnation = atomic_load_explicit(&w->tier->mem->full_inc[key->inc], memory_order_relaxed);
+    return f;
+}
+
+/* Queues the fetch of a key: from `block` on disk, or from the upstream. Sent when no lock is held. */
+static void fetch_start_locked(struct worker *w, struct residency *r, const struct key *key, bool on_disk, uint32_t block)
+{
+    struct tier_worker *tw = w->tier_worker;
+    struct fetch *f = fetch_create(w, r, key);
+
+    if (!on_disk) {
+        list_push_back(&tw->upstream_now, &f->link);
+        return;
+    }
+    f->rd = (struct disk_read){.key = f->key, .incarnation = f->incarnation, .block = block, .done = disk_read_done};
+    list_push_back(&tw->reads, &f->link);
+    if (!tw->reads_posted) { /* one hand-over per loop iteration */
+        tw->reads_posted = true;
+        tw->reads_msg.run = reads_run;
+        mbox_post(w->mbox, &tw->reads_msg);
+    }
+}
+
+static void send_upstream_now(struct tier_worker *tw)
+{
+    struct list *l;
+
+    while ((l = list_pop_front(&tw->upstream_now)))
+        fetch_upstream(LIST_ENTRY(l, struct fetch, link));
+}
+
+static void join_locked(struct tier_request *req, struct tier_wait *wait, struct residency *r)
+{
+    r->refs++;
+    wait->res = r;
+    wait->waiting = true;
+    list_push_back(&r->waiters, &wait->link);
+    atomic_fetch_add_explicit(&req->pending, 1, memory_order_relaxed);
+}
+
+static void pin_locked(struct tier_wait *wait, struct residency *r)
+{
+    r->refs++;
+    r->pins++;
+    wait->res = r;
+    wait->st = ST_OK;
+}
+
+/* Nothing in memory answers: fetch, unless it is nowhere. `slot`: a suspect copy to be replaced. */
+static void miss_locked(struct worker *w, struct mem_shard *shard, struct tier_request *req, struct tier_wait *wait,
+                        mem_slot *slot)
+{
+    struct tier *t = w->tier;
+    uint32_t block = 0;
+    bool has_expire, on_disk = !slot && t->disk && disk_find_locked(t->disk, wait->key.hash, &block, &has_expire);
+
+    wait->st = ST_NOT_FOUND;
+    if (!on_disk && !t->has_upstream)
+        return;
+    if (on_disk && !t->has_upstream && wait->need == TIER_PRESENCE && !has_expire)
+        return;
+    struct residency *r = residency_attach_locked(t, shard, &wait->key, slot, slot ? mem_object(*slot) : NULL);
+    fetch_start_locked(w, r, &wait->key, on_disk, block);
+    join_locked(req, wait, r);
+}
+
+static bool usable(struct worker *w, const struct object *o, enum liveness l)
+{
+    return l == LIVE || (l == SUSPECT && atomic_load(&w->tier->generation[w->id]) == 0 &&
+                         tier_stale_allowed(w->tier, object_origin(o), w->now_ms));
+}
+
+static void fault_key_locked(struct worker *w, struct mem_shard *shard, struct tier_request *req, struct tier_wait *wait)
+{
+    struct tier *t = w->tier;
+    mem_slot *slot = mem_find_locked(t->mem, shard, &wait->key);
+    struct object *o = slot ? mem_object(*slot) : NULL;
+    struct residency *r = o && o->type == OBJ_RESIDENCY ? residency_of(o) : NULL;
+
+    if (r && r->fetching) {
+        stats_inc(w->stats, STAT_tier_coalesced_misses);
+        join_locked(req, wait, r);
+        return;
+    }
+    if (r)
+        o = r->value;
+    enum liveness l = o ? tier_liveness(w, o) : GONE;
+    if (o && l == NEGATIVE_LIVE) {
+        wait->st = ST_NOT_FOUND;
+    } else if (o && usable(w, o, l)) {
+        pin_locked(wait, r ? r : (r = residency_attach_locked(t, shard, &wait->key, slot, o)));
+    } else if (o && l == SUSPECT && !r) {
+        miss_locked(w, shard, req, wait, slot);
+    } else {
+        if (o)
+            tier_delete_locked(w, shard, &wait->key, TIER_EXPIRED);
+        miss_locked(w, shard, req, wait, NULL);
+    }
+}
+
+/* ---- inflight-max-bytes ---- */
+
+static int64_t estimate(struct tier *t, const struct tier_request *req)
+{
+    int64_t each = atomic_load_explicit(&t->fetched_size, memory_order_relaxed);
+    return (each ? each : FETCHED_SIZE_INIT) * req->nwaits;
+}
+
+static bool admit(struct tier *t, struct tier_request *req, bool urgent)
+{
+    int64_t max = atomic_load_explicit(&t->limit.inflight_max, memory_order_relaxed), want = estimate(t, req);
+    _Atomic int64_t *taken = urgent ? &t->inflight_urgent : &t->inflight_ahead;
+    int64_t now = atomic_load(taken);
+
+    do {
+        if (urgent ? now > 0 && now + want > max : now + want > max / 2)
+            return false;
+    } while (!atomic_compare_exchange_weak(taken, &now, now + want));
+    req->urgent = urgent;
+    req->charge = want;
+    return true;
+}
+
+static void recharge(struct tier *t, struct tier_request *req, int64_t charge)
+{
+    atomic_fetch_add(req->urgent ? &t->inflight_urgent : &t->inflight_ahead, charge - req->charge);
+    req->charge = charge;
+}
+
+/* Starts what was waiting for others to finish. */
+static void admit_run(struct mbox_msg *msg, void *owner)
+{
+    struct tier_worker *tw = LIST_ENTRY(msg, struct tier_worker, admit_msg);
+    (void)owner;
+
+    atomic_store(&tw->admit_posted, false);
+    while (!list_empty(&tw->admission)) {
+        struct tier_request *req = LIST_ENTRY(tw->admission.next, struct tier_request, admission);
+        if (tier_fault(tw->w, req, true) == ST_BUSY)
+            break;
+    }
+}
+
+static void wake_admission(struct tier *t)
+{
+    if (LIKELY(atomic_load(&t->admission_waiters) == 0))
+        return;
+    for (int i = 0; i < t->nworkers; i++) {
+        struct tier_worker *tw = t->workers[i]->tier_worker;
+        if (!atomic_exchange(&tw->admit_posted, true)) {
+            tw->admit_msg.run = admit_run;
+            mbox_post(t->workers[i]->mbox, &tw->admit_msg);
+        }
+    }
+}
+
+static void wait_for_admission(struct tier_worker *tw, struct tier_request *req)
+{
+    if (!list_empty(&req->admission))
+        return;
+    list_push_back(&tw->admission, &req->admission);
+    atomic_fetch_add(&tw->w->tier->admission_waiters, 1);
+}
+
+static bool leave_admission(struct tier *t, struct tier_request *req)
+{
+    if (list_empty(&req->admission))
+        return false;
+    list_remove(&req->admission);
+    atomic_fetch_sub(&t->admission_waiters, 1);
+    return true;
+}
+
+/* ---- the request's view ---- */
+
+enum status tier_fault(struct worker *w, struct tier_request *req, bool urgent)
+{
+    struct tier *t = w->tier;
+    bool waited = !list_empty(&req->admission);
+
+    req->w = w;
+    if (!admit(t, req, urgent)) {
+        if (!urgent || waited)
+            return ST_BUSY;
+        wait_for_admission(w->tier_worker, req);
+        wake_admission(t); /* another's release may have come between */
+        return ST_PENDING;
+    }
+    leave_admission(t, req);
+    req->error[0] = '\0';
+    atomic_store_explicit(&req->pending, 1, memory_order_relaxed); /* ours, until all keys are seen to */
+    for (int i = 0; i < req->nwaits; i++) {
+        struct tier_wait *wait = &req->waits[i];
+        struct mem_shard *shard = tier_shard_of(t, wait->key.hash);
+        wait->req = req;
+        wait->res = NULL;
+        wait->waiting = false;
+        wait->st = ST_OK;
+        list_init(&wait->link);
+        if (wait->need == TIER_NOTHING)
+            continue;
+        mem_lock(shard);
+        if (mem_key_current(t->mem, &wait->key))
+            fault_key_locked(w, shard, req, wait);
+        mem_unlock(shard);
+    }
+    send_upstream_now(w->tier_worker);
+    if (waited) { /* ready() was promised */
+        request_settle(req);
+        return ST_PENDING;
+    }
+    return atomic_fetch_sub_explicit(&req->pending, 1, memory_order_acq_rel) == 1 ? ST_OK : ST_PENDING;
+}
+
+static void unpin_locked(struct worker *w, struct mem_shard *shard, struct residency *r)
+{
+    struct tier *t = w->tier;
+    uint32_t block;
+    bool has_expire;
+
+    CHECK(r->pins > 0);
+    if (--r->pins == 0 && r->attached && !r->fetching && !r->demoting) {
+        /* Over the limit, what the disk still has need not stay: it was fetched for this use. */
+        if (tier_over_limit(t) && t->disk && disk_find_locked(t->disk, r->hash, &block, &has_expire)) {
+            stats_inc(w->stats, STAT_tier_clean_drops);
+            tier_object_gone(t, r->value);
+            residency_detach_locked(t, shard, r);
+        } else {
+            residency_unwrap_locked(t, shard, r);
+        }
+    }
+    residency_unref(r);
+}
+
+void tier_release(struct worker *w, struct tier_request *req)
+{
+    for (int i = 0; i < req->nwaits; i++) {
+        struct tier_wait *wait = &req->waits[i];
+        if (!wait->res)
+            continue;
+        struct mem_shard *shard = tier_shard_of(w->tier, wait->key.hash);
+        mem_lock(shard);
+        unpin_locked(w, shard, wait->res);
+        mem_unlock(shard);
+        wait->res = NULL;
+    }
+    recharge(w->tier, req, 0);
+    wake_admission(w->tier);
+}
+
+bool tier_cancel(struct worker *w, struct tier_request *req)
+{
+    req->cancelled = true;
+    if (leave_admission(w->tier, req))
+        return true;
+    int settled = 0;
+    for (int i = 0; i < req->nwaits; i++) {
+        struct tier_wait *wait = &req->waits[i];
+        struct mem_shard *shard = tier_shard_of(w->tier, wait->key.hash);
+        mem_lock(shard); /* completions on other threads change the wait under it */
+        if (wait->waiting) {
+            list_remove(&wait->link);
+            wait->waiting = false;
+            residency_unref(wait->res);
+            settled++;
+        } else if (wait->res) {
+            unpin_locked(w, shard, wait->res);
+        }
+        wait->res = NULL;
+        mem_unlock(shard);
+    }
+    recharge(w->tier, req, 0);
+    wake_admission(w->tier);
+    /* Whoever brings pending to 0 decides: if it was not us, a message is on its way. */
+    return settled > 0 && atomic_fetch_sub(&req->pending, settled) == settled;
+}
+
+/* ---- completion, on the worker that started the fetch ---- */
+
+static void fetch_free(struct fetch *f)
+{
+    mem_free(MEM_CLIENT, f);
+}
+
+static void learn_size(struct tier *t, const struct object *o)
+{
+    int64_t mean = atomic_load_explicit(&t->fetched_size, memory_order_relaxed), size = (int64_t)object_bytes(o);
+    atomic_store_explicit(&t->fetched_size, mean ? mean + (size - mean) / 16 : size, memory_order_relaxed);
+}
+
+/* The fetched object becomes the key's value. */
+static void install_locked(struct worker *w, struct mem_shard *shard, struct residency *r, struct object *o)
+{
+    struct tier *t = w->tier;
+
+    tier_access_init(t, o, w->now_ms);
+    learn_size(t, o);
+    r->value = o;
+    r->fetching = false;
+    if (o->flags & OBJ_F_ORIGIN && o->type != OBJ_NONE && r->attached)
+        atomic_fetch_add_explicit(&t->tracked_keys, 1, memory_order_relaxed);
+    tier_wake_waiters_locked(w, r, o->type == OBJ_NONE ? ST_NOT_FOUND : ST_OK, NULL);
+    if (r->attached && r->pins == 0)
+        residency_unwrap_locked(t, shard, r);
+}
+
+/* It is nowhere, or could not be had. */
+static void fail_locked(struct worker *w, struct mem_shard *shard, struct residency *r, enum status st, const char *error)
+{
+    r->fetching = false;
+    tier_wake_waiters_locked(w, r, st, error);
+    if (r->attached)
+        residency_detach_locked(w->tier, shard, r);
+}
+
+static void uncount(struct worker *w, const struct key *key, bool expires)
+{
+    if (mem_key_current(w->tier->mem, key))
+        mem_db_count(w->tier->mem, key->db, -1, -(int)expires);
+}
+
+/* The index was wrong, or its record is dead by now. */
+static void drop_index_locked(struct worker *w, struct fetch *f, bool expired)
+{
+    struct tier *t = w->tier;
+    uint32_t block;
+    bool has_expire = false;
+
+    if (disk_find_locked(t->disk, f->key.hash, &block, &has_expire) && block == f->rd.block &&
+        disk_drop_locked(t->disk, f->key.hash, block)) {
+        uncount(w, &f->key, has_expire);
+        if (expired)
+            stats_inc(w->stats, STAT_expired_keys);
+    }
+}
+
+/* What came from disk. true: done; false: the upstream is to be asked. */
+static bool finish_disk_locked(struct worker *w, struct mem_shard *shard, struct fetch *f)
+{
+    struct tier *t = w->tier;
+    struct residency *r = f->res;
+    struct object *o = f->found;
+    uint32_t block;
+    bool has_expire, expired = o && object_expired(o, w->now_ms);
+    bool current = o && !expired && (!(o->flags & OBJ_F_ORIGIN) ? !t->has_upstream : tier_origin_current(t, object_origin(o)));
+
+    f->found = NULL;
+    if (current && r->attached) {
+        stats_inc(w->stats, STAT_tier_disk_hits);
+        stats_inc(w->stats, STAT_tier_promotions);
+        if (!disk_find_locked(t->disk, f->key.hash, &block, &has_expire)) /* its block was dropped meanwhile */
+            mem_db_count(t->mem, f->key.db, 1, object_expire(o) != 0);
+        install_locked(w, shard, r, o);
+        return true;
+    }
+    stats_inc(w->stats, STAT_tier_disk_misses);
+    if (f->st != ST_IO && r->attached && (!o || expired || !t->has_upstream))
+        drop_index_locked(w, f, expired);
+    if (t->has_upstream) {
+        if (o && !expired && o->flags & OBJ_F_ORIGIN && r->attached && !r->value) {
+            r->value = o; /* a suspect: the upstream decides, stale-if-error may keep it */
+            atomic_fetch_add_explicit(&t->tracked_keys, 1, memory_order_relaxed);
+            o = NULL;
+        }
+        object_free(o);
+        return false;
+    }
+    object_free(o);
+    if (f->st == ST_IO)
+        fail_locked(w, shard, r, ST_IO, "disk read failed");
+    else
+        fail_locked(w, shard, r, r->attached ? ST_NOT_FOUND : ST_OK, NULL);
+    return true;
+}
+
+static void after_install(struct worker *w)
+{
+    if (tier_over_limit(w->tier) || w->tier->has_upstream)
+        (void)tier_make_room(w); /* best effort: the next write waits if it must */
+}
+
+static void fetch_finish(struct mbox_msg *msg, void *owner)
+{
+    struct fetch *f = LIST_ENTRY(msg, struct fetch, msg);
+    struct worker *w = f->w;
+    struct mem_shard *shard = tier_shard_of(w->tier, f->key.hash);
+    (void)owner;
+
+    mem_lock(shard);
+    bool done = finish_disk_locked(w, shard, f);
+    if (done)
+        residency_unref(f->res);
+    mem_unlock(shard);
+    if (done) {
+        fetch_free(f);
+        after_install(w);
+    } else {
+        fetch_upstream(f);
+    }
+}
+
+/* ---- the upstream's part ---- */
+
+static void count_copy(struct worker *w, const struct fetch *f, struct residency *r, const struct object *o)
+{
+    uint32_t block;
+    bool expires = false;
+    /* A suspect, or a disk copy, was counted as a key already. */
+    bool was = r->value != NULL || (w->tier->disk && disk_find_locked(w->tier->disk, f->key.hash, &block, &expires));
+
+    if (r->value)
+        expires = object_expire(r->value) != 0;
+    mem_db_count(w->tier->mem, f->key.db, (o->type != OBJ_NONE) - was,
+                 (o->type != OBJ_NONE && object_expire(o) != 0) - (int)(was && expires));
+}
+
+static void discard_suspect(struct worker *w, struct residency *r)
+{
+    if (r->value) {
+        if (r->attached)
+            tier_object_gone(w->tier, r->value);
+        object_free(r->value);
+        r->value = NULL;
+    }
+}
+
+/* Its answer: a value, or an OBJ_NONE. */
+static void finish_upstream_locked(struct worker *w, struct mem_shard *shard, struct fetch *f, struct object *o,
+                                   uint32_t generation)
+{
+    struct tier *t = w->tier;
+    struct residency *r = f->res;
+    bool keep = r->attached && generation != 0 && tier_origin_current(t, tier_origin(w->id, generation)) &&
+                mem_key_current(t->mem, &f->key) && (o->type != OBJ_NONE || t->limit.negative_ttl_ms > 0);
+    bool had_expire;
+
+    if (keep)
+        count_copy(w, f, r, o);
+    else if (r->attached && r->value)
+        uncount(w, &f->key, object_expire(r->value) != 0);
+    discard_suspect(w, r);
+    if (r->attached)
+        tier_forget_disk_locked(t, f->key.hash, false, &had_expire);
+    if (!keep && r->attached)
+        residency_detach_locked(t, shard, r);
+    install_locked(w, shard, r, o);
+}
+
+/* No answer: the suspect copy, where rules allow it, or the error. */
+static void fail_upstream_locked(struct worker *w, struct mem_shard *shard, struct fetch *f, enum status st,
+                                 const char *error)
+{
+    struct tier *t = w->tier;
+    struct residency *r = f->res;
+
+    stats_inc(w->stats, STAT_tier_upstream_errors);
+    if (r->attached && r->value && st != ST_WRONGTYPE) {
+        r->fetching = false;
+        bool stale = tier_stale_allowed(t, object_origin(r->value), w->now_ms);
+        if (stale) {
+            stats_inc(w->stats, STAT_tier_stale_hits);
+            tier_wake_waiters_locked(w, r, ST_OK, NULL);
+        } else {
+            struct object *suspect = r->value;
+            r->value = NULL;
+            tier_wake_waiters_locked(w, r, st, error);
+            r->value = suspect;
+        }
+        if (r->pins == 0)
+            residency_unwrap_locked(t, shard, r);
+        return;
+    }
+    if (r->attached && r->value)
+        uncount(w, &f->key, object_expire(r->value) != 0);
+    discard_suspect(w, r);
+    fail_locked(w, shard, r, st, error);
+}
+
+static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struct slice value, int64_t pttl_ms,
+                                uint32_t generation)
+{
+    struct fetch *f = LIST_ENTRY(uf, struct fetch, uf);
+    struct worker *w = f->w;
+    struct mem_shard *shard = tier_shard_of(w->tier, f->key.hash);
+    uint64_t origin = tier_origin(w->id, generation);
+    struct object *o = NULL;
+    char error[160] = "";
+
+    if (st == ST_OK) {
+        int64_t expire_ms = pttl_ms >= 0 ? uf->sent_ms + pttl_ms : 0;
+        struct codec_options opt = {w->conf->compression == COMPRESSION_ZSTD, (size_t)w->conf->compression_threshold,
+                                    (int)w->conf->compression_level};
+        struct rcbuf *packed = codec_pack(w->codec, &opt, value);
+        if (packed) {
+            stats_inc(w->stats, STAT_compression_values);
+            stats_add(w->stats, STAT_compression_bytes_in, value.len);
+            stats_add(w->stats, STAT_compression_bytes_out, packed->len);
+        }
+        o = packed ? object_new_rcbuf(&f->key, packed, expire_ms, origin)
+                   : object_new_string(&f->key, value, expire_ms, origin);
+        stats_inc(w->stats, STAT_tier_upstream_hits);
+    } else if (st == ST_NOT_FOUND) {
+        o = object_new_none(&f->key, w->now_ms + w->tier->limit.negative_ttl_ms, origin);
+        stats_inc(w->stats, STAT_tier_upstream_misses);
+    } else {
+        snprintf(error, sizeof(error), "%.*s", (int)(value.len < 150 ? value.len : 150), value.len ? value.ptr : "");
+    }
+    mem_lock(shard);
+    if (o)
+        finish_upstream_locked(w, shard, f, o, generation);
+    else
+        fail_upstream_locked(w, shard, f, st, error);
+    residency_unref(f->res);
+    mem_unlock(shard);
+    fetch_free(f);
+    after_install(w);
+}
+
+/* No lock held; may complete at once. */
+static void fetch_upstream(struct fetch *f)
+{
+    f->uf.key = key_slice(&f->key);
+    f->uf.db = f->key.db;
+    f->uf.done = upstream_fetch_done;
+    stats_inc(f->w->stats, STAT_tier_upstream_requests);
+    upstream_fetch(f->w->tier_worker->up, &f->uf);
+}
+
+void tier_forget_upstream(struct worker *w, unsigned db, struct slice name)
+{
+    struct tier *t = w->tier;
+    struct key key;
+
+    mem_key_init(t->mem, db, name, &key);
+    struct mem_shard *shard = tier_shard_of(t, key.hash);
+    mem_lock(shard);
+    tier_delete_locked(w, shard, &key, TIER_DELETED);
+    mem_unlock(shard);
+}
+
+void tier_forget_all_upstream(struct worker *w)
+{
+    mem_lock_all(w->tier->mem);
+    for (unsigned db = 0; db < w->tier->mem->databases; db++)
+        tier_flush_db_locked(w, db);
+    mem_unlock_all(w->tier->mem);
+}
+
+/* ---- waiting for the disk's queue ---- */
+
+static void room_run(struct mbox_msg *msg, void *owner)
+{
+    struct tier_worker *tw = LIST_ENTRY(msg, struct tier_worker, room_msg);
+    (void)owner;
+
+    atomic_store(&tw->room_posted, false);
+    tier_drop_room_waits(tw);
+}
+
+void tier_drop_room_waits(struct tier_worker *tw)
+{
+    struct list now, *l;
+
+    list_init(&now);
+    list_splice(&now, &tw->room_waiters);
+    while ((l = list_pop_front(&now))) {
+        struct tier_room_wait *rw = LIST_ENTRY(l, struct tier_room_wait, link);
+        rw->ready(rw);
+    }
+}
+
+void tier_room(void *arg)
+{
+    struct tier *t = arg;
+
+    atomic_store(&t->disk_full_since_ms, 0);
+    for (int i = 0; i < t->nworkers; i++) {
+        struct tier_worker *tw = t->workers[i] ? t->workers[i]->tier_worker : NULL;
+        if (tw && !atomic_exchange(&tw->room_posted, true)) {
+            tw->room_msg.run = room_run;
+            mbox_post(t->workers[i]->mbox, &tw->room_msg);
+        }
+    }
+}
+
+void tier_wait_room(struct worker *w, struct tier_room_wait *rw)
+{
+    list_push_back(&w->tier_worker->room_waiters, &rw->link);
+}
+
+void tier_cancel_room(struct tier_room_wait *rw)
+{
+    list_remove(&rw->link);
+}
+
+void tier_fault_init(struct tier_worker *tw)
+{
+    list_init(&tw->reads);
+    list_init(&tw->upstream_now);
+    list_init(&tw->admission);
+    list_init(&tw->room_waiters);
+}

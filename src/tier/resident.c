@@ -1,0 +1,369 @@
+/* The table of states in tier.h, seen from commands: resolving a key, and changing it. */
+#include "tiercel/codec.h"
+#include "tier_priv.h"
+
+/* ---- residencies ---- */
+
+struct residency *residency_of(const struct object *node)
+{
+    return object_ptr(node);
+}
+
+void residency_unref(struct residency *r)
+{
+    CHECK(r->refs > 0);
+    if (--r->refs > 0)
+        return;
+    CHECK(!r->attached && list_empty(&r->waiters));
+    object_free(r->value);
+    mem_free(MEM_DATA, r);
+}
+
+/* Puts a residency in the table: in `slot`, whose object becomes its value, or in a new one. */
+struct residency *residency_attach_locked(struct tier *t, struct mem_shard *shard, const struct key *key,
+                                          mem_slot *slot, struct object *value)
+{
+    struct residency *r = mem_calloc(MEM_DATA, sizeof(*r));
+
+    r->refs = 1;
+    r->attached = true;
+    r->hash = key->hash;
+    r->value = value;
+    r->node = object_new_ptr(key, OBJ_RESIDENCY, ENC_PTR, r, 0, 0);
+    list_init(&r->waiters);
+    if (slot)
+        mem_replace_locked(slot, r->node);
+    else
+        mem_insert_locked(t->mem, shard, key->hash, r->node);
+    return r;
+}
+
+static mem_slot *residency_slot_locked(struct tier *t, struct mem_shard *shard, const struct residency *r)
+{
+    mem_slot *slot = mem_find_object_locked(t->mem, shard, r->hash, r->node);
+    CHECK(slot);
+    return slot;
+}
+
+static void residency_left_table(struct residency *r)
+{
+    object_free(r->node);
+    r->node = NULL;
+    r->attached = false;
+    residency_unref(r);
+}
+
+/* Takes it out of the table for good; whoever still waits for it or pins it keeps it. */
+void residency_detach_locked(struct tier *t, struct mem_shard *shard, struct residency *r)
+{
+    mem_remove_locked(t->mem, shard, r->hash, residency_slot_locked(t, shard, r));
+    r->demoting = false;
+    residency_left_table(r);
+}
+
+/* Puts its value in the table in its stead. */
+void residency_unwrap_locked(struct tier *t, struct mem_shard *shard, struct residency *r)
+{
+    struct object *value = r->value;
+
+    CHECK(value && !r->pins && !r->fetching);
+    r->value = NULL;
+    mem_replace_locked(residency_slot_locked(t, shard, r), value);
+    r->demoting = false;
+    residency_left_table(r);
+}
+
+/* ---- what an object is worth ---- */
+
+bool tier_origin_current(const struct tier *t, uint64_t origin)
+{
+    uint32_t worker = (uint32_t)(origin >> 32) - 1, generation = (uint32_t)origin;
+
+    return worker < (uint32_t)t->nworkers && generation != 0 &&
+           atomic_load_explicit(&t->generation[worker], memory_order_acquire) == generation;
+}
+
+/* May a suspect be served? Only while its link is down, for a time, and not past a restart. */
+bool tier_stale_allowed(const struct tier *t, uint64_t origin, int64_t now_ms)
+{
+    uint32_t worker = (uint32_t)(origin >> 32) - 1;
+
+    if (worker >= (uint32_t)t->nworkers)
+        return false;
+    int64_t lost = atomic_load_explicit(&t->lost_ms[worker], memory_order_relaxed);
+    return lost != 0 && now_ms - lost < atomic_load_explicit(&t->limit.stale_if_error_ms, memory_order_relaxed);
+}
+
+enum liveness tier_liveness(struct worker *w, const struct object *o)
+{
+    struct tier *t = w->tier;
+
+    if (object_expired(o, w->now_ms))
+        return GONE;
+    if (o->flags & OBJ_F_ORIGIN && !tier_origin_current(t, object_origin(o)))
+        return o->type == OBJ_NONE ? GONE : SUSPECT;
+    return o->type == OBJ_NONE ? NEGATIVE_LIVE : LIVE;
+}
+
+/* No generation now on the worker's own link: asking the upstream cannot work. */
+static bool upstream_away(const struct worker *w)
+{
+    return atomic_load_explicit(&w->tier->generation[w->id], memory_order_relaxed) == 0;
+}
+
+/* ---- resolving ---- */
+
+static enum status found(struct worker *w, struct object *o, bool kept, struct tier_found *out)
+{
+    out->obj = o;
+    out->kept = kept;
+    stats_inc(w->stats, STAT_tier_memory_hits);
+    return ST_OK;
+}
+
+/* The entry is not simply alive. */
+static enum status resolve_slow_locked(struct worker *w, struct mem_shard *shard, const struct key *key,
+                                       struct object *o, struct tier_found *out)
+{
+    switch (tier_liveness(w, o)) {
+    case LIVE:
+        return found(w, o, true, out);
+    case NEGATIVE_LIVE:
+        stats_inc(w->stats, STAT_tier_negative_hits);
+        return ST_OK;
+    case SUSPECT:
+        if (!upstream_away(w) || !tier_stale_allowed(w->tier, object_origin(o), w->now_ms))
+            return ST_PENDING;
+        stats_inc(w->stats, STAT_tier_stale_hits);
+        return found(w, o, true, out);
+    case GONE:
+        tier_delete_locked(w, shard, key, TIER_EXPIRED);
+        break;
+    }
+    return w->tier->has_upstream ? ST_PENDING : ST_OK;
+}
+
+/* No usable entry in memory. */
+static enum status resolve_absent_locked(struct worker *w, const struct key *key, enum tier_need need,
+                                         struct tier_found *out)
+{
+    struct tier *t = w->tier;
+    uint32_t block;
+    bool has_expire;
+
+    if (t->disk) {
+        if (disk_find_locked(t->disk, key->hash, &block, &has_expire)) {
+            if (need == TIER_VALUE || (need == TIER_PRESENCE && has_expire) || t->has_upstream)
+                return ST_PENDING;
+            out->on_disk = true;
+            return ST_OK;
+        }
+        stats_inc(w->stats, STAT_tier_disk_filter_negatives);
+    }
+    return t->has_upstream ? ST_PENDING : ST_OK;
+}
+
+/* What the fault brought decides, where the table cannot: an answer of the upstream that was
+ * not kept is still the answer to the request that waited for it. */
+static bool resolve_from_wait(struct worker *w, const struct tier_wait *wait, struct tier_found *out, enum status *st)
+{
+    if (wait->st != ST_OK && wait->st != ST_NOT_FOUND) {
+        *st = wait->st;
+        return true;
+    }
+    if (!w->tier->has_upstream)
+        return false;
+    *st = ST_OK;
+    if (wait->st == ST_NOT_FOUND)
+        return true;
+    if (!wait->res || !wait->res->value)
+        return false;
+    if (!object_expired(wait->res->value, w->now_ms) && wait->res->value->type != OBJ_NONE) {
+        out->obj = wait->res->value;
+        out->kept = wait->res->attached;
+    }
+    return true;
+}
+
+enum status tier_resolve_locked(struct worker *w, struct mem_shard *shard, const struct key *key, enum tier_need need,
+                                const struct tier_wait *wait, struct tier_found *out)
+{
+    struct tier *t = w->tier;
+    mem_slot *slot = mem_find_locked(t->mem, shard, key);
+    enum status st;
+
+    *out = (struct tier_found){.kept = true};
+    if (UNLIKELY(wait != NULL) && resolve_from_wait(w, wait, out, &st))
+        return st;
+    if (LIKELY(slot != NULL)) {
+        struct object *o = mem_object(*slot);
+        if (UNLIKELY(o->type == OBJ_RESIDENCY)) {
+            struct residency *r = residency_of(o);
+            if (r->fetching)
+                return need == TIER_NOTHING && !t->has_upstream ? resolve_absent_locked(w, key, need, out) : ST_PENDING;
+            r->read_since = true;
+            o = r->value;
+        }
+        if (LIKELY(o->type != OBJ_NONE && !(o->flags & (OBJ_F_EXPIRE | OBJ_F_ORIGIN))))
+            return found(w, o, true, out);
+        return resolve_slow_locked(w, shard, key, o, out);
+    }
+    stats_inc(w->stats, STAT_tier_memory_misses);
+    return resolve_absent_locked(w, key, need, out);
+}
+
+/* ---- changing ---- */
+
+void tier_notify_locked(struct tier *t, struct mem_shard *shard, const struct key *key, enum tier_change why)
+{
+    if (UNLIKELY(t->shard[shard->index].watched > 0))
+        t->change(t->change_arg, key, why);
+}
+
+/* An object leaves memory (it is about to be freed). */
+void tier_object_gone(struct tier *t, const struct object *o)
+{
+    if (o->flags & OBJ_F_ORIGIN && o->type != OBJ_NONE)
+        atomic_fetch_sub_explicit(&t->tracked_keys, 1, memory_order_relaxed);
+}
+
+bool tier_forget_disk_locked(struct tier *t, uint64_t hash, bool force, bool *had_expire)
+{
+    *had_expire = false;
+    return t->disk && disk_forget_locked(t->disk, hash, force, had_expire);
+}
+
+/* Takes the key's entry out of the table, frees it, forgets its disk copy. What it was is
+ * left in *existed and *expires; the slot is gone. */
+static void clear_locked(struct worker *w, struct mem_shard *shard, const struct key *key, bool *existed, bool *expires)
+{
+    struct tier *t = w->tier;
+    mem_slot *slot = mem_find_locked(t->mem, shard, key);
+    struct object *value = slot ? mem_object(*slot) : NULL;
+    bool force = false, disk_expires;
+
+    *existed = *expires = false;
+    if (value && value->type == OBJ_RESIDENCY) {
+        struct residency *r = residency_of(value);
+        value = r->fetching ? NULL : r->value;
+        force = r->demoting;
+        r->refs++;
+        if (value) {
+            *existed = value->type != OBJ_NONE;
+            *expires = object_expire(value) != 0;
+            tier_object_gone(t, value);
+        } else if (r->value) {
+            tier_object_gone(t, r->value); /* a suspect that is being asked for anew */
+            *existed = true;
+            *expires = object_expire(r->value) != 0;
+        }
+        residency_detach_locked(t, shard, r);
+        if (r->fetching && !t->has_upstream)
+            tier_wake_waiters_locked(w, r, ST_OK, NULL);
+        residency_unref(r);
+    } else if (value) {
+        *existed = value->type != OBJ_NONE;
+        *expires = object_expire(value) != 0;
+        mem_remove_locked(t->mem, shard, key->hash, slot);
+        tier_object_gone(t, value);
+        object_free(value);
+    }
+    if (tier_forget_disk_locked(t, key->hash, force, &disk_expires) && !*existed) {
+        *existed = true;
+        *expires = disk_expires;
+    }
+}
+
+static bool counted(const struct object *o)
+{
+    return o->type != OBJ_NONE;
+}
+
+void tier_put_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *o)
+{
+    struct tier *t = w->tier;
+    bool existed, expires;
+    mem_slot *slot = mem_find_locked(t->mem, shard, key);
+    struct object *old = slot ? mem_object(*slot) : NULL;
+
+    tier_access_init(t, o, w->now_ms);
+    if (old && old->type != OBJ_RESIDENCY) { /* the common overwrite: no change of the table */
+        existed = counted(old);
+        expires = object_expire(old) != 0;
+        if (existed) { /* an overwrite is an access, not a new key */
+            o->access = old->access;
+            tier_touch_locked(w, o);
+        }
+        mem_replace_locked(slot, o);
+        bool disk_expires;
+        tier_forget_disk_locked(t, key->hash, false, &disk_expires);
+        tier_object_gone(t, old);
+        object_free(old);
+    } else {
+        clear_locked(w, shard, key, &existed, &expires);
+        mem_insert_locked(t->mem, shard, key->hash, o);
+    }
+    if (o->flags & OBJ_F_ORIGIN && counted(o))
+        atomic_fetch_add_explicit(&t->tracked_keys, 1, memory_order_relaxed);
+    mem_db_count(t->mem, key->db, (int)counted(o) - existed, (counted(o) && object_expire(o) != 0) - (existed && expires));
+    tier_notify_locked(t, shard, key, TIER_WRITTEN);
+}
+
+bool tier_delete_locked(struct worker *w, struct mem_shard *shard, const struct key *key, enum tier_change why)
+{
+    bool existed, expires;
+
+    clear_locked(w, shard, key, &existed, &expires);
+    if (!existed)
+        return false;
+    mem_db_count(w->tier->mem, key->db, -1, -(int)expires);
+    if (why == TIER_EXPIRED)
+        stats_inc(w->stats, STAT_expired_keys);
+    tier_notify_locked(w->tier, shard, key, why);
+    return true;
+}
+
+void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *old,
+                         struct object *o, bool had_expire)
+{
+    struct tier *t = w->tier;
+    mem_slot *slot = mem_find_object_locked(t->mem, shard, key->hash, old);
+    bool force = false, disk_expires;
+
+    if (slot) {
+        mem_replace_locked(slot, o); /* also when it is the same: its expiry may have come or gone */
+    } else { /* pinned or demoting */
+        slot = mem_find_locked(t->mem, shard, key);
+        CHECK(slot && mem_object(*slot)->type == OBJ_RESIDENCY);
+        struct residency *r = residency_of(mem_object(*slot));
+        CHECK(r->value == old);
+        r->value = o;
+        force = r->demoting;
+        r->demoting = false;
+        if (r->pins == 0)
+            residency_unwrap_locked(t, shard, r);
+    }
+    tier_forget_disk_locked(t, key->hash, force, &disk_expires);
+    mem_db_count(t->mem, key->db, 0, (object_expire(o) != 0) - had_expire);
+    tier_notify_locked(t, shard, key, TIER_WRITTEN);
+}
+
+void tier_flush_db_locked(struct worker *w, unsigned db)
+{
+    struct tier *t = w->tier;
+    uint32_t inc = mem_db_flush_locked(t->mem, db);
+
+    if (t->disk)
+        disk_set_incarnation(t->disk, db, inc);
+}
+
+void tier_swap_db_locked(struct worker *w, unsigned a, unsigned b)
+{
+    struct tier *t = w->tier;
+
+    mem_db_swap_locked(t->mem, a, b);
+    if (t->disk) {
+        disk_set_incarnation(t->disk, a, atomic_load(&t->mem->db[a].incarnation));
+        disk_set_incarnation(t->disk, b, atomic_load(&t->mem->db[b].incarnation));
+    }
+}

@@ -1,0 +1,259 @@
+/* Walks over the key space: expiry and reclaim in slices, SCAN's steps, writing out at a stop. */
+#include <stdlib.h>
+
+#include "tiercel/clock.h"
+#include "tier_priv.h"
+
+#define SWEEP_BUCKETS 64     /* per hold of a shard's lock */
+#define SWEEP_BATCH 64       /* objects removed per hold */
+#define SWEEP_SLICE_US 500   /* when little is found */
+#define SWEEP_BUSY_US 2000   /* while a tenth or more of what is looked at is due */
+
+/* ---- expiry and dead incarnations ---- */
+
+static void remove_due_locked(struct worker *w, struct mem_shard *shard, struct object *o)
+{
+    struct tier *t = w->tier;
+    struct key key;
+
+    mem_object_key(t->mem, o, &key);
+    if (mem_db_of(t->mem, o->inc) >= 0) {
+        tier_delete_locked(w, shard, &key, TIER_EXPIRED);
+        return;
+    }
+    if (o->type == OBJ_RESIDENCY) {
+        struct residency *r = residency_of(o);
+        if (r->value && !r->fetching)
+            tier_object_gone(t, r->value);
+        residency_detach_locked(t, shard, r);
+        return;
+    }
+    mem_slot *slot = mem_find_object_locked(t->mem, shard, key.hash, o);
+    CHECK(slot);
+    mem_remove_locked(t->mem, shard, key.hash, slot);
+    tier_object_gone(t, o);
+    object_free(o);
+}
+
+/* This worker's next shard. true: there is more to do here soon. */
+static bool sweep_shard(struct worker *w, int64_t until_us, size_t *seen, size_t *due)
+{
+    struct tier *t = w->tier;
+    struct tier_worker *tw = w->tier_worker;
+    struct mem_shard *shard = &t->mem->shard[tw->sweep_shard % t->mem->shards];
+    struct object *batch[SWEEP_BATCH];
+    bool wrapped = false;
+
+    while (!wrapped) {
+        mem_lock(shard);
+        size_t n = mem_sweep_locked(t->mem, shard, SWEEP_BUCKETS, w->now_ms, batch, SWEEP_BATCH, seen, &wrapped);
+        for (size_t i = 0; i < n; i++)
+            remove_due_locked(w, shard, batch[i]);
+        mem_unlock(shard);
+        *due += n;
+        if (clock_mono_us() >= until_us && !wrapped)
+            return true;
+    }
+    return false;
+}
+
+bool tier_worker_tick(struct worker *w, bool expire)
+{
+    struct tier *t = w->tier;
+    struct tier_worker *tw = w->tier_worker;
+    int64_t start = clock_mono_us(), until = start + SWEEP_SLICE_US;
+    size_t seen = 0, due = 0;
+
+    tier_drop_room_waits(tw); /* a missed wake-up costs a tick, not a hang */
+    if (!expire)
+        return false;
+    for (unsigned i = 0; i < t->mem->shards / (unsigned)t->nworkers + 1; i++) {
+        if (tw->sweep_shard % (unsigned)t->nworkers != (unsigned)w->id % (unsigned)t->nworkers)
+            tw->sweep_shard = (unsigned)w->id;
+        if (sweep_shard(w, until, &seen, &due))
+            break;
+        tw->sweep_shard += (unsigned)t->nworkers;
+        if (tw->sweep_shard >= t->mem->shards)
+            tw->sweep_shard = (unsigned)w->id;
+        if (due * 10 > seen && due > 0)
+            until = start + SWEEP_BUSY_US;
+        if (clock_mono_us() >= until)
+            break;
+    }
+    return due > 0 && due * 10 > seen;
+}
+
+/* ---- SCAN ---- */
+
+struct scan_state {
+    struct worker *w;
+    void (*mem_fn)(void *arg, const struct object *o);
+    void *arg;
+    uint64_t *seen; /* indexed hash bits of what is in memory */
+    size_t n, cap;
+};
+
+static void scan_object(void *arg, struct object *o)
+{
+    struct scan_state *s = arg;
+    const struct tier *t = s->w->tier;
+
+    if (o->type == OBJ_RESIDENCY) {
+        struct residency *r = residency_of(o);
+        if (!r->value)
+            return;
+        o = r->value;
+    }
+    if (t->disk) {
+        if (s->n == s->cap) {
+            s->cap = s->cap ? s->cap * 2 : 16;
+            s->seen = mem_realloc(MEM_OTHER, s->seen, s->cap * sizeof(*s->seen));
+        }
+        s->seen[s->n++] = disk_hash_bits(t->disk, mem_object_hash(t->mem, o));
+    }
+    if (o->type != OBJ_NONE)
+        s->mem_fn(s->arg, o);
+}
+
+static bool scan_seen(const struct scan_state *s, uint64_t bits)
+{
+    for (size_t i = 0; i < s->n; i++)
+        if (s->seen[i] == bits)
+            return true;
+    return false;
+}
+
+void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *next,
+                    void (*mem_fn)(void *arg, const struct object *o),
+                    void (*disk_fn)(void *arg, const struct disk_slot *slot), void *arg)
+{
+    struct tier *t = w->tier;
+    struct mem_shard *shard = tier_shard_of(t, cursor);
+    struct scan_state s = {.w = w, .mem_fn = mem_fn, .arg = arg};
+    struct disk_slot slots[64];
+
+    if (!locked)
+        mem_lock(shard);
+    mem_scan_locked(t->mem, shard, cursor, next, scan_object, &s);
+    if (t->disk) {
+        uint64_t hi = *next - 1, at = cursor; /* next 0: up to the last hash */
+        do {
+            size_t n = disk_scan_locked(t->disk, shard->index, at, hi, slots, 64, &at);
+            for (size_t i = 0; i < n; i++)
+                if (!scan_seen(&s, slots[i].hash))
+                    disk_fn(arg, &slots[i]);
+        } while (at != 0 && at <= hi);
+    }
+    if (!locked)
+        mem_unlock(shard);
+    mem_free(MEM_OTHER, s.seen);
+}
+
+/* ---- writing out at a clean stop ---- */
+
+struct hot {
+    uint32_t coldness;
+    uint64_t hash;
+    struct object *obj;
+};
+
+struct hot_list {
+    struct worker *w;
+    struct hot *v;
+    size_t n, cap;
+};
+
+static void hot_add(void *arg, struct object *o)
+{
+    struct hot_list *h = arg;
+    struct tier *t = h->w->tier;
+    uint32_t block;
+    bool has_expire;
+
+    if (o->type == OBJ_RESIDENCY) {
+        struct residency *r = residency_of(o);
+        if (!r->value || r->fetching || r->demoting)
+            return;
+        o = r->value;
+    }
+    uint64_t hash = mem_object_hash(t->mem, o);
+    if (o->type == OBJ_NONE || mem_db_of(t->mem, o->inc) < 0 || object_expired(o, h->w->now_ms) ||
+        disk_find_locked(t->disk, hash, &block, &has_expire))
+        return;
+    if (h->n == h->cap) {
+        h->cap = h->cap ? h->cap * 2 : 1024;
+        h->v = mem_realloc(MEM_OTHER, h->v, h->cap * sizeof(*h->v));
+    }
+    int64_t cold = t->limit.policy == POLICY_ALLKEYS_LFU || t->limit.policy == POLICY_VOLATILE_LFU
+                       ? 255 - tier_object_freq(h->w, o)
+                       : tier_object_idle_ms(h->w, o);
+    h->v[h->n++] = (struct hot){(uint32_t)(cold > UINT32_MAX ? UINT32_MAX : cold), hash, o};
+}
+
+static int hot_compare(const void *a, const void *b)
+{
+    const struct hot *x = a, *y = b;
+    return x->coldness < y->coldness ? -1 : x->coldness > y->coldness;
+}
+
+static bool append_now(struct tier *t, const struct hot *h, struct buf *serial, int64_t until_ms)
+{
+    struct disk_record rec = {.type = h->obj->type, .expire_ms = object_expire(h->obj), .origin = object_origin(h->obj)};
+    struct mem_shard *shard = tier_shard_of(t, h->hash);
+
+    mem_object_key(t->mem, h->obj, &rec.key);
+    rec.incarnation = atomic_load(&t->mem->full_inc[h->obj->inc]);
+    for (;;) {
+        serial->len = 0;
+        rec.payload_ref = NULL;
+        if (!object_serial_ref(h->obj, serial, &rec.payload_ref))
+            object_serialise(h->obj, serial);
+        rec.payload = buf_slice(serial);
+        mem_lock(shard);
+        enum status st = disk_append_locked(t->disk, &rec);
+        mem_unlock(shard);
+        if (st == ST_OK)
+            return true;
+        rcbuf_unref(rec.payload_ref);
+        int64_t left = until_ms - clock_mono_ms();
+        if (st != ST_FULL || left <= 0 || disk_queue_bytes(t->disk) == 0)
+            return false;
+        disk_sync(t->disk, left);
+    }
+}
+
+int64_t tier_write_out(struct tier *t, int64_t timeout_ms)
+{
+    int64_t until = clock_mono_ms() + timeout_ms, lost = 0;
+    struct worker *w = t->workers[0];
+    struct hot_list h = {.w = w};
+    struct buf serial;
+
+    if (!t->disk)
+        return 0;
+    w->now_ms = clock_wall_ms();
+    disk_sync(t->disk, timeout_ms); /* demotions under way settle first */
+    for (uint64_t cursor = 0, next;; cursor = next) {
+        struct mem_shard *shard = tier_shard_of(t, cursor);
+        mem_lock(shard);
+        mem_scan_locked(t->mem, shard, cursor, &next, hot_add, &h);
+        mem_unlock(shard);
+        if (next == 0)
+            break;
+    }
+    if (h.n > 1)
+        qsort(h.v, h.n, sizeof(*h.v), hot_compare);
+    buf_init(&serial, MEM_OTHER);
+    for (size_t i = 0; i < h.n; i++) {
+        if (!append_now(t, &h.v[i], &serial, until)) {
+            lost = (int64_t)(h.n - i);
+            break;
+        }
+    }
+    int64_t left = until - clock_mono_ms();
+    if (disk_sync(t->disk, left > 100 ? left : 100) != ST_OK && lost == 0)
+        lost = -1;
+    buf_deinit(&serial);
+    mem_free(MEM_OTHER, h.v);
+    return lost;
+}

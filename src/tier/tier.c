@@ -1,0 +1,201 @@
+/* The tier layer's life: creation, its part of each worker, settings, figures. */
+#include "tiercel/clock.h"
+#include "tiercel/log.h"
+#include "tier_priv.h"
+
+#define DISK_QUEUE_MIN (1 << 20)
+#define DISK_QUEUE_MAX (16 << 20)
+
+void tier_conf_changed(struct tier *t, const struct conf *c)
+{
+    int64_t queue = c->maxmemory / 8;
+
+    if (queue < DISK_QUEUE_MIN)
+        queue = DISK_QUEUE_MIN;
+    if (queue > DISK_QUEUE_MAX || c->maxmemory == 0)
+        queue = DISK_QUEUE_MAX;
+    atomic_store(&t->limit.maxmemory, c->maxmemory);
+    atomic_store(&t->limit.inflight_max, c->inflight_max_bytes);
+    atomic_store(&t->limit.disk_queue_max, queue);
+    atomic_store(&t->limit.negative_ttl_ms, c->negative_ttl_ms);
+    atomic_store(&t->limit.stale_if_error_ms, c->stale_if_error_ms);
+    atomic_store(&t->limit.tracked_keys_max, c->tracked_keys_max);
+    atomic_store(&t->limit.policy, c->maxmemory_policy);
+    atomic_store(&t->limit.samples, (int)c->maxmemory_samples);
+    atomic_store(&t->limit.lfu_log_factor, (int)c->lfu_log_factor);
+    atomic_store(&t->limit.lfu_decay_time, (int)c->lfu_decay_time);
+    atomic_store(&t->limit.disk_stall_ms, (int)c->disk_stall_ms);
+    if (t->disk) {
+        disk_set_max_bytes(t->disk, (uint64_t)c->disk_max_size);
+        disk_set_drop_oldest(t->disk, c->maxmemory_policy != POLICY_NOEVICTION);
+    }
+}
+
+struct tier *tier_create(const struct tier_options *opt, const struct conf *conf)
+{
+    struct tier *t = mem_calloc(MEM_OTHER, sizeof(*t));
+    size_t n = (size_t)opt->nworkers;
+
+    t->mem = opt->mem;
+    t->has_upstream = opt->upstream;
+    t->nworkers = opt->nworkers;
+    t->change = opt->change;
+    t->change_arg = opt->change_arg;
+    t->shard = mem_calloc(MEM_OTHER, t->mem->shards * sizeof(*t->shard));
+    t->workers = mem_calloc(MEM_OTHER, n * sizeof(*t->workers));
+    t->generation = mem_calloc(MEM_OTHER, n * sizeof(*t->generation));
+    t->lost_ms = mem_calloc(MEM_OTHER, n * sizeof(*t->lost_ms));
+    t->disk_stats = stats_block_create();
+    tier_conf_changed(t, conf);
+    return t;
+}
+
+void tier_set_disk(struct tier *t, struct disk *disk)
+{
+    t->disk = disk;
+    for (unsigned db = 0; disk && db < t->mem->databases; db++) {
+        int64_t keys, expires;
+        disk_loaded_keys(disk, db, &keys, &expires);
+        mem_db_count(t->mem, db, (int)keys, (int)expires);
+        /* A new file learns the numbers that the tables were made with. */
+        uint32_t inc = atomic_load(&t->mem->db[db].incarnation);
+        if (disk_incarnation(disk, db) != inc)
+            disk_set_incarnation(disk, db, inc);
+    }
+}
+
+static void disk_notice(void *arg, bool healthy, const char *text)
+{
+    (void)arg;
+    if (healthy)
+        log_notice("disk", "%s", text);
+    else
+        log_warning("disk", "%s", text);
+}
+
+void tier_disk_owner(struct tier *t, struct disk_owner *out)
+{
+    *out = (struct disk_owner){t, tier_committed, tier_dropped, tier_room, disk_notice};
+}
+
+void tier_destroy(struct tier *t)
+{
+    mem_free(MEM_OTHER, t->shard);
+    mem_free(MEM_OTHER, t->workers);
+    mem_free(MEM_OTHER, (void *)t->generation);
+    mem_free(MEM_OTHER, (void *)t->lost_ms);
+    mem_free(MEM_OTHER, t);
+}
+
+/* ---- what the upstream reports, on the worker's thread ---- */
+
+static void upstream_invalidate(void *arg, struct slice name)
+{
+    struct tier_worker *tw = arg;
+
+    stats_inc(tw->w->stats, STAT_tier_invalidations);
+    /* The message carries no database, so the key goes in all of them. */
+    for (unsigned db = 0; db < tw->w->tier->mem->databases; db++)
+        tier_forget_upstream(tw->w, db, name);
+}
+
+static void upstream_invalidate_all(void *arg)
+{
+    struct tier_worker *tw = arg;
+
+    stats_inc(tw->w->stats, STAT_tier_invalidations);
+    tier_forget_all_upstream(tw->w);
+}
+
+static void upstream_generation_changed(void *arg, uint32_t generation)
+{
+    struct tier_worker *tw = arg;
+    struct tier *t = tw->w->tier;
+
+    if (generation == 0)
+        atomic_store(&t->lost_ms[tw->w->id], clock_wall_ms());
+    atomic_store(&t->generation[tw->w->id], generation);
+}
+
+static void upstream_notice(void *arg, const char *text)
+{
+    (void)arg;
+    log_notice("upstream", "%s", text);
+}
+
+/* ---- workers ---- */
+
+void tier_worker_init(struct tier *t, struct worker *w, const struct upstream_options *opt)
+{
+    struct tier_worker *tw = mem_calloc(MEM_OTHER, sizeof(*tw));
+
+    tw->w = w;
+    tier_fault_init(tw);
+    buf_init(&tw->serial, MEM_OTHER);
+    w->tier = t;
+    w->tier_worker = tw;
+    t->workers[w->id] = w;
+    if (opt) {
+        struct upstream_events ev = {tw, upstream_invalidate, upstream_invalidate_all, upstream_generation_changed,
+                                     upstream_notice};
+        atomic_store(&t->lost_ms[w->id], clock_wall_ms()); /* disk copies of an earlier run may bridge an outage */
+        tw->up = upstream_create(w->loop, opt, &ev);
+    }
+}
+
+void tier_worker_stop(struct worker *w)
+{
+    if (w->tier_worker->up)
+        upstream_destroy(w->tier_worker->up);
+    w->tier_worker->up = NULL;
+}
+
+void tier_worker_deinit(struct worker *w)
+{
+    buf_deinit(&w->tier_worker->serial);
+    mem_free(MEM_OTHER, w->tier_worker);
+    w->tier_worker = NULL;
+}
+
+struct upstream *tier_upstream(struct worker *w)
+{
+    return w->tier_worker->up;
+}
+
+/* ---- figures ---- */
+
+void tier_get_figures(struct tier *t, struct tier_figures *out)
+{
+    *out = (struct tier_figures){.upstream_state = "none", .coherence_mode = "none"};
+    for (unsigned i = 0; i < t->mem->shards; i++) {
+        struct mem_shard *shard = &t->mem->shard[i];
+        mem_lock(shard);
+        out->memory_keys += (int64_t)shard->count;
+        mem_unlock(shard);
+    }
+    out->memory_bytes = mem_class_bytes(MEM_DATA);
+    out->demoting_bytes = atomic_load(&t->demoting_bytes);
+    out->inflight_bytes = atomic_load(&t->inflight_urgent) + atomic_load(&t->inflight_ahead);
+    if (t->disk) {
+        struct disk_stats ds;
+        disk_get_stats(t->disk, &ds);
+        out->disk_on = true;
+        out->disk_healthy = disk_healthy(t->disk);
+        out->disk_keys = (int64_t)ds.keys;
+        out->disk_bytes = (int64_t)ds.file_bytes;
+        out->disk_queue_bytes = (int64_t)ds.queue_bytes;
+        out->disk_commits = (int64_t)ds.commits;
+        out->disk_index_bytes = (int64_t)ds.index_bytes;
+        out->disk_corrupt = (int64_t)ds.corrupt;
+        out->disk_io_errors = (int64_t)ds.io_errors;
+        out->disk_written_bytes = (int64_t)ds.written_bytes;
+    }
+    if (t->has_upstream) {
+        int up = 0;
+        for (int i = 0; i < t->nworkers; i++)
+            up += atomic_load(&t->generation[i]) != 0;
+        out->upstream_state = up == t->nworkers ? "up" : up > 0 ? "degraded" : "down";
+        out->coherence_mode = "tracking";
+        out->coherence_bound_ms = TIER_COHERENCE_BOUND_MS;
+    }
+}

@@ -1,0 +1,99 @@
+#ifndef TIERCEL_TIER_PRIV_H
+#define TIERCEL_TIER_PRIV_H
+
+#include "tiercel/check.h"
+#include "tiercel/disk.h"
+#include "tiercel/stats.h"
+#include "tiercel/tier.h"
+#include "tiercel/upstream.h"
+
+/* The record of a key that is not plainly resident. Everything in it is under the lock of
+ * the shard of `hash`. References: one of the table while attached, one of its fetch, one
+ * of the disk's queue while demoting, one of every tier_wait that waits for it or pins it. */
+struct residency {
+    uint32_t refs;
+    uint32_t pins;
+    bool attached;
+    bool fetching;
+    bool demoting;      /* appended, not committed, and not changed since */
+    bool read_since;    /* while demoting */
+    uint64_t hash;
+    size_t bytes;       /* of value, while it counts in demoting_bytes */
+    struct object *value; /* fetching: a suspect copy or NULL */
+    struct object *node;  /* the OBJ_RESIDENCY object in the table, while attached */
+    struct list waiters;  /* struct tier_wait */
+};
+
+#define POOL_SIZE 16
+struct evict_pool {
+    struct {
+        uint64_t score; /* larger: rather evicted */
+        uint64_t hash;
+        const struct object *obj; /* only compared, never followed */
+    } entry[POOL_SIZE];
+    unsigned n;
+};
+
+struct tier_worker {
+    struct worker *w;
+    struct upstream *up;
+    struct list reads;        /* struct fetch, to hand to the disk readers */
+    struct list upstream_now; /* struct fetch, to send when no lock is held */
+    struct mbox_msg reads_msg;
+    bool reads_posted;
+    struct list admission; /* tier_request.admission */
+    struct mbox_msg admit_msg;
+    _Atomic bool admit_posted;
+    struct list room_waiters; /* tier_room_wait */
+    struct mbox_msg room_msg;
+    _Atomic bool room_posted;
+    struct evict_pool pool;
+    struct buf serial; /* scratch for demotion */
+    unsigned sweep_shard;
+};
+
+/* How an object in the table may be used now. */
+enum liveness {
+    LIVE,
+    NEGATIVE_LIVE, /* known absent */
+    SUSPECT,       /* a copy nobody vouches for */
+    GONE           /* expired, or a negative entry whose time is over */
+};
+
+/* resident.c */
+enum liveness tier_liveness(struct worker *w, const struct object *o);
+bool tier_origin_current(const struct tier *t, uint64_t origin);
+bool tier_stale_allowed(const struct tier *t, uint64_t origin, int64_t now_ms);
+struct residency *residency_of(const struct object *node);
+struct residency *residency_attach_locked(struct tier *t, struct mem_shard *shard, const struct key *key,
+                                          mem_slot *slot, struct object *value);
+void residency_detach_locked(struct tier *t, struct mem_shard *shard, struct residency *r);
+void residency_unwrap_locked(struct tier *t, struct mem_shard *shard, struct residency *r);
+void residency_unref(struct residency *r);
+void tier_object_gone(struct tier *t, const struct object *o);
+bool tier_forget_disk_locked(struct tier *t, uint64_t hash, bool force, bool *had_expire);
+void tier_notify_locked(struct tier *t, struct mem_shard *shard, const struct key *key, enum tier_change why);
+
+/* fault.c */
+void tier_wake_waiters_locked(struct worker *w, struct residency *r, enum status st, const char *error);
+void tier_fault_init(struct tier_worker *tw);
+void tier_drop_room_waits(struct tier_worker *tw);
+
+/* evict.c */
+void tier_access_init(struct tier *t, struct object *o, int64_t now_ms);
+void tier_committed(void *arg, const struct disk_done *items, size_t n, enum status st);
+void tier_dropped(void *arg, const struct disk_gone *items, size_t n);
+void tier_room(void *arg);
+bool tier_over_limit(struct tier *t);
+
+static inline struct mem_shard *tier_shard_of(const struct tier *t, uint64_t hash)
+{
+    return mem_shard_of(t->mem, hash);
+}
+
+static inline uint64_t tier_origin(int worker, uint32_t generation)
+{
+    return ((uint64_t)(worker + 1) << 32) | generation;
+}
+
+#endif

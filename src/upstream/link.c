@@ -1,0 +1,552 @@
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <sys/socket.h>
+
+#include "tiercel/alloc.h"
+#include "tiercel/check.h"
+#include "tiercel/clock.h"
+#include "tiercel/resp.h"
+#include "upstream_priv.h"
+
+#define READS_PER_EVENT 16       /* of 16 KB each: then other connections have their turn */
+#define SCRATCH_KEEP (64 * 1024) /* a larger buffer is given back after use */
+#define READ_CHUNK (16 * 1024)   /* hiredis reads that much at a time */
+
+static void link_pump(struct link *ln);
+static void link_try_address(struct link *ln);
+static void link_read(struct link *ln);
+
+void link_init(struct link *ln, struct upstream *up, const struct link_ops *ops)
+{
+    memset(ln, 0, sizeof(*ln));
+    ln->up = up;
+    ln->ops = ops;
+    list_init(&ln->dirty);
+    list_init(&ln->waiting);
+    list_init(&ln->sent);
+    list_init(&ln->due);
+    list_init(&ln->doomed);
+    list_init(&ln->all);
+    list_push_back(&up->links, &ln->all);
+}
+
+void link_enter(struct link *ln)
+{
+    ln->depth++;
+}
+
+void link_leave(struct link *ln)
+{
+    if (--ln->depth == 0 && ln->orphan)
+        pin_free_orphan(ln);
+}
+
+bool link_full(const struct link *ln)
+{
+    return ln->queued >= ln->up->opt.queue_max;
+}
+
+/* ---- the end of a connection --------------------------------------------------------- */
+
+static void link_shut(struct link *ln)
+{
+    ln->state = LINK_CLOSED;
+    if (ln->poll) {
+        attach_poll_close(ln->poll); /* before the descriptor is closed, as libuv demands */
+        ln->poll = NULL;
+    }
+    if (ln->ctx) {
+        redisFree(ln->ctx);
+        ln->ctx = NULL;
+    }
+    list_remove(&ln->dirty);
+    ln->selecting = false;
+    ln->greetings = 0;
+}
+
+static void link_answer_all(struct link *ln, enum status st)
+{
+    list_splice(&ln->doomed, &ln->sent);
+    list_splice(&ln->doomed, &ln->waiting);
+    ln->queued = 0;
+    struct list *l;
+    while ((l = list_pop_front(&ln->doomed))) {
+        struct slot *s = LIST_ENTRY(l, struct slot, queue);
+        slot_fail(ln, s, st);
+        slot_free(s);
+    }
+}
+
+void link_fail(struct link *ln, const char *why)
+{
+    if (ln->down || ln->up->destroyed)
+        return;
+    char text[sizeof(ln->why)];
+    snprintf(text, sizeof(text), "%s", why); /* `why` may lie in what is freed now */
+    link_enter(ln);
+    ln->down = true;
+    link_shut(ln);
+    if (ln->ops->down)
+        ln->ops->down(ln, text);
+    link_answer_all(ln, ST_UNAVAILABLE);
+    ln->down = false;
+    if (!ln->up->destroyed && !ln->orphan)
+        ln->ops->lost(ln, text);
+    link_leave(ln);
+}
+
+void link_cancel(struct link *ln)
+{
+    link_enter(ln);
+    link_shut(ln);
+    link_answer_all(ln, ST_CANCELLED);
+    link_leave(ln);
+}
+
+/* For failures inside a call of the layer above: told from the timer. */
+static void link_fail_later(struct link *ln, const char *why)
+{
+    link_shut(ln);
+    snprintf(ln->why, sizeof(ln->why), "%s", why);
+    ln->state = LINK_FAILED;
+    upstream_wake(ln->up, 0);
+}
+
+/* ---- sending ------------------------------------------------------------------------- */
+
+struct slice link_command(struct link *ln, int argc, const struct slice *argv)
+{
+    struct buf *b = &ln->up->scratch;
+    if (b->cap > SCRATCH_KEEP) {
+        buf_deinit(b);
+        buf_init(b, MEM_CLIENT);
+    }
+    b->len = 0;
+    resp_write_command(b, argc, argv);
+    return buf_slice(b);
+}
+
+static void link_append(struct link *ln, struct slice bytes)
+{
+    CHECK(redisAppendFormattedCommand(ln->ctx, bytes.ptr, bytes.len) == REDIS_OK);
+    UP_COUNT(ln->up, bytes_out, bytes.len);
+    if (list_empty(&ln->dirty))
+        list_push_back(&ln->up->dirty, &ln->dirty);
+}
+
+static void link_append_select(struct link *ln, int db)
+{
+    char number[16], cmd[64];
+    int n = snprintf(number, sizeof(number), "%d", db);
+    int len = snprintf(cmd, sizeof(cmd), "*2\r\n$6\r\nSELECT\r\n$%d\r\n%s\r\n", n, number);
+    link_append(ln, SLICE(cmd, (size_t)len));
+}
+
+static void link_expect(struct link *ln, struct slot *s)
+{
+    s->sent = true;
+    if (list_empty(&ln->sent))
+        ln->heard_ms = clock_mono_ms();
+    list_push_back(&ln->sent, &s->queue);
+}
+
+static void link_arm(struct link *ln, struct slot *s)
+{
+    if (s->blocking)
+        return;
+    s->deadline_ms = clock_mono_ms() + ln->up->opt.timeout_ms;
+    list_push_back(&ln->due, &s->due); /* equal lengths: in order */
+    upstream_wake(ln->up, s->deadline_ms);
+}
+
+void link_know_db(struct link *ln, int db)
+{
+    ln->db = db;
+    if (db < LINK_DBS_KNOWN)
+        ln->db_known[db / 64] |= 1ULL << (db % 64);
+}
+
+/* A command behind a SELECT that fails would run in another database. So the first SELECT of
+ * a database waits for its answer; later ones are pipelined. */
+static bool link_must_ask_db(const struct link *ln, int db)
+{
+    if (db < 0 || db == ln->db)
+        return false;
+    return db >= LINK_DBS_KNOWN || !(ln->db_known[db / 64] >> (db % 64) & 1);
+}
+
+static void link_send(struct link *ln, struct slot *s, struct slice cmd)
+{
+    if (s->db >= 0 && s->db != ln->db) {
+        link_append_select(ln, s->db);
+        s->select_first = true;
+        ln->db = s->db;
+    }
+    if (s->breaks_db)
+        ln->db = -1;
+    if (s->kind == SLOT_FETCH)
+        s->u.fetch->sent_ms = clock_wall_ms();
+    link_append(ln, cmd);
+    link_expect(ln, s);
+}
+
+void link_submit(struct link *ln, struct slot *s, struct slice cmd)
+{
+    ln->queued++;
+    link_arm(ln, s);
+    if (ln->state == LINK_READY && !ln->selecting && list_empty(&ln->waiting) && !link_must_ask_db(ln, s->db)) {
+        link_send(ln, s, cmd);
+        return;
+    }
+    buf_slice_append(&s->cmd, cmd);
+    list_push_back(&ln->waiting, &s->queue);
+    link_pump(ln);
+}
+
+static void link_pump(struct link *ln)
+{
+    while (ln->state == LINK_READY && !ln->selecting && !list_empty(&ln->waiting)) {
+        struct slot *s = LIST_ENTRY(ln->waiting.next, struct slot, queue);
+        if (link_must_ask_db(ln, s->db)) {
+            struct slot *ask = slot_new(SLOT_SELECT, s->db);
+            ln->selecting = true;
+            ln->queued++;
+            link_append_select(ln, s->db);
+            link_arm(ln, ask);
+            link_expect(ln, ask);
+            return;
+        }
+        list_remove(&s->queue);
+        link_send(ln, s, buf_slice(&s->cmd));
+        buf_deinit(&s->cmd);
+        buf_init(&s->cmd, MEM_CLIENT);
+    }
+}
+
+void link_greet(struct link *ln, enum greeting_step step, int argc, const struct slice *argv)
+{
+    struct slot *s = slot_new(SLOT_GREETING, -1);
+    s->step = step;
+    ln->queued++;
+    ln->greetings++;
+    link_append(ln, link_command(ln, argc, argv));
+    link_arm(ln, s);
+    link_expect(ln, s);
+}
+
+static void link_write(struct link *ln)
+{
+    int done = 1;
+    if (redisBufferWrite(ln->ctx, &done) != REDIS_OK) {
+        char why[128];
+        snprintf(why, sizeof(why), "%s", ln->ctx->errstr);
+        ln->ctx->err = 0;
+        link_read(ln); /* its last words may say more, "max number of clients reached" */
+        if (ln->ctx)
+            link_fail(ln, why);
+        return;
+    }
+    attach_poll_set(ln->poll, done ? ATTACH_READ : ATTACH_READ | ATTACH_WRITE);
+}
+
+void link_flush(struct link *ln)
+{
+    link_enter(ln);
+    if (ln->state >= LINK_GREETING)
+        link_write(ln);
+    link_leave(ln);
+}
+
+/* ---- receiving ----------------------------------------------------------------------- */
+
+static void link_take_select(struct link *ln, struct slot *s, const redisReply *r)
+{
+    ln->selecting = false;
+    if (r->type != REDIS_REPLY_ERROR) {
+        link_know_db(ln, s->db);
+        link_pump(ln);
+        return;
+    }
+    /* All that waits for this database is refused; in a list of its own, so that what the
+     * callbacks send is not refused in the same breath. */
+    for (struct list *l = ln->waiting.next, *next; l != &ln->waiting; l = next) {
+        next = l->next;
+        if (LIST_ENTRY(l, struct slot, queue)->db != s->db)
+            continue;
+        list_remove(l);
+        list_push_back(&ln->doomed, l);
+        ln->queued--;
+    }
+    struct list *l;
+    while ((l = list_pop_front(&ln->doomed))) {
+        struct slot *refused = LIST_ENTRY(l, struct slot, queue);
+        slot_refuse(ln, refused, r);
+        slot_free(refused);
+    }
+    link_pump(ln);
+}
+
+static void link_take_greeting(struct link *ln, enum greeting_step step, const redisReply *r)
+{
+    ln->greetings--;
+    if (!ln->ops->greeted(ln, step, r) || ln->greetings || ln->state != LINK_GREETING)
+        return;
+    ln->state = LINK_READY;
+    if (ln->ops->ready)
+        ln->ops->ready(ln);
+    link_pump(ln);
+}
+
+/* One reply. true: somebody keeps it. */
+static bool link_take(struct link *ln, redisReply *r)
+{
+    if (ln->ops->push && ln->ops->push(ln, r))
+        return false;
+    if (list_empty(&ln->sent)) {
+        link_fail(ln, r->type == REDIS_REPLY_ERROR ? r->str : "a reply that nobody asked for");
+        return false;
+    }
+    struct slot *s = LIST_ENTRY(ln->sent.next, struct slot, queue);
+    if (s->select_first) {
+        s->select_first = false;
+        if (r->type == REDIS_REPLY_ERROR) { /* it was accepted before: what follows runs elsewhere */
+            char why[160];
+            snprintf(why, sizeof(why), "SELECT %d: %s", s->db, r->str);
+            link_fail(ln, why);
+        }
+        return false;
+    }
+    if (s->kind == SLOT_FETCH && !s->first) {
+        s->first = r;
+        return true;
+    }
+    list_remove(&s->queue);
+    list_remove(&s->due);
+    ln->queued--;
+    switch (s->kind) {
+    case SLOT_GREETING: link_take_greeting(ln, s->step, r); break;
+    case SLOT_SELECT: link_take_select(ln, s, r); break;
+    case SLOT_PING: break;
+    case SLOT_FENCE: slot_fail(ln, s, ST_OK); break;
+    case SLOT_FETCH: slot_take_fetch(ln, s, r); break;
+    case SLOT_CALL: slot_take_call(ln, s, r); break;
+    }
+    slot_free(s);
+    return false;
+}
+
+static void link_take_all(struct link *ln)
+{
+    void *reply = NULL;
+    while (ln->ctx) {
+        if (redisReaderGetReply(ln->ctx->reader, &reply) != REDIS_OK) {
+            link_fail(ln, ln->ctx->reader->errstr);
+            return;
+        }
+        if (!reply)
+            return;
+        if (!link_take(ln, reply))
+            freeReplyObject(reply);
+    }
+}
+
+static void link_read(struct link *ln)
+{
+    redisContext *ctx = ln->ctx;
+    bool ended = false;
+    size_t got = 0;
+    for (int i = 0; i < READS_PER_EVENT && !ended; i++) {
+        size_t before = ctx->reader->len;
+        ended = redisBufferRead(ctx) != REDIS_OK;
+        size_t n = ctx->reader->len - before;
+        got += n;
+        if (n < READ_CHUNK)
+            break;
+    }
+    if (got) {
+        UP_COUNT(ln->up, bytes_in, got);
+        ln->heard_ms = clock_mono_ms();
+        link_take_all(ln);
+    }
+    if (ended && ln->ctx == ctx)
+        link_fail(ln, ctx->errstr);
+}
+
+/* ---- opening --------------------------------------------------------------------------- */
+
+static void link_connect_failed(struct link *ln, const char *why)
+{
+    char text[sizeof(ln->why)];
+    snprintf(text, sizeof(text), "%s: %s", ln->up->addrs.text[ln->addr_at], why);
+    link_shut(ln);
+    ln->addr_tried++;
+    if (ln->addr_tried < ln->up->addrs.n) {
+        link_try_address(ln);
+        return;
+    }
+    ln->up->addrs_ms = 0; /* ask the resolver again */
+    link_fail(ln, text);
+}
+
+static void link_connected(struct link *ln)
+{
+    int error = 0;
+    socklen_t len = sizeof(error);
+    if (getsockopt(ln->ctx->fd, SOL_SOCKET, SO_ERROR, &error, &len) != 0)
+        error = errno;
+    if (error) {
+        link_connect_failed(ln, strerror(error));
+        return;
+    }
+    ln->up->addr_good = ln->addr_at;
+    ln->state = LINK_GREETING;
+    ln->db = 0;
+    memset(ln->db_known, 0, sizeof(ln->db_known));
+    link_know_db(ln, 0);
+    attach_poll_set(ln->poll, ATTACH_READ);
+    ln->ops->greet(ln);
+    link_flush(ln);
+}
+
+static void link_on_poll(void *arg, int events, bool failed)
+{
+    struct link *ln = arg;
+    link_enter(ln);
+    if (ln->state == LINK_CONNECTING) {
+        link_connected(ln);
+    } else {
+        if (failed || (events & ATTACH_READ))
+            link_read(ln);
+        if (failed && ln->ctx)
+            link_fail(ln, "the socket failed");
+        if ((events & ATTACH_WRITE) && ln->ctx)
+            link_flush(ln);
+    }
+    link_leave(ln);
+}
+
+/* Begins to connect to the current address; takes the next one where that fails at once. */
+static void link_try_address(struct link *ln)
+{
+    struct upstream *up = ln->up;
+    char why[160] = "no address";
+    for (; ln->addr_tried < up->addrs.n; ln->addr_tried++) {
+        ln->addr_at = (up->addr_good + ln->addr_tried) % up->addrs.n;
+        redisContext *ctx = redisConnectNonBlock(up->addrs.text[ln->addr_at], up->opt.port);
+        CHECK(ctx != NULL);
+        if (!ctx->err) {
+            ln->poll = attach_poll_open(up->loop, ctx->fd, link_on_poll, ln, upstream_handle_closed, up);
+            if (ln->poll) {
+                up->handles++;
+                ln->ctx = ctx;
+                redisEnableKeepAlive(ctx);
+                ctx->err = 0; /* keep-alive is a wish */
+                reader_fns_install(&up->reader_fns, ctx->reader);
+                ln->state = LINK_CONNECTING;
+                ln->connect_due_ms = clock_mono_ms() + up->opt.timeout_ms;
+                upstream_wake(up, ln->connect_due_ms);
+                attach_poll_set(ln->poll, ATTACH_WRITE);
+                return;
+            }
+        }
+        snprintf(why, sizeof(why), "%s: %s", up->addrs.text[ln->addr_at], ctx->err ? ctx->errstr : "cannot be polled");
+        redisFree(ctx);
+    }
+    up->addrs_ms = 0;
+    link_fail_later(ln, why);
+}
+
+void link_open(struct link *ln)
+{
+    CHECK(ln->state == LINK_CLOSED);
+    ln->addr_tried = 0;
+    ln->state = LINK_RESOLVING;
+    ln->connect_due_ms = clock_mono_ms() + ln->up->opt.timeout_ms;
+    upstream_wake(ln->up, ln->connect_due_ms);
+    upstream_resolve(ln->up, ln);
+}
+
+void link_addresses_here(struct link *ln, const char *error)
+{
+    if (error)
+        link_fail_later(ln, error);
+    else
+        link_try_address(ln);
+}
+
+/* ---- time -------------------------------------------------------------------------------- */
+
+static bool link_owes(const struct link *ln)
+{
+    return !list_empty(&ln->sent) && !LIST_ENTRY(ln->sent.next, struct slot, queue)->blocking;
+}
+
+int64_t link_next_due(const struct link *ln)
+{
+    int64_t next = DUE_NEVER;
+    if (ln->state == LINK_FAILED)
+        return 0;
+    if (ln->state == LINK_RESOLVING || ln->state == LINK_CONNECTING)
+        next = ln->connect_due_ms;
+    if (!list_empty(&ln->due)) {
+        int64_t at = LIST_ENTRY(ln->due.next, struct slot, due)->deadline_ms;
+        next = at < next ? at : next;
+    }
+    if (link_owes(ln)) {
+        int64_t at = ln->heard_ms + 2 * ln->up->opt.timeout_ms;
+        next = at < next ? at : next;
+    }
+    return next;
+}
+
+static void link_slot_overdue(struct link *ln, struct slot *s)
+{
+    static const char *const silent[] = {
+        [SLOT_GREETING] = "no answer to the greeting in time",
+        [SLOT_SELECT] = "no answer to SELECT in time",
+        [SLOT_PING] = "no answer to the watchdog in time",
+    };
+    if (s->kind <= SLOT_PING) {
+        link_fail(ln, silent[s->kind]);
+        return;
+    }
+    if (s->sent) { /* stays in its place, to swallow the late answer */
+        slot_fail(ln, s, ST_TIMEOUT);
+        return;
+    }
+    list_remove(&s->queue);
+    ln->queued--;
+    slot_fail(ln, s, ST_TIMEOUT);
+    slot_free(s);
+}
+
+static bool link_overdue(const struct link *ln, int64_t now_ms)
+{
+    return !list_empty(&ln->due) && LIST_ENTRY(ln->due.next, struct slot, due)->deadline_ms <= now_ms;
+}
+
+void link_tick(struct link *ln, int64_t now_ms)
+{
+    link_enter(ln);
+    if (ln->state == LINK_FAILED) {
+        link_fail(ln, ln->why);
+    } else if (ln->state == LINK_RESOLVING && ln->connect_due_ms <= now_ms) {
+        link_fail(ln, "the host's address did not come in time");
+    } else if (ln->state == LINK_CONNECTING && ln->connect_due_ms <= now_ms) {
+        link_connect_failed(ln, "no connection in time");
+    }
+    bool stalled = link_owes(ln) && ln->heard_ms + 2 * ln->up->opt.timeout_ms <= now_ms;
+    if (ln->state >= LINK_GREETING && (stalled || link_overdue(ln, now_ms))) {
+        /* If this thread was late, the answers may be in the socket already. */
+        link_read(ln);
+        stalled = ln->ctx && link_owes(ln) && ln->heard_ms + 2 * ln->up->opt.timeout_ms <= now_ms;
+    }
+    while (link_overdue(ln, now_ms))
+        link_slot_overdue(ln, LIST_ENTRY(ln->due.next, struct slot, due));
+    if (stalled && ln->ctx)
+        link_fail(ln, "silent for twice the timeout");
+    link_leave(ln);
+}

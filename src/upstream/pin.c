@@ -1,0 +1,312 @@
+#include <stdlib.h>
+
+#include "tiercel/alloc.h"
+#include "tiercel/check.h"
+#include "tiercel/clock.h"
+#include "upstream_priv.h"
+
+#define PIN_IDLE_MAX 16   /* clean connections kept per upstream: a new one for each MULTI costs the upstream */
+#define PIN_IDLE_MS 10000 /* and for how long */
+
+struct upstream_pin {
+    struct link ln;
+    struct upstream_pin_events ev;
+    struct list idle; /* upstream->idle_pins */
+    int64_t idle_until_ms;
+    int db;
+    bool is_idle; /* belongs to nobody */
+    bool lost;
+    bool tainted;                            /* said something unasked (MONITOR): not for the next client */
+    long long subscribed, subscribed_shards; /* as the upstream counts them */
+    int channels, patterns;
+    int confirmations; /* of a subscribe that was answered already */
+};
+
+static const struct link_ops pin_ops;
+
+static struct upstream_pin *pin_of(struct link *ln)
+{
+    return LIST_ENTRY(ln, struct upstream_pin, ln);
+}
+
+/* ---- subscriptions -------------------------------------------------------------------- */
+
+enum confirmation { CONF_NONE, CONF_SUB, CONF_UNSUB, CONF_PSUB, CONF_PUNSUB, CONF_SSUB, CONF_SUNSUB, CONF_KINDS };
+
+static const char *const confirmation_names[CONF_KINDS] = {
+    "", "subscribe", "unsubscribe", "psubscribe", "punsubscribe", "ssubscribe", "sunsubscribe",
+};
+
+static enum confirmation confirmation_named(struct slice name)
+{
+    for (int i = 1; i < CONF_KINDS; i++)
+        if (slice_is(name, confirmation_names[i]))
+            return (enum confirmation)i;
+    return CONF_NONE;
+}
+
+static enum confirmation confirmation_kind(const redisReply *r)
+{
+    if (r->type != REDIS_REPLY_ARRAY || r->elements != 3 || r->element[0]->type != REDIS_REPLY_STRING ||
+        r->element[2]->type != REDIS_REPLY_INTEGER)
+        return CONF_NONE;
+    return confirmation_named(SLICE(r->element[0]->str, r->element[0]->len));
+}
+
+static bool is_message(const redisReply *r)
+{
+    if (r->type != REDIS_REPLY_ARRAY || r->elements < 3 || r->element[0]->type != REDIS_REPLY_STRING)
+        return false;
+    struct slice name = SLICE(r->element[0]->str, r->element[0]->len);
+    if (r->elements == 3)
+        return slice_is(name, "message") || slice_is(name, "smessage");
+    return r->elements == 4 && slice_is(name, "pmessage");
+}
+
+/* How many confirmations a command brings: one for each name; without names one for each
+ * subscription of its kind, but at least one. */
+static int confirmations_expected(const struct upstream_pin *pin, const struct slot *s, enum confirmation kind)
+{
+    if (s->subscribes > 0)
+        return s->subscribes;
+    int have = kind == CONF_UNSUB ? pin->channels : kind == CONF_PUNSUB ? pin->patterns : (int)pin->subscribed_shards;
+    return have > 1 ? have : 1;
+}
+
+static void subscriptions_count(struct upstream_pin *pin, enum confirmation kind, long long total)
+{
+    int step = total > pin->subscribed ? 1 : total < pin->subscribed ? -1 : 0;
+    switch (kind) {
+    case CONF_SUB:
+    case CONF_UNSUB: pin->channels += step; break;
+    case CONF_PSUB:
+    case CONF_PUNSUB: pin->patterns += step; break;
+    case CONF_SSUB:
+    case CONF_SUNSUB: pin->subscribed_shards = total; return;
+    case CONF_NONE:
+    case CONF_KINDS: return;
+    }
+    pin->subscribed = total;
+}
+
+static bool pin_deliver(struct upstream_pin *pin, const redisReply *r)
+{
+    struct upstream *up = pin->ln.up;
+    if (pin->is_idle || !pin->ev.push)
+        return true;
+    up->reply.len = 0;
+    reply_to_resp2(&up->reply, r);
+    pin->ev.push(pin->ev.arg, buf_slice(&up->reply));
+    return true;
+}
+
+static bool pin_push(struct link *ln, redisReply *r)
+{
+    struct upstream_pin *pin = pin_of(ln);
+    enum confirmation kind = confirmation_kind(r);
+    if (pin->confirmations && kind) {
+        pin->confirmations--;
+        subscriptions_count(pin, kind, r->element[2]->integer);
+        return pin_deliver(pin, r);
+    }
+    if ((pin->subscribed || pin->subscribed_shards) && is_message(r))
+        return pin_deliver(pin, r);
+    if (list_empty(&ln->sent)) {
+        pin->tainted = true;
+        subscriptions_count(pin, kind, kind ? r->element[2]->integer : 0);
+        return pin_deliver(pin, r);
+    }
+    const struct slot *s = LIST_ENTRY(ln->sent.next, struct slot, queue);
+    if (s->kind == SLOT_CALL && s->subscribes && !s->select_first && kind) {
+        pin->confirmations = confirmations_expected(pin, s, kind) - 1;
+        subscriptions_count(pin, kind, r->element[2]->integer);
+    }
+    return false;
+}
+
+/* ---- the connection --------------------------------------------------------------------- */
+
+static void pin_greet(struct link *ln)
+{
+    upstream_greet_auth(ln);
+    upstream_greet_name(ln);
+}
+
+void pin_free_orphan(struct link *ln)
+{
+    mem_free(MEM_OTHER, pin_of(ln));
+}
+
+/* Out of all lists; the memory goes when the link is no longer on the stack. */
+static void pin_drop(struct upstream_pin *pin)
+{
+    struct link *ln = &pin->ln;
+    if (pin->is_idle)
+        ln->up->nidle_pins--;
+    list_remove(&pin->idle);
+    list_remove(&ln->all);
+    ln->orphan = true;
+    link_enter(ln);
+    link_leave(ln);
+}
+
+static void pin_lost(struct link *ln, const char *why)
+{
+    struct upstream_pin *pin = pin_of(ln);
+    (void)why;
+    pin->lost = true;
+    if (pin->is_idle)
+        pin_drop(pin);
+    else if (pin->ev.lost)
+        pin->ev.lost(pin->ev.arg);
+}
+
+static const struct link_ops pin_ops = {
+    .name = "pin",
+    .greet = pin_greet,
+    .greeted = upstream_greeted_basic,
+    .lost = pin_lost,
+    .push = pin_push,
+};
+
+/* ---- idle pins -------------------------------------------------------------------------- */
+
+static bool pin_can_rest(const struct upstream_pin *pin)
+{
+    const struct link *ln = &pin->ln;
+    const struct upstream *up = ln->up;
+    return !up->destroyed && ln->state == LINK_READY && !ln->queued && !pin->lost && !pin->tainted &&
+           !pin->subscribed && !pin->subscribed_shards && !pin->confirmations && up->nidle_pins < PIN_IDLE_MAX &&
+           up->npins + up->nidle_pins < up->opt.pins_max;
+}
+
+/* RESET ends transactions, watches and names, and forgets who we are. */
+static void pin_rest(struct upstream_pin *pin)
+{
+    struct upstream *up = pin->ln.up;
+    struct slice argv[] = {SLICE_LIT("RESET")};
+    pin->is_idle = true;
+    pin->idle_until_ms = clock_mono_ms() + PIN_IDLE_MS;
+    list_push_front(&up->idle_pins, &pin->idle);
+    up->nidle_pins++;
+    upstream_wake(up, pin->idle_until_ms);
+    pin->ln.state = LINK_GREETING;
+    pin->ln.db = 0;
+    link_greet(&pin->ln, GREET_RESET, 1, argv);
+    pin_greet(&pin->ln);
+}
+
+static void pin_close(struct upstream_pin *pin)
+{
+    link_cancel(&pin->ln);
+    pin_drop(pin);
+}
+
+static struct upstream_pin *pin_oldest_idle(const struct upstream *up)
+{
+    return list_empty(&up->idle_pins) ? NULL : LIST_ENTRY(up->idle_pins.prev, struct upstream_pin, idle);
+}
+
+void pins_tick(struct upstream *up, int64_t now_ms)
+{
+    struct upstream_pin *pin;
+    while ((pin = pin_oldest_idle(up)) && pin->idle_until_ms <= now_ms)
+        pin_close(pin);
+}
+
+int64_t pins_next_due(const struct upstream *up)
+{
+    const struct upstream_pin *pin = pin_oldest_idle(up);
+    return pin ? pin->idle_until_ms : DUE_NEVER;
+}
+
+void pins_cancel_all(struct upstream *up)
+{
+    struct upstream_pin *idle;
+    while ((idle = pin_oldest_idle(up)))
+        pin_close(idle);
+    /* Callbacks may destroy any pin: take one at a time, through a list that pins leave too. */
+    list_splice(&up->ticking, &up->links);
+    struct list *l;
+    while ((l = list_pop_front(&up->ticking))) {
+        struct link *ln = LIST_ENTRY(l, struct link, all);
+        list_push_back(&up->links, l);
+        if (ln->ops != &pin_ops)
+            continue;
+        link_enter(ln);
+        link_cancel(ln);
+        if (!ln->orphan && !pin_of(ln)->lost)
+            pin_lost(ln, "");
+        link_leave(ln);
+    }
+}
+
+/* ---- what the layer above asks -------------------------------------------------------------- */
+
+static struct upstream_pin *pin_take_idle(struct upstream *up)
+{
+    if (list_empty(&up->idle_pins))
+        return NULL;
+    struct upstream_pin *pin = LIST_ENTRY(list_pop_front(&up->idle_pins), struct upstream_pin, idle);
+    up->nidle_pins--;
+    pin->is_idle = false;
+    return pin;
+}
+
+struct upstream_pin *upstream_pin_create(struct upstream *up, int db, const struct upstream_pin_events *ev)
+{
+    if (up->destroyed || up->npins >= up->opt.pins_max)
+        return NULL;
+    struct upstream_pin *pin = pin_take_idle(up);
+    if (!pin) {
+        pin = mem_calloc(MEM_OTHER, sizeof(*pin));
+        list_init(&pin->idle);
+        link_init(&pin->ln, up, &pin_ops);
+    }
+    pin->ev = *ev;
+    pin->db = db;
+    up->npins++;
+    atomic_store_explicit(&up->st_pins, up->npins, memory_order_relaxed);
+    return pin;
+}
+
+void upstream_pin_call(struct upstream_pin *pin, struct upstream_call *c, bool blocking, int argc,
+                       const struct slice *argv)
+{
+    struct link *ln = &pin->ln;
+    struct upstream *up = ln->up;
+    CHECK(argc > 0);
+    UP_COUNT(up, calls, 1);
+    enum confirmation kind = confirmation_named(argv[0]);
+    /* Once its database is selected the connection's is the client's own affair. */
+    struct slot *s = slot_new(SLOT_CALL, pin->db);
+    s->u.call = c;
+    s->blocking = blocking;
+    if (kind)
+        s->subscribes = argc > 1 ? argc - 1 : -1;
+    if (up->destroyed || pin->lost || link_full(ln)) {
+        slot_fail(ln, s, up->destroyed ? ST_CANCELLED : ST_UNAVAILABLE);
+        slot_free(s);
+        return;
+    }
+    if (ln->state == LINK_CLOSED)
+        link_open(ln);
+    link_submit(ln, s, link_command(ln, argc, argv));
+}
+
+void upstream_pin_destroy(struct upstream_pin *pin)
+{
+    struct link *ln = &pin->ln;
+    struct upstream *up = ln->up;
+    pin->ev = (struct upstream_pin_events){0};
+    up->npins--;
+    atomic_store_explicit(&up->st_pins, up->npins, memory_order_relaxed);
+    if (pin_can_rest(pin)) {
+        pin_rest(pin);
+        return;
+    }
+    pin->lost = true;
+    link_cancel(ln);
+    pin_drop(pin);
+    upstream_release(up);
+}

@@ -1,0 +1,267 @@
+#ifndef TIERCEL_UPSTREAM_PRIV_H
+#define TIERCEL_UPSTREAM_PRIV_H
+
+#include <stdatomic.h>
+
+#include <hiredis/hiredis.h>
+
+#include "tiercel/upstream.h"
+
+/* How the files fit together
+ *
+ *   url.c         the URL
+ *   attach_uv.c   the only file that knows libuv: poll, timer, prepare, address look-up
+ *   link.c        one connection: connect, greet, send, receive, deadlines, loss
+ *   slot.c        one request on a link: its queue places and the ways in which it ends
+ *   upstream.c    the links of a worker together: tracking, generations, watchdog, back-off
+ *   pin.c         connections that belong to a client
+ *   reply.c       redisReply to RESP2 bytes
+ *
+ * hiredis makes the connections, buffers and parses; its asynchronous layer (async.h) is not
+ * used. That layer hands replies out by channel name once a connection subscribed, so that
+ * UNSUBSCRIBE or PING on such a connection never gets its answer (0.14), asserts on what a
+ * peer may send, and frees contexts inside callbacks. Here a link has one queue of slots, and
+ * link_shut() is the only place where a context ends.
+ *
+ * Callbacks of the layer above run inside link_read(), link_fail(), the timer and
+ * upstream_destroy(). Any of them may send, destroy its pin or destroy the upstream: after
+ * each, ask again (link->ctx, up->destroyed). Memory outlives them: a pin is freed when
+ * no function of its link is on the stack, the upstream when all handles are closed. */
+
+/* ---- attachment to the loop (attach_uv.c) ------------------------------------------- */
+
+enum { ATTACH_READ = 1, ATTACH_WRITE = 2 };
+
+struct attach_poll;
+struct attach_timer;
+struct attach_idle;
+struct attach_lookup;
+
+#define ATTACH_ADDRS_MAX 8
+#define ATTACH_ADDR_TEXT 80
+struct attach_addrs {
+    int n;
+    char text[ATTACH_ADDRS_MAX][ATTACH_ADDR_TEXT];
+};
+
+/* After *_close() no callback comes; `closed(arg)` is called once the handle is gone. */
+typedef void (*attach_closed_fn)(void *arg);
+
+/* `failed`: the kernel reported an error on the descriptor. NULL: the loop cannot watch fd. */
+struct attach_poll *attach_poll_open(struct uv_loop_s *loop, int fd, void (*fn)(void *arg, int events, bool failed),
+                                     void *arg, attach_closed_fn closed, void *closed_arg);
+void attach_poll_set(struct attach_poll *p, int events);
+void attach_poll_close(struct attach_poll *p);
+
+struct attach_timer *attach_timer_open(struct uv_loop_s *loop, void (*fn)(void *arg), void *arg,
+                                       attach_closed_fn closed);
+void attach_timer_set(struct attach_timer *t, int64_t delay_ms);
+void attach_timer_close(struct attach_timer *t);
+
+/* Called once per loop iteration, before the loop may sleep. */
+struct attach_idle *attach_idle_open(struct uv_loop_s *loop, void (*fn)(void *arg), void *arg, attach_closed_fn closed);
+void attach_idle_close(struct attach_idle *t);
+
+/* `error` is NULL or says why. NULL returned: could not start. A cancelled look-up calls
+ * nothing; its memory goes when the resolver lets go. */
+typedef void (*attach_lookup_fn)(void *arg, const struct attach_addrs *addrs, const char *error);
+struct attach_lookup *attach_lookup_start(struct uv_loop_s *loop, const char *host, attach_lookup_fn fn, void *arg);
+void attach_lookup_cancel(struct attach_lookup *l);
+
+/* ---- slots (slot.c) ------------------------------------------------------------------ */
+
+enum slot_kind {
+    SLOT_GREETING, /* a step before the link is ready */
+    SLOT_SELECT,   /* a database that was not used yet on this connection: waits for the answer */
+    SLOT_PING,     /* watchdog */
+    SLOT_FENCE,
+    SLOT_FETCH,
+    SLOT_CALL
+};
+
+enum greeting_step { GREET_AUTH, GREET_RESET, GREET_SELECT, GREET_NAME, GREET_ID, GREET_SUBSCRIBE, GREET_TRACK };
+
+struct link;
+
+/* One answer, or a fixed number of them, that a link owes or will owe. */
+struct slot {
+    struct list queue; /* link->waiting (not sent) or link->sent, in order */
+    struct list due;   /* link->due while it has a deadline and was not answered */
+    int64_t deadline_ms;
+    enum slot_kind kind;
+    enum greeting_step step;
+    int db; /* -1 = whatever the connection's is */
+    bool select_first;
+    bool sent;
+    bool answered; /* its deadline passed: what comes is thrown away */
+    bool blocking;
+    bool breaks_db; /* the command changes the connection's database */
+    int subscribes; /* pins: confirmations to come for a (P|S)(UN)SUBSCRIBE; -1 = as many as there are, 0 = no such */
+    struct buf cmd; /* while waiting */
+    redisReply *first; /* of a fetch: GET's, until PTTL's is here */
+    union {
+        struct upstream_fetch *fetch;
+        struct upstream_call *call;
+        struct upstream_fence *fence;
+    } u;
+};
+
+struct slot *slot_new(enum slot_kind kind, int db);
+void slot_free(struct slot *s);
+/* Tells the owner, unless it was told. Does not free. */
+void slot_fail(struct link *ln, struct slot *s, enum status st);
+/* As slot_fail() for a request that was refused before it was sent, with the upstream's text. */
+void slot_refuse(struct link *ln, struct slot *s, const redisReply *error);
+/* The answers: to a fetch those of GET (s->first) and PTTL. */
+void slot_take_fetch(struct link *ln, struct slot *s, const redisReply *pttl);
+void slot_take_call(struct link *ln, struct slot *s, const redisReply *r);
+
+/* ---- links (link.c) -------------------------------------------------------------------- */
+
+enum link_state {
+    LINK_CLOSED,
+    LINK_FAILED, /* could not be opened; told in the timer, never inside the call that opened it */
+    LINK_RESOLVING,
+    LINK_CONNECTING,
+    LINK_GREETING,
+    LINK_READY
+};
+
+struct link_ops {
+    const char *name;
+    /* Connected: queue the steps with link_greet(). */
+    void (*greet)(struct link *ln);
+    /* An answer to one. false: link_fail() was called. */
+    bool (*greeted)(struct link *ln, enum greeting_step step, const redisReply *r);
+    void (*ready)(struct link *ln);
+    /* Before (`down`) and after (`lost`) what was outstanding is answered. */
+    void (*down)(struct link *ln, const char *why);
+    void (*lost)(struct link *ln, const char *why);
+    /* true: the reply answers no slot and was dealt with. */
+    bool (*push)(struct link *ln, redisReply *r);
+};
+
+#define LINK_DBS_KNOWN 256
+
+struct link {
+    struct list all;   /* upstream->links */
+    struct list dirty; /* upstream->dirty: has bytes to write */
+    struct upstream *up;
+    const struct link_ops *ops;
+    enum link_state state;
+    redisContext *ctx;
+    struct attach_poll *poll;
+    int addr_tried, addr_at; /* addresses tried in this attempt; index of the current one */
+    int64_t connect_due_ms;
+    int64_t heard_ms;                       /* since when it owes us something without a byte received */
+    int db;                                 /* of the connection, after all that was sent; -1 = unknown */
+    bool selecting;                         /* a SLOT_SELECT is out: nothing else is sent */
+    uint64_t db_known[LINK_DBS_KNOWN / 64]; /* databases that SELECT accepted on this connection */
+    unsigned greetings;                     /* steps not yet answered */
+    unsigned queued;                        /* slots in waiting and sent */
+    struct list waiting, sent, due;
+    struct list doomed; /* being answered by link_fail() or link_cancel() */
+    bool down;          /* link_fail() is at work */
+    unsigned depth;     /* functions of this link on the stack that will look at it again */
+    bool orphan;        /* free it when depth is 0 (pins) */
+    char why[256];      /* LINK_FAILED */
+    char told[256];     /* the last reason that went to the log */
+};
+
+void link_init(struct link *ln, struct upstream *up, const struct link_ops *ops);
+void link_open(struct link *ln); /* calls nothing back before it returns */
+/* Ends the connection: outstanding requests get ST_UNAVAILABLE, then ops->lost(). */
+void link_fail(struct link *ln, const char *why);
+/* Ends it and answers everything with ST_CANCELLED; ops are not called. */
+void link_cancel(struct link *ln);
+void link_greet(struct link *ln, enum greeting_step step, int argc, const struct slice *argv);
+/* Owns the slot. `cmd` (whole commands) goes out at the end of this loop iteration, or when
+ * the link is ready. The caller looked at queue_max. */
+void link_submit(struct link *ln, struct slot *s, struct slice cmd);
+bool link_full(const struct link *ln);
+void link_addresses_here(struct link *ln, const char *error); /* after LINK_RESOLVING */
+void link_tick(struct link *ln, int64_t now_ms);
+int64_t link_next_due(const struct link *ln);
+void link_flush(struct link *ln);
+void link_know_db(struct link *ln, int db); /* SELECT accepted it, and it is the connection's now */
+struct slice link_command(struct link *ln, int argc, const struct slice *argv); /* in up->scratch */
+void link_enter(struct link *ln);
+void link_leave(struct link *ln);
+
+/* ---- the upstream (upstream.c) --------------------------------------------------------- */
+
+#define DUE_NEVER INT64_MAX
+
+struct upstream_reader_fns {
+    redisReplyObjectFunctions table; /* what the readers use */
+    void *(*create_nil)(const redisReadTask *);
+};
+
+struct upstream {
+    struct uv_loop_s *loop;
+    struct upstream_options opt;
+    struct upstream_events ev;
+    char name[300]; /* host:port */
+    struct upstream_reader_fns reader_fns;
+    struct attach_timer *timer;
+    struct attach_idle *idle;
+    int64_t timer_at_ms;
+    uint64_t rng;
+    unsigned handles; /* not yet closed */
+    bool destroyed;
+
+    struct list links, ticking; /* all links; those the timer has still to look at */
+    struct list dirty;
+    struct link fetch, inval, write;
+
+    struct attach_lookup *lookup;
+    struct attach_addrs addrs;
+    int64_t addrs_ms; /* when they were looked up; 0 = unknown */
+    int addr_good;    /* the one that worked last */
+
+    enum upstream_state state;
+    uint32_t generation, generations;
+    long long inval_id;
+    char refusal[200]; /* why there is no tracking; "" = there is, or not known yet */
+    char coherence[240];
+    char last_error[320];
+    bool pair_closing;                     /* fetch and inval are being closed together */
+    int64_t pair_retry_ms, write_retry_ms; /* when to open again; DUE_NEVER = not waiting */
+    unsigned pair_failures, write_failures;
+    int64_t watchdog_ms; /* when to ask next */
+
+    unsigned npins;        /* given out */
+    struct list idle_pins; /* clean connections kept for the next pin */
+    unsigned nidle_pins;
+
+    struct buf scratch; /* a command being formatted */
+    struct buf reply;   /* a reply being handed over */
+
+    _Atomic uint64_t st_fetches, st_hits, st_misses, st_calls, st_errors, st_timeouts, st_reconnects, st_invalidations;
+    _Atomic uint64_t st_bytes_in, st_bytes_out;
+    _Atomic unsigned st_pins;
+};
+
+#define UP_COUNT(up, field, n) atomic_fetch_add_explicit(&(up)->st_##field, (n), memory_order_relaxed)
+
+void upstream_wake(struct upstream *up, int64_t at_ms); /* the timer looks no later than that */
+void upstream_resolve(struct upstream *up, struct link *ln);
+void upstream_handle_closed(void *up);
+void upstream_release(struct upstream *up); /* frees it when nothing is left */
+void upstream_note(struct upstream *up, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+int64_t upstream_backoff(struct upstream *up, unsigned failures);
+void upstream_greet_auth(struct link *ln);
+void upstream_greet_name(struct link *ln);
+/* For AUTH, SELECT and NOAUTH: false and link_fail() when the connection is of no use. */
+bool upstream_greeted_basic(struct link *ln, enum greeting_step step, const redisReply *r);
+
+void pin_free_orphan(struct link *ln);
+void pins_cancel_all(struct upstream *up); /* upstream_destroy() */
+void pins_tick(struct upstream *up, int64_t now_ms);
+int64_t pins_next_due(const struct upstream *up);
+
+void reply_to_resp2(struct buf *out, const redisReply *r);
+void reader_fns_init(struct upstream_reader_fns *fns);
+void reader_fns_install(struct upstream_reader_fns *fns, redisReader *reader);
+
+#endif

@@ -1,0 +1,328 @@
+#!/usr/bin/env python3
+"""Sends the same random commands to Tiercel, under a memory limit that keeps objects moving
+between memory and disk, and to redis-server, and compares the bytes of the replies.
+
+usage: differential.py [--commands N] [--seed S] [--maxmemory 8mb] [--threads 2] [--no-restart]
+                       [--redis PATH] [--against-redis] [-v]
+
+Every 1,000 commands the whole key space is compared, and at the end once more after Tiercel was stopped
+and started. What may differ is in accepted.txt. Needs the standard library only; the
+binary is build/tiercel, or TIERCEL_BIN.
+"""
+import argparse
+import collections
+import os
+import pathlib
+import random
+import re
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from grammar import Grammar  # noqa: E402
+from wire import Connection, Gone, encode, parse, redis_server, tiercel_server  # noqa: E402
+
+HERE = pathlib.Path(__file__).resolve().parent
+DATABASES = 16
+CHECK_EVERY = 1000
+HISTORY = 16       # earlier commands shown with a mismatch
+CLOCK_S = 2        # tolerance of times in seconds
+CLOCK_MS = 50      # and in milliseconds, plus how long the slowest exchange took
+CLOCK = {b"TTL": 1000, b"EXPIRETIME": 1000, b"PTTL": 1, b"PEXPIRETIME": 1}
+
+
+class Mismatch(Exception):
+    pass
+
+
+def shown(data, limit=160):
+    """Bytes for people: shortened, with their length."""
+    if len(data) <= limit:
+        return repr(bytes(data))
+    return "%r... (%d bytes)" % (bytes(data[:limit]), len(data))
+
+
+def shown_command(args):
+    return " ".join(shown(a, 60) for a in args[:8]) + (" ... (%d arguments)" % len(args) if len(args) > 8 else "")
+
+
+def load_accepted():
+    """Rows of `COMMAND | redis's reply | tiercel's reply | reason`; replies are regular expressions."""
+    rows = []
+    for line in (HERE / "accepted.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            command, redis, tiercel, reason = [f.strip() for f in line.split(" | ")]
+            assert reason, line
+            rows.append((command.encode().split(), re.compile(redis.encode()), re.compile(tiercel.encode())))
+    assert len(rows) <= 15
+    return rows
+
+
+class Differential:
+    def __init__(self, redis, tiercel, seed, check_every=CHECK_EVERY, verbose=False):
+        self.servers = (redis, tiercel)
+        self.grammar = Grammar(seed)
+        self.rng = random.Random(seed * 7919 + 1)
+        self.check_every = check_every
+        self.verbose = verbose
+        self.accepted = load_accepted()
+        self.compared = 0   # replies found equal
+        self.checked = 0    # values found equal by whole comparisons
+        self.sent = 0       # random commands
+        self.slowest_ms = 0
+        self.log = collections.deque(maxlen=20000)
+        self.connect()
+
+    def connect(self):
+        self.pairs = [(Connection(self.servers[0], proto), Connection(self.servers[1], proto))
+                      for proto in (2, 2, 3, 3)]
+        self.inspector = (Connection(self.servers[0], 2), Connection(self.servers[1], 2))
+
+    def disconnect(self):
+        for pair in self.pairs + [self.inspector]:
+            for connection in pair:
+                connection.close()
+
+    # -- one exchange
+
+    def both(self, pair, cmds, data=None):
+        """The replies of both servers to the same bytes."""
+        data = data or b"".join(encode(c) for c in cmds)
+        replies = []
+        for connection in pair:
+            begin = time.monotonic()
+            replies.append(connection.exchange(data, len(cmds)))
+            self.slowest_ms = max(self.slowest_ms, (time.monotonic() - begin) * 1000)
+        return replies
+
+    def run_pipeline(self):
+        which = self.rng.randrange(len(self.pairs))
+        cmds = self.grammar.pipeline()
+        for c in cmds:
+            self.log.append((which, c))
+        self.exchange_and_compare(self.pairs[which], cmds)
+        self.sent += len(cmds)
+
+    def exchange_and_compare(self, pair, cmds):
+        try:
+            redis, tiercel = self.both(pair, cmds)
+        except Gone as e:
+            raise Mismatch("%s\nwhile it ran:\n%s" % (e, "\n".join("    " + shown_command(c) for c in cmds))) from None
+        queued = []
+        for i, cmd in enumerate(cmds):
+            if redis[i] != tiercel[i]:
+                self.judge(cmd, redis[i], tiercel[i], queued, cmds[i + 1:])
+            if redis[i] == b"+QUEUED\r\n":
+                queued.append(cmd)
+            elif cmd[0].upper() in (b"EXEC", b"DISCARD", b"MULTI"):
+                queued = []
+            self.compared += 1
+
+    # -- comparing
+
+    def judge(self, cmd, redis, tiercel, queued, behind):
+        a, b = parse(redis), parse(tiercel)
+        same = self.same(cmd, a, b)
+        if not same and cmd[0].upper() == b"EXEC" and isinstance(a, list) and isinstance(b, list):
+            same = len(a) == len(b) == len(queued) + 1 and all(
+                x == y or self.same(c, x, y) for c, x, y in zip(queued, a[1:], b[1:]))
+        if not same:
+            self.report(cmd, redis, tiercel, queued, behind)
+
+    def same(self, cmd, a, b):
+        """Are two different replies to a command as good as equal?"""
+        name = cmd[0].upper()
+        if name == b"KEYS" and isinstance(a, list) and isinstance(b, list):
+            return sorted(a[1:]) == sorted(b[1:])
+        if name == b"RANDOMKEY":
+            return a[:1] == b[:1] == b"$" and a != b"$-1" and b != b"$-1"
+        if name in CLOCK and isinstance(a, bytes) and isinstance(b, bytes) and a[:1] == b[:1] == b":":
+            return self.same_time(int(a[1:]), int(b[1:]), CLOCK[name])
+        if isinstance(a, bytes) and isinstance(b, bytes):
+            words = [w.upper() for w in cmd]
+            return any(words[:len(row[0])] == row[0] and row[1].fullmatch(a) and row[2].fullmatch(b)
+                       for row in self.accepted)
+        return False
+
+    def same_time(self, a, b, unit_ms):
+        if a < 0 or b < 0:
+            return a == b
+        return abs(a - b) <= (CLOCK_S if unit_ms == 1000 else CLOCK_MS + self.slowest_ms)
+
+    def report(self, cmd, redis, tiercel, queued, behind):
+        lines = ["command %d: %s" % (self.sent, shown_command(cmd)), "    redis:   " + shown(redis, 400),
+                 "    tiercel: " + shown(tiercel, 400)]
+        at = next((k for k, (x, y) in enumerate(zip(redis, tiercel)) if x != y), min(len(redis), len(tiercel)))
+        if at > 300:
+            lines.append("    from byte %d on: %s, %s" % (at, shown(redis[at:], 60), shown(tiercel[at:], 60)))
+        if queued:
+            lines += ["  queued:"] + ["    " + shown_command(c) for c in queued]
+        log = list(self.log)[:len(self.log) - len(behind) - 1] if cmd[0] != b"(check)" else list(self.log)
+        keys = {k for c in queued + [cmd] for k in c[1:] if k in self.grammar.all_keys}
+        if b"KEYS" in cmd[:3] and redis[:1] == tiercel[:1] == b"*":
+            names = [{k[1:] for k in parse(r)[1:]} for r in (redis, tiercel)]
+            keys = names[0] ^ names[1]
+            lines = [lines[0]] + ["    only %s has: %s" % (server.name, " ".join(shown(k, 60) for k in sorted(mine - other)))
+                                  for server, mine, other in zip(self.servers, names, names[::-1])]
+        related = [(w, c) for w, c in log if keys.intersection(c[1:]) or c[0].upper() in (b"FLUSHALL", b"FLUSHDB", b"SWAPDB",
+                                                                                        b"SELECT")]
+        lines.append("  before, with the same keys (connection, command):")
+        lines += ["    %d %s" % (w, shown_command(c)) for w, c in related[-HISTORY:]]
+        lines.append("  before:")
+        lines += ["    %d %s" % (w, shown_command(c)) for w, c in log[-4:]]
+        raise Mismatch("\n".join(lines))
+
+    # -- the whole key space
+
+    def check(self, what, cmds, same=None):
+        """Compares the replies to commands of our own, and returns redis's."""
+        try:
+            redis, tiercel = self.both(self.inspector, cmds)
+        except Gone as e:
+            raise Mismatch("%s, comparing %s" % (e, what)) from None
+        for cmd, a, b in zip(cmds, redis, tiercel):
+            if a != b and not (same and same(cmd, a, b)) and not self.same(cmd, parse(a), parse(b)):
+                self.report([b"(check)", what.encode()] + cmd, a, b, [], [])
+            self.checked += 1
+        return redis
+
+    def compare_all(self):
+        keys = self.grammar.all_keys
+        touch = [[b"EXISTS"] + keys[i:i + 50] for i in range(0, len(keys), 50)]
+        total = 0
+        for db in range(DATABASES):
+            what = "database %d" % db
+            # Redis counts expired keys until it comes across them.
+            replies = self.check(what, [[b"SELECT", b"%d" % db]] + touch + [[b"DBSIZE"], [b"KEYS", b"*"]])
+            names = sorted(k[1:] for k in parse(replies[-1])[1:])
+            if replies[-2] != b":%d\r\n" % len(names):
+                raise Mismatch("database %d of redis has %d keys and says %r" % (db, len(names), replies[-2]))
+            total += len(names)
+            for i in range(0, len(names), 40):
+                self.compare_values(what, names[i:i + 40])
+        self.compare_scan()
+        return total
+
+    def compare_values(self, what, names):
+        types = self.check(what, [[b"TYPE", k] for k in names])
+        read = {b"+string\r\n": lambda k: [b"GET", k], b"+list\r\n": lambda k: [b"LRANGE", k, b"0", b"-1"]}
+        self.check(what, [read[t](k) for t, k in zip(types, names)])
+        self.check(what, [[b"PTTL", k] for k in names])
+        self.check(what, [[b"OBJECT", b"ENCODING", k] for k in names])
+
+    def compare_scan(self):
+        """A whole SCAN of some database with random options gives the same set on both sides."""
+        rng, found = self.rng, []
+        options = rng.choice(([], [b"COUNT", b"3"], [b"COUNT", b"1000"], [b"MATCH", b"s*"], [b"TYPE", b"list"],
+                              [b"MATCH", b"*1*", b"COUNT", b"50", b"TYPE", b"string"]))
+        db = b"%d" % rng.choice((0, 0, 1, 2, 3))
+        for connection in self.inspector:
+            connection.exchange(encode([b"SELECT", db]), 1)
+            cursor, names = b"0", set()
+            while True:
+                reply = parse(connection.exchange(encode([b"SCAN", cursor] + options), 1)[0])
+                if not isinstance(reply, list):
+                    raise Mismatch("SCAN %s: %s says %s" % (shown_command(options), connection.server.name, reply))
+                cursor = reply[1][1:]
+                names.update(k[1:] for k in reply[2][1:])
+                if cursor == b"0":
+                    break
+            found.append(names)
+        if found[0] != found[1]:
+            raise Mismatch("SCAN %s in database %s: only redis has %s, only tiercel has %s" % (
+                shown_command(options), db.decode(), sorted(found[0] - found[1])[:5], sorted(found[1] - found[0])[:5]))
+        self.checked += 1
+
+    def short_expiries(self):
+        """Keys that expire soon are there before and gone after."""
+        keys = [self.grammar.key("sil") for _ in range(6)]
+        make = [[b"SELECT", b"0"]] + [c for k in keys for c in (
+            [b"DEL", k], [self.rng.choice((b"RPUSH", b"APPEND")), k, self.grammar.small()], [b"PEXPIRE", k, b"150"])]
+        make += [[b"PSETEX", keys[0], b"150", b"v"], [b"SET", keys[1], b"v", b"PX", b"150"]]
+        self.log.extend((-1, c) for c in make)
+        self.check("short expiries", make)
+        time.sleep(0.3)
+        self.check("after short expiries", [c for k in keys for c in ([b"TTL", k], [b"EXISTS", k], [b"TYPE", k])])
+
+    # -- all of it
+
+    def run(self, commands):
+        next_check = self.check_every
+        while self.sent < commands:
+            self.run_pipeline()
+            if self.sent >= next_check or self.sent >= commands:
+                next_check += self.check_every
+                self.short_expiries()
+                total = self.compare_all()
+                if self.verbose:
+                    print("%6d commands, %5d keys equal, redis uses %s, slowest exchange %d ms" % (
+                        self.sent, total, self.redis_memory(), self.slowest_ms), flush=True)
+
+    def redis_memory(self):
+        info = self.inspector[0].exchange(encode([b"INFO", b"memory"]), 1)[0]
+        return re.search(rb"used_memory_human:(\S+)", info).group(1).decode()
+
+    def restart_and_compare(self):
+        self.disconnect()
+        self.servers[1].stop()
+        self.servers[1].start()
+        self.connect()
+        self.compare_all()
+
+
+def run(commands, seed, binary=None, maxmemory="8mb", threads=2, restart=True, redis="redis-server", out=sys.stdout,
+        verbose=False):
+    """Returns how many replies and values were equal, and the text of the mismatch or None."""
+    left = redis_server(redis)
+    right = tiercel_server(binary, maxmemory, threads) if binary else redis_server(redis)
+    test = None
+    try:
+        left.start()
+        right.start()
+        test = Differential(left, right, seed, verbose=verbose)
+        test.run(commands)
+        if restart and binary:
+            test.restart_and_compare()
+        test.disconnect()
+        right.stop()
+        left.stop()
+    except (Mismatch, Gone) as e:
+        dead = right.process is not None and right.process.poll() is not None
+        text = "seed %d, after %d commands: %s" % (seed, test.sent if test else 0, e)
+        if dead:
+            text += "\n%s ended with %s\n%s" % (right.name, right.process.returncode, right.log_tail())
+        return test.compared + test.checked if test else 0, text
+    finally:
+        left.remove()
+        right.remove()
+    return test.compared + test.checked, None
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Compares Tiercel with redis-server, reply by reply.")
+    parser.add_argument("--commands", type=int, default=30000)
+    parser.add_argument("--seed", type=int, default=None, help="default: a new one")
+    parser.add_argument("--maxmemory", default="8mb")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-restart", action="store_true", help="no comparison after a stop and start")
+    parser.add_argument("--redis", default="redis-server", metavar="PATH")
+    parser.add_argument("--against-redis", action="store_true", help="two redis-servers: tests the test")
+    parser.add_argument("-v", "--verbose", action="store_true")
+    args = parser.parse_args()
+    seed = args.seed if args.seed is not None else int.from_bytes(os.urandom(4), "big")
+    root = HERE.parent.parent
+    binary = None if args.against_redis else os.environ.get("TIERCEL_BIN", str(root / "build" / "tiercel"))
+    print("seed %d" % seed, flush=True)
+    begin = time.monotonic()
+    passed, failure = run(args.commands, seed, binary, args.maxmemory, args.threads, not args.no_restart, args.redis,
+                          verbose=args.verbose)
+    if failure:
+        print(failure)
+    print("%.1f s" % (time.monotonic() - begin))
+    print("%d passed, %d failed" % (passed, 1 if failure else 0))
+    return 1 if failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+/* The serial form: garbage must be refused, and what is accepted must be usable and say the
+ * same when it is serialised again. The first byte chooses the type. */
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "tiercel/object.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void touch(void *arg, struct slice elem)
+{
+    size_t *sum = arg;
+    *sum += elem.len + (elem.len ? (size_t)(unsigned char)elem.ptr[elem.len - 1] : 0);
+}
+
+static void use_list(struct object *o)
+{
+    struct plist *l = object_ptr(o);
+    struct buf out;
+    size_t sum = 0, len = plist_len(l);
+    CHECK(len > 0 && plist_bytes(l) > 0);
+    plist_range(l, 0, len - 1, touch, &sum);
+    plist_range(l, len / 2, len - 1, touch, &sum);
+    buf_init(&out, MEM_OTHER);
+    while (len) {
+        CHECK(plist_pop(l, len & 1, &out));
+        CHECK(plist_len(l) == --len);
+    }
+    CHECK(!plist_pop(l, true, &out));
+    buf_deinit(&out);
+}
+
+static void use_string(struct object *o, struct codec *codec)
+{
+    char scratch[OBJ_SCRATCH];
+    struct slice plain;
+    if (object_string(o, codec, scratch, &plain) == ST_OK)
+        CHECK(plain.len == object_string_len(o));
+    CHECK(object_encoding_name(o) != NULL);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static struct codec *codec;
+    struct key key = {.ptr = "key", .len = 3};
+    struct object *o;
+    struct buf serial;
+    if (!codec)
+        codec = codec_create();
+    if (size == 0)
+        return 0;
+    enum obj_type type = data[0] & 15;
+    struct slice in = SLICE((const char *)data + 1, size - 1);
+    if (object_parse(type, &key, in, data[0] >> 7, (data[0] >> 6) & 1, &o) != ST_OK) {
+        CHECK(o == NULL);
+        return 0;
+    }
+    CHECK(object_bytes(o) > 0 && object_key_is(o, &key));
+    buf_init(&serial, MEM_OTHER);
+    object_serialise(o, &serial);
+    CHECK(slice_eq(buf_slice(&serial), in));
+    buf_deinit(&serial);
+    struct object *copy = object_copy(o, &key, 5, 0);
+    if (type == OBJ_LIST)
+        use_list(copy);
+    else
+        use_string(copy, codec);
+    object_free(copy);
+    object_free(o);
+    return 0;
+}

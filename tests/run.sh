@@ -1,0 +1,188 @@
+#!/usr/bin/env bash
+# Runs the test stages, prints what each took, and ends with "N passed, N failed".
+#
+#   tests/run.sh                    what CI runs: all stages below, in this order
+#   tests/run.sh only STAGE...      some of them: lint gcc clang unit e2e differential asan tsan fuzz; soak
+#
+# Environment: JOBS, PYTHON, TIERCEL_BIN (e2e and differential; default build/tiercel),
+# E2E (pytest arguments that replace the whole of tests/e2e), FUZZ_SECONDS, SOAK_SECONDS.
+# A stage's output is kept in build/test-logs/STAGE.log. A stage counts its tests in
+# lines "N passed, N failed"; one that fails without counting is one failed test.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+# Not a part of the make that may have started this: its jobs and variables are not for the stages.
+unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
+
+JOBS=${JOBS:-$(nproc 2>/dev/null || echo 2)}
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=/usr/bin/python3
+    [ -x "$PYTHON" ] || PYTHON=python3
+fi
+FUZZ_SECONDS=${FUZZ_SECONDS:-}
+LOGS=build/test-logs
+export PYTHONDONTWRITEBYTECODE=1
+
+run_make() { make --no-print-directory -j"$JOBS" "$@"; }
+
+# One check that is one test: check NAME COMMAND...
+check() {
+    local name=$1
+    shift
+    if "$@"; then
+        echo "ok      $name"
+        echo "1 passed, 0 failed"
+    else
+        echo "FAILED  $name"
+        echo "0 passed, 1 failed"
+        return 1
+    fi
+}
+
+# pytest with its last line in the form that is counted: run_pytest ARGUMENTS...
+run_pytest() {
+    local out rc tail passed failed errs
+    out=$(mktemp) || return 1
+    "$PYTHON" -m pytest -p no:cacheprovider -c tests/e2e/pytest.ini --rootdir . "$@" 2>&1 | tee "$out"
+    rc=${PIPESTATUS[0]}
+    tail=$(grep -E '(passed|failed|error|errors|skipped|deselected|no tests ran).* in [0-9.]+s' "$out" | tail -n 1)
+    rm -f "$out"
+    count() { sed -n "s/.*[^0-9]\([0-9][0-9]*\) $1.*/\1/p" <<<" $tail"; }
+    passed=$(count passed)
+    failed=$(count failed)
+    errs=$(count error)
+    failed=$((${failed:-0} + ${errs:-0}))
+    [ "$rc" -eq 5 ] && rc=0 # nothing collected
+    [ "$rc" -ne 0 ] && [ "$failed" -eq 0 ] && failed=1
+    echo "${passed:-0} passed, $failed failed"
+    return "$rc"
+}
+
+stage_lint() {
+    local rc=0
+    check layers make --no-print-directory layers PYTHON="$PYTHON" || rc=1
+    check layers-selftest "$PYTHON" tests/lint/test_check_layers.py || rc=1
+    check format make --no-print-directory fmt-check || rc=1
+    check scripts bash tests/lint/scripts.sh "$PYTHON" || rc=1
+    return $rc
+}
+
+stage_gcc() { check "gcc -Werror" run_make CC=gcc WERROR=1 all; }
+
+stage_clang() { check "clang -Werror" run_make CC=clang WERROR=1 BUILD=build/clang all; }
+
+stage_unit() { run_make CC=gcc WERROR=1 unit; }
+
+stage_e2e() {
+    export TIERCEL_BIN=${TIERCEL_BIN:-build/tiercel}
+    # shellcheck disable=SC2086
+    run_pytest -m "not soak and not sanitize" ${E2E:-tests/e2e}
+}
+
+stage_differential() {
+    export TIERCEL_BIN=${TIERCEL_BIN:-build/tiercel}
+    [ -n "$(find tests/differential -name 'test_*.py' 2>/dev/null)" ] || { echo "0 passed, 0 failed"; return 0; }
+    PYTHONPATH=tests/e2e${PYTHONPATH:+:$PYTHONPATH} run_pytest -m "not soak and not sanitize" tests/differential
+}
+
+# Unit tests and end-to-end tests on a sanitizer build: sanitized NAME SAN
+sanitized() {
+    local rc=0 build=build/$1
+    export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1}
+    export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1:halt_on_error=1}
+    # The deadlock detector stops at 64 locks held by one thread, fewer than a command with many keys takes.
+    local supp=
+    [ -f tests/tsan.supp ] && supp=:suppressions=$PWD/tests/tsan.supp
+    export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=0:detect_deadlocks=0:history_size=4$supp}
+    local why
+    why=$(sanitizer_works "$2") || { echo "$1: the sanitizer does not run here: $why"; return 1; }
+    run_make CC=gcc WERROR=0 BUILD="$build" SAN="$2" all || return 1
+    UNIT_TIMEOUT=600 run_make CC=gcc WERROR=0 BUILD="$build" SAN="$2" unit || rc=1
+    # shellcheck disable=SC2086
+    TIERCEL_BIN=$build/tiercel TIERCEL_SANITIZE=$1 run_pytest -m "not soak and not heavy" ${E2E:-tests/e2e} || rc=1
+    return $rc
+}
+
+# Some kernels place memory where a sanitizer of this compiler cannot work.
+sanitizer_works() {
+    local dir rc
+    dir=$(mktemp -d) || return 1
+    echo 'int main(void) { return 0; }' >"$dir/a.c"
+    gcc -fsanitize="$1" -o "$dir/a" "$dir/a.c" 2>&1 && "$dir/a" 2>&1
+    rc=$?
+    rm -rf "$dir"
+    return $rc
+}
+
+stage_asan() { sanitized asan address; }
+
+stage_tsan() { sanitized tsan thread; }
+
+stage_fuzz() { run_make FUZZ_SECONDS="${FUZZ_SECONDS:-30}" fuzz; }
+
+stage_soak() {
+    local rc=0
+    run_make CC=gcc all || return 1
+    export TIERCEL_BIN=${TIERCEL_BIN:-build/tiercel}
+    run_pytest -m "soak" tests/e2e || rc=1
+    run_make FUZZ_SECONDS="${SOAK_SECONDS:-1800}" fuzz || rc=1
+    return $rc
+}
+
+declare -a names passed failed took
+add() { # STAGE: runs it, counts, remembers
+    local stage=$1 log=$LOGS/$1.log start rc p f
+    start=$SECONDS
+    echo "== $stage"
+    if [ -n "$verbose" ]; then
+        (stage_"$stage") 2>&1 | tee "$log"
+        rc=${PIPESTATUS[0]}
+    else
+        (stage_"$stage") >"$log" 2>&1
+        rc=$?
+    fi
+    p=$(sed -n 's/^\([0-9]*\) passed, [0-9]* failed$/\1/p' "$log" | awk '{ s += $1 } END { print s + 0 }')
+    f=$(sed -n 's/^[0-9]* passed, \([0-9]*\) failed$/\1/p' "$log" | awk '{ s += $1 } END { print s + 0 }')
+    [ "$rc" -ne 0 ] && [ "$f" -eq 0 ] && f=1
+    if [ -z "$verbose" ] && [ "$f" -ne 0 ]; then
+        tail -n 300 "$log"
+        echo "(whole log: $log)"
+    fi
+    echo "-- $stage: $p ok, $f failed, $((SECONDS - start)) s"
+    names+=("$stage")
+    passed+=("$p")
+    failed+=("$f")
+    took+=("$((SECONDS - start))")
+}
+
+verbose=
+stages=(lint gcc clang unit e2e differential asan tsan fuzz)
+if [ "${1:-}" = only ]; then
+    shift
+    [ $# -gt 0 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
+    stages=("$@")
+    verbose=1
+elif [ $# -gt 0 ]; then
+    sed -n '2,11s/^# \{0,1\}//p' "$0"
+    exit 2
+fi
+for stage in "${stages[@]}"; do
+    declare -F "stage_$stage" >/dev/null || { echo "no such stage: $stage" >&2; exit 2; }
+done
+
+mkdir -p "$LOGS"
+for stage in "${stages[@]}"; do
+    add "$stage"
+done
+
+total_passed=0
+total_failed=0
+echo
+printf '%-14s %8s %8s %8s\n' stage ok failed seconds
+for i in "${!names[@]}"; do
+    printf '%-14s %8d %8d %8d\n' "${names[i]}" "${passed[i]}" "${failed[i]}" "${took[i]}"
+    total_passed=$((total_passed + passed[i]))
+    total_failed=$((total_failed + failed[i]))
+done
+printf '%-14s %8s %8s %8d\n\n' total "$total_passed" "$total_failed" "$SECONDS"
+echo "$total_passed passed, $total_failed failed"
+[ "$total_failed" -eq 0 ]

@@ -1,0 +1,32 @@
+#!/bin/sh
+# Runs the unit test programs named; prints one line for each, the whole output of
+# those that fail, and the sum of their tests: "N passed, N failed".
+# A program that dies without a summary counts as one failed test.
+limit=${UNIT_TIMEOUT:-300}
+passed=0
+failed=0
+for bin in "$@"; do
+    name=${bin##*/}
+    out=$bin.out
+    if command -v timeout >/dev/null 2>&1; then
+        timeout "$limit" "$bin" >"$out" 2>&1
+    else
+        "$bin" >"$out" 2>&1
+    fi
+    rc=$?
+    p=$(sed -n 's/^\[  PASSED  \] \([0-9][0-9]*\) test(s).*/\1/p' "$out" | awk '{ s += $1 } END { print s + 0 }')
+    f=$(sed -n 's/^\[  FAILED  \] \([0-9][0-9]*\) test(s).*/\1/p' "$out" | awk '{ s += $1 } END { print s + 0 }')
+    if [ "$rc" -ne 0 ] && [ "$f" -eq 0 ]; then
+        f=1
+    fi
+    passed=$((passed + p))
+    failed=$((failed + f))
+    if [ "$rc" -eq 0 ]; then
+        echo "ok      $name ($p)"
+    else
+        echo "FAILED  $name (exit $rc)"
+        cat "$out"
+    fi
+done
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
