@@ -45,6 +45,7 @@ struct cmd {
     _Atomic bool active_expire;      /* DEBUG SET-ACTIVE-EXPIRE */
     _Atomic bool loading;
 
+    struct registry *registry;       /* per shard: watched and waited-for keys (multi.c, block.c) */
     struct slowlog *slowlog;
     struct latency *latency;
     struct pubsub *pubsub;
@@ -65,6 +66,8 @@ struct cmd_worker {
     struct cmd_stat *stat; /* [command_count] */
     struct errstat *errors; /* error codes seen, for INFO errorstats (errstat.c) */
     struct pubsub_worker *pubsub;
+    struct dispatch_scratch *scratch; /* dispatch.c */
+    struct buf ready;                 /* struct key: lists that got longer in this command (block.c) */
     _Atomic uint64_t ops_samples; /* total commands, for instantaneous_ops_per_sec */
 };
 
@@ -75,12 +78,5 @@ void cmd_worker_init(struct cmd *cmd, struct worker *w);
 void cmd_worker_deinit(struct worker *w);
 /* A worker's periodic work, `hz` times a second, on its thread. */
 void cmd_worker_tick(struct worker *w);
-
-/* Runs one request of a session: session.c calls it for what is at the head of its order. */
-enum dispatch_rc {
-    DISPATCH_DONE,   /* a reply was appended to `out` (or withheld as the client wished) */
-    DISPATCH_FAULT,  /* keys are not resident: the caller parks it, faults them in, and calls again */
-    DISPATCH_LATER   /* suspended, forwarded, or waiting for memory: completes by itself */
-};
 
 #endif

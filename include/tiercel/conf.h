@@ -23,15 +23,16 @@
  *   OBUF   client-output-buffer-limit -> the array `obuf`
  *   ALIAS  a second name of another row: no field
  */
-enum conf_maxmemory_policy { /* the order of the names in conf.def */
-                             POLICY_VOLATILE_LRU,
-                             POLICY_VOLATILE_LFU,
-                             POLICY_VOLATILE_RANDOM,
-                             POLICY_VOLATILE_TTL,
-                             POLICY_ALLKEYS_LRU,
-                             POLICY_ALLKEYS_LFU,
-                             POLICY_ALLKEYS_RANDOM,
-                             POLICY_NOEVICTION
+/* In the order of the names in conf.def, which is that of Redis's error texts. */
+enum conf_maxmemory_policy {
+    POLICY_VOLATILE_LRU,
+    POLICY_VOLATILE_LFU,
+    POLICY_VOLATILE_RANDOM,
+    POLICY_VOLATILE_TTL,
+    POLICY_ALLKEYS_LRU,
+    POLICY_ALLKEYS_LFU,
+    POLICY_ALLKEYS_RANDOM,
+    POLICY_NOEVICTION
 };
 enum conf_appendfsync { FSYNC_EVERYSEC, FSYNC_ALWAYS, FSYNC_NO };
 enum conf_compression { COMPRESSION_ZSTD, COMPRESSION_NO };

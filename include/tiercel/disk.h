@@ -92,11 +92,15 @@ struct disk_options {
     struct disk_owner owner;
 };
 
-/* Opens or makes the file, replays `keys`, starts the writer and the readers. A file that
+/* Opens or makes the file, replays `keys`, and, when opt->owner.committed is set, starts the
+ * writer and the readers; else disk_start() does, for an owner that needs disk_hash_seed() to
+ * come to life. A file that
  * cannot be used (truncated, of a newer version) is renamed to tiercel.mdb.bad-<time> and a
  * new one made, with a notice. Before other threads exist.
  * ST_BUSY: another process holds it. ST_IO, ST_BAD: *err says why, one line. */
 enum status disk_open(const struct disk_options *opt, struct disk **out, char err[256]);
+
+enum status disk_start(struct disk *d, const struct disk_owner *owner, char err[256]);
 
 /* Commits what is queued, marks a clean stop, joins the threads, frees. */
 void disk_close(struct disk *d);

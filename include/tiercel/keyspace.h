@@ -34,6 +34,7 @@ struct call {
     int nkeys;
     struct reply r;
     int64_t now_ms;
+    struct parked *parked; /* its place in the session's queue, or NULL while it runs at once */
     bool in_exec;     /* within EXEC: must not suspend */
     bool failed;      /* an error was replied; set by call_error() */
     bool suspended;   /* set by call_suspend(): the reply comes later */
@@ -73,12 +74,8 @@ void ks_changed(struct call *c, int i);
 /* Absolute wall time, 0 = no expiry. The key must be resident. A time in the past deletes. */
 void ks_expire(struct call *c, int i, int64_t expire_ms);
 
-/* Reads a string value. *out valid until the next use of this scratch or ks_ call. Answers
- * WRONGTYPE and returns false; a missing key gives an empty slice and *missing true. */
-struct string_scratch {
-    char number[OBJ_SCRATCH];
-    struct buf copy;
-};
+/* Reads a string value: *out is valid until the next use of the scratch or the codec, or a change of
+ * the object. false: the error (WRONGTYPE, a damaged value) was replied. */
 bool ks_string(struct call *c, struct object *o, char scratch[OBJ_SCRATCH], struct slice *out);
 /* Replies a string object as a bulk: large values by reference, packed ones unpacked later. */
 void ks_reply_string(struct call *c, struct object *o);

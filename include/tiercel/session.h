@@ -71,13 +71,13 @@ struct session {
 
     /* The queue of waiting requests (session.c). */
     struct list queue; /* struct parked */
-    unsigned queued;
+    unsigned queued, barriers; /* barriers: those behind which nothing is fetched ahead */
     size_t queued_bytes;
+    bool running; /* the queue is being run: completions only mark */
 
     struct multi *multi;   /* queued commands and watched keys (multi.c); NULL until used */
     struct pubsub_client *pubsub; /* subscriptions (pubsub.c); NULL until used */
-    struct upstream_pin *pin;     /* its own upstream connection, if any (forward.c) */
-    void *pin_state;
+    struct forward_pin *pin; /* its own upstream connection, if any (forward.c) */
 };
 
 /* The worker's thread, all of them. */

@@ -105,6 +105,7 @@ struct tier {
     _Atomic int64_t demoting_bytes, tracked_keys;
     _Atomic int64_t fetched_size;                    /* running mean of fetched objects, bytes */
     _Atomic int admission_waiters;
+    _Atomic int fetches; /* under way: the disk is not closed before they ended */
     _Atomic int64_t disk_full_since_ms; /* mono; when an append found the queue full; 0 = has room */
     struct stats_block *disk_stats;     /* of the disk's writer thread */
 };
@@ -131,6 +132,9 @@ struct upstream *tier_upstream(struct worker *w);                /* NULL = stand
  * deadline; a copy whose link was lost meanwhile is a suspect. */
 #define TIER_WATCHDOG_MS 500
 #define TIER_COHERENCE_BOUND_MS 1100
+
+/* Bytes that may be queued for the disk, given an eighth of maxmemory. */
+#define TIER_DISK_QUEUE(eighth) ((size_t)((eighth) < (1 << 20) ? (1 << 20) : (eighth) > (16 << 20) ? (16 << 20) : (eighth)))
 
 enum tier_need {
     TIER_VALUE,    /* the object */

@@ -33,11 +33,12 @@ struct upstream_options {
     char user[128]; /* "" = none */
     char password[512];
     int db;
-    int64_t timeout_ms;      /* connect, and any answer */
-    int64_t watchdog_ms;     /* <= 1000 */
+    int64_t timeout_ms;  /* connect, and any answer */
+    int64_t watchdog_ms; /* <= 1000 */
     int64_t backoff_min_ms, backoff_max_ms;
-    unsigned queue_max;      /* requests outstanding on a connection; more: ST_UNAVAILABLE */
+    unsigned queue_max; /* requests outstanding on a connection; more: ST_UNAVAILABLE */
     unsigned pins_max;
+    uint32_t first_generation; /* 0 = 1. Whoever replaces an upstream goes on where the old one was */
 };
 
 /* "redis://[user:pass@]host[:port][/db]"; %XX in user and pass; [v6]. */
@@ -46,7 +47,7 @@ enum status upstream_parse_url(const char *url, struct upstream_options *opt, ch
 enum upstream_state {
     UPSTREAM_CONNECTING, /* never up yet */
     UPSTREAM_UP,
-    UPSTREAM_DOWN        /* was up, or could not be reached: being retried */
+    UPSTREAM_DOWN /* was up, or could not be reached: being retried */
 };
 
 struct upstream_events {
@@ -60,7 +61,8 @@ struct upstream_events {
     void (*notice)(void *arg, const char *text); /* for the log: state changes and their reasons */
 };
 
-/* `first_generation` and later ones are ascending and never 0. Starts connecting. */
+/* Generations ascend from first_generation and are never 0. Starts connecting; calls nothing back
+ * before it returns. */
 struct upstream *upstream_create(struct uv_loop_s *loop, const struct upstream_options *opt,
                                  const struct upstream_events *ev);
 /* Fails what is outstanding with ST_CANCELLED and closes; no event comes after that. Allowed at
@@ -86,7 +88,7 @@ struct upstream_fetch {
      * too. ST_WRONGTYPE: not a string. ST_TIMEOUT, ST_UNAVAILABLE (not connected), ST_CANCELLED.
      * ST_BAD: value is the upstream's error text (LOADING, NOPERM, ...). */
     void (*done)(struct upstream_fetch *f, enum status st, struct slice value, int64_t pttl_ms, uint32_t generation);
-    int64_t sent_ms;  /* wall time when it left; set here */
+    int64_t sent_ms; /* wall time when it left; set here */
 };
 /* May call done() before it returns (when not connected). Deadline: timeout_ms from now. */
 void upstream_fetch(struct upstream *up, struct upstream_fetch *f);

@@ -4,10 +4,115 @@
 #include "tiercel/cmd.h"
 #include "tiercel/keyspace.h"
 #include "tiercel/session.h"
+#include "tiercel/tier.h"
 
 #include "cmd/cmd_handlers.h"
 
 /* What the files of the command layer share among themselves. */
+
+/* ---- a request that waits (session.c) ---- */
+
+enum parked_state {
+    PARKED_NEW,      /* not begun */
+    PARKED_FAULTING, /* its keys are on their way */
+    PARKED_READY,    /* its keys are pinned */
+    PARKED_LATER,    /* suspended; ops says how to cancel */
+    PARKED_SENT,     /* forwarded to the upstream: those behind it may follow */
+    PARKED_DONE      /* `reply` holds its answer */
+};
+
+struct parked {
+    struct list link;
+    struct session *s;
+    enum parked_state state;
+    bool barrier;
+    int argc;
+    struct slice *argv; /* in its own memory */
+    size_t bytes;
+    int faults;
+    struct tier_request treq;
+    struct tier_wait *waits; /* one per key; NULL before the first fault */
+    const struct suspend_ops *ops;
+    void *ops_arg;
+    struct chain reply;
+};
+
+/* Copies the request behind what the session has queued. */
+struct parked *session_park(struct session *s, int argc, const struct slice *argv);
+/* The session's worker: goes on with the queue's head, then wakes the net layer. */
+void session_run(struct session *s);
+
+/* ---- dispatch (dispatch.c) ---- */
+
+enum dispatch_rc {
+    DISPATCH_DONE,  /* the reply is in `out`, or withheld as the client wished */
+    DISPATCH_FAULT, /* keys are not resident: park, dispatch_prepare(), tier_fault(), and again */
+    DISPATCH_LATER  /* parked: completes by itself */
+};
+enum dispatch_rc dispatch_run(struct session *s, int argc, const struct slice *argv, struct parked *p);
+/* Makes p->waits from the request's keys. */
+void dispatch_prepare(struct parked *p);
+/* May the keys of this request be fetched before its turn? */
+bool dispatch_prefetchable(const struct session *s, int argc, const struct slice *argv);
+/* May this request be sent upstream while earlier ones are unanswered? */
+bool dispatch_forwardable(const struct session *s, int argc, const struct slice *argv);
+
+/* The keys of one command, resolved in the session's database `db`; returns how many (at most max). */
+int dispatch_keys(struct worker *w, const struct command *cmd, int argc, const struct slice *argv, int db,
+                  struct call_key *keys, int max);
+int dispatch_key_count(const struct command *cmd, int argc); /* an upper bound */
+const struct command *dispatch_find(int argc, const struct slice *argv);
+enum tier_need dispatch_need(enum key_access access);
+/* Locks the shards of all keys, in order; `all` locks every shard. */
+struct lockset {
+    bool all;
+    int n;
+    uint32_t *shard;
+};
+void dispatch_lock(struct worker *w, struct lockset *set, const struct call_key *keys, int nkeys, bool all);
+void dispatch_unlock(struct worker *w, struct lockset *set);
+/* Under the locks. ST_PENDING, or the failure of a wait. */
+enum status dispatch_resolve(struct worker *w, struct call_key *keys, int nkeys, const struct tier_wait *waits);
+/* Runs a resolved command with its statistics; its reply goes to c->r. */
+void dispatch_call(struct call *c);
+void dispatch_fault_error(struct call *c, enum status st);
+void dispatch_deinit(struct worker *w);
+void *dispatch_scratch_keys(struct worker *w, int n);
+
+/* ---- transactions (multi.c) ---- */
+struct multi;
+enum dispatch_rc multi_exec(struct call *c);
+void multi_queue(struct call *c);              /* QUEUED */
+void multi_abort(struct session *s);           /* a command could not be queued */
+int multi_length(const struct session *s);     /* -1: not in MULTI */
+size_t multi_bytes(const struct session *s);
+void multi_discard(struct session *s);         /* forgets commands and watches (RESET, a client that went) */
+void multi_destroy(struct session *s);
+int multi_exec_keys(struct session *s, struct call_key *keys, int max, bool *all);
+void watch_touch_db(struct worker *w, int db); /* all shards locked: before a flush or swap of this database */
+void watch_rehash(struct worker *w);           /* all shards locked: after it */
+/* tier_options.change, arg = struct cmd *. */
+void cmd_key_changed(void *arg, const struct key *key, enum tier_change why);
+
+/* Watched and waited-for keys of one shard, under its lock. */
+struct registry {
+    struct list watches; /* struct watch */
+    struct list blocked; /* struct block_entry */
+};
+
+/* ---- blocking pops (block.c) ---- */
+void block_signal(struct call *c, const struct call_key *k); /* a list may have elements for somebody */
+void block_serve(struct worker *w, int64_t now_ms);          /* at a command's end, its shards still locked */
+bool block_unblock(struct session *s, bool error);           /* CLIENT UNBLOCK */
+void block_rehash(struct worker *w);
+
+/* ---- an upstream behind us (forward.c) ---- */
+enum forward_route { ROUTE_LOCAL, ROUTE_NEAR, ROUTE_WRITE_LINK, ROUTE_PIN };
+enum forward_route forward_route(const struct session *s, const struct command *cmd, int argc, const struct slice *argv);
+enum dispatch_rc forward_send(struct call *c, enum forward_route route);
+void forward_drop(struct session *s); /* the client went, or RESET */
+bool forward_pin_takes_more(const struct session *s); /* a transaction that is not ending */
+bool forward_subscribed(const struct session *s); /* its pinned connection is in subscribed mode */
 
 /* ---- the command table (command.c) ---- */
 
@@ -40,6 +145,8 @@ const struct command *command_find_full(struct slice name);
 
 /* A container's handler: answers that it has no such subcommand (argv[1]). */
 void cmd_container(struct call *c);
+/* What a subcommand answers to a number of arguments that its arity allows and it does not. */
+void cmd_reply_bad_subcommand(struct call *c);
 /* What every *_help handler of a container's subcommand calls: HELP made from the rows. */
 void cmd_container_help(struct call *c);
 /* The same frame around lines of one's own, ended by NULL, for commands without subcommand rows. */
@@ -68,5 +175,42 @@ int cmd_move_db(int argc, const struct slice *argv, int cur_db);
 /* Appends the first (left) or last element of list i to `out` and removes it. false: there is
  * no list, or it has another type; nothing is replied. For blocking pops. */
 bool list_pop_one(struct call *c, int i, bool left, struct buf *out);
+
+/* ---- what is recorded about commands; any thread ---- */
+
+struct slowlog *slowlog_create(void);
+void slowlog_destroy(struct slowlog *log);
+/* The caller judged that it is slow. */
+void slowlog_push(struct cmd *cmd, struct session *s, int argc, const struct slice *argv, int64_t us);
+
+struct latency *latency_create(void);
+void latency_destroy(struct latency *l);
+/* The caller judged that it is over latency-monitor-threshold. */
+void latency_add(struct cmd *cmd, const char *event, int64_t ms);
+
+#define ERRSTAT_NAME 32
+struct errstat_code {
+    char name[ERRSTAT_NAME];
+    uint64_t count;
+};
+struct errstat *errstat_create(void); /* one per worker: cmd_worker.errors */
+void errstat_destroy(struct errstat *e);
+void errstat_add(struct worker *w, const char *text); /* its code is the first word */
+void errstat_reset(struct errstat *e);
+/* All workers together, by name; *out is freed with mem_free(MEM_OTHER). Returns how many. */
+int errstat_sum(const struct cmd *cmd, struct errstat_code **out);
+
+/* A command's counters, all workers together. */
+struct cmd_stat_sum {
+    uint64_t calls, usec, rejected, failed, samples;
+    uint64_t hist[CMD_HIST_BUCKETS];
+};
+void cmd_stat_sum(const struct cmd *cmd, int id, struct cmd_stat_sum *out);
+
+/* ---- clients (connection.c, client.c) ---- */
+
+bool client_set_name(struct call *c, struct slice name); /* false: an error was replied */
+/* Timeouts of clients in ms: its texts for what is no number, negative, or too large. false: replied. */
+bool client_arg_timeout_ms(struct call *c, int arg, int64_t *out);
 
 #endif

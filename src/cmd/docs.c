@@ -323,6 +323,18 @@ void cmd_container(struct call *c)
     buf_deinit(&b);
 }
 
+void cmd_reply_bad_subcommand(struct call *c)
+{
+    const struct command *cmd = c->cmd->container >= 0 ? &command_table[c->cmd->container] : c->cmd;
+    struct slice sub = SLICE(c->argv[1].ptr, c->argv[1].len < 128 ? c->argv[1].len : 128);
+    struct buf b;
+    buf_init(&b, MEM_OTHER);
+    append_upper(&b, cmd->name);
+    call_errorf(c, "ERR unknown subcommand or wrong number of arguments for '%.*s'. Try %.*s HELP.", SLICE_FMT(sub),
+                (int)b.len, b.ptr);
+    buf_deinit(&b);
+}
+
 /* The HELP of the containers whose files have none of their own. */
 void cmd_command_help(struct call *c)
 {

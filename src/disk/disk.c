@@ -258,7 +258,8 @@ enum status disk_open(const struct disk_options *opt, struct disk **out, char er
     if (st == ST_OK) {
         atomic_store(&d->used_bytes, d->data_bytes + d->keys_bytes + 4 * d->page);
         atomic_store(&d->n.block_bytes, d->data_bytes);
-        st = start_threads(d, err);
+        if (d->opt.owner.committed != NULL)
+            st = start_threads(d, err);
     }
     if (st != ST_OK) {
         stop_threads(d);
@@ -267,6 +268,12 @@ enum status disk_open(const struct disk_options *opt, struct disk **out, char er
     }
     *out = d;
     return ST_OK;
+}
+
+enum status disk_start(struct disk *d, const struct disk_owner *owner, char err[256])
+{
+    d->opt.owner = *owner;
+    return start_threads(d, err);
 }
 
 void disk_close(struct disk *d)

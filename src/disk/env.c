@@ -332,18 +332,21 @@ int env_reopen(struct disk *d)
 
 int env_grow_map(struct disk *d)
 {
-    size_t want = env_map_wanted(PEEK(d->max_bytes)), least = (size_t)env_map_least(PEEK(d->max_bytes));
-    if (d->map_bytes >= least)
+    size_t want = env_map_wanted(PEEK(d->max_bytes));
+    if (d->map_bytes >= env_map_least(PEEK(d->max_bytes)))
         return 0;
     pthread_rwlock_wrlock(&d->map_lock);
     reader_abort_txns(d);
+    if (d->scan_txn != NULL)
+        mdb_txn_abort(d->scan_txn);
+    d->scan_txn = NULL;
     int rc = mdb_env_set_mapsize(d->env, want);
-    if (rc == ENOMEM)
-        rc = mdb_env_set_mapsize(d->env, want = least);
+    if (rc == 0)
+        rc = env_open_scan(d);
     if (rc == 0)
         d->map_bytes = want;
     else
-        d->env_broken = true; /* the old map is gone */
+        env_close(d); /* the old map is gone; recovery opens anew, with less if need be */
     pthread_rwlock_unlock(&d->map_lock);
     return rc;
 }

@@ -21,7 +21,7 @@
 
 /* An own buffer grows to what the request announced, but not beyond this multiple of what
  * really came (or INPUT_STEP): announcing 512 MB costs nobody 512 MB. */
-#define INPUT_GROWTH 8
+#define INPUT_GROWTH 4
 #define INPUT_STEP ((size_t)1 << 20)
 #define INPUT_ROOM ((size_t)16 << 10) /* the least to read into */
 #define INPUT_KEEP ((size_t)4 << 10)  /* an empty buffer of at most this is kept until the next tick */

@@ -187,10 +187,10 @@ void metrics_write(struct buf *out, const struct metrics_source *src)
     write_instance(out, src);
     write_memory(out, src);
     for (int s = 0; s < STAT_COUNT; s++) {
-        const char *name = stats_metric((enum stat)s);
+        const char *name = stats_metric((enum stats_id)s);
         if (name[0] != '\0')
-            write_u64(out, name, stats_is_gauge((enum stat)s) ? GAUGE : COUNTER, stats_help((enum stat)s),
-                      stats_sum((enum stat)s));
+            write_u64(out, name, stats_is_gauge((enum stats_id)s) ? GAUGE : COUNTER, stats_help((enum stats_id)s),
+                      stats_sum((enum stats_id)s));
     }
     if (src->disk != NULL)
         write_disk(out, src);

@@ -44,7 +44,7 @@ struct stats_block *stats_block_create(void)
     return &node->block;
 }
 
-static uint64_t sum_blocks(enum stat s)
+static uint64_t sum_blocks(enum stats_id s)
 {
     uint64_t sum = 0;
     for (struct stats_node *n = atomic_load_explicit(&nodes, memory_order_acquire); n != NULL; n = n->next)
@@ -52,7 +52,7 @@ static uint64_t sum_blocks(enum stat s)
     return sum;
 }
 
-uint64_t stats_sum(enum stat s)
+uint64_t stats_sum(enum stats_id s)
 {
     uint64_t base = atomic_load_explicit(&baseline[s], memory_order_relaxed);
     uint64_t sum = sum_blocks(s) - base;
@@ -65,26 +65,26 @@ void stats_reset(void)
     pthread_mutex_lock(&reset_lock);
     for (int s = 0; s < STAT_COUNT; s++)
         if (!rows[s].gauge)
-            atomic_store_explicit(&baseline[s], sum_blocks((enum stat)s), memory_order_relaxed);
+            atomic_store_explicit(&baseline[s], sum_blocks((enum stats_id)s), memory_order_relaxed);
     pthread_mutex_unlock(&reset_lock);
 }
 
-const char *stats_name(enum stat s)
+const char *stats_name(enum stats_id s)
 {
     return rows[s].name;
 }
 
-const char *stats_metric(enum stat s)
+const char *stats_metric(enum stats_id s)
 {
     return rows[s].metric;
 }
 
-const char *stats_help(enum stat s)
+const char *stats_help(enum stats_id s)
 {
     return rows[s].help;
 }
 
-bool stats_is_gauge(enum stat s)
+bool stats_is_gauge(enum stats_id s)
 {
     return rows[s].gauge;
 }

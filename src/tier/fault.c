@@ -103,6 +103,7 @@ static struct fetch *fetch_create(struct worker *w, struct residency *r, const s
     f->res = r;
     r->refs++;
     r->fetching = true;
+    atomic_fetch_add(&w->tier->fetches, 1);
     memcpy(f->name, key->ptr, key->len);
     f->key = *key;
     f->key.ptr = f->name;
@@ -387,6 +388,7 @@ bool tier_cancel(struct worker *w, struct tier_request *req)
 
 static void fetch_free(struct fetch *f)
 {
+    atomic_fetch_sub(&f->w->tier->fetches, 1);
     mem_free(MEM_CLIENT, f);
 }
 

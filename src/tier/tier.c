@@ -3,20 +3,11 @@
 #include "tiercel/log.h"
 #include "tier_priv.h"
 
-#define DISK_QUEUE_MIN (1 << 20)
-#define DISK_QUEUE_MAX (16 << 20)
-
 void tier_conf_changed(struct tier *t, const struct conf *c)
 {
-    int64_t queue = c->maxmemory / 8;
-
-    if (queue < DISK_QUEUE_MIN)
-        queue = DISK_QUEUE_MIN;
-    if (queue > DISK_QUEUE_MAX || c->maxmemory == 0)
-        queue = DISK_QUEUE_MAX;
     atomic_store(&t->limit.maxmemory, c->maxmemory);
     atomic_store(&t->limit.inflight_max, c->inflight_max_bytes);
-    atomic_store(&t->limit.disk_queue_max, queue);
+    atomic_store(&t->limit.disk_queue_max, (int64_t)TIER_DISK_QUEUE(c->maxmemory / 8));
     atomic_store(&t->limit.negative_ttl_ms, c->negative_ttl_ms);
     atomic_store(&t->limit.stale_if_error_ms, c->stale_if_error_ms);
     atomic_store(&t->limit.tracked_keys_max, c->tracked_keys_max);

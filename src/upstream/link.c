@@ -11,9 +11,10 @@
 #include "tiercel/resp.h"
 #include "upstream_priv.h"
 
-#define READS_PER_EVENT 16       /* of 16 KB each: then other connections have their turn */
-#define SCRATCH_KEEP (64 * 1024) /* a larger buffer is given back after use */
-#define READ_CHUNK (16 * 1024)   /* hiredis reads that much at a time */
+#define READ_CHUNK (16 * 1024) /* room made for a read */
+#define READ_MAX (256 * 1024)  /* per event: then other connections have their turn */
+#define BUF_KEEP (64 * 1024)   /* a larger buffer is given back after use */
+#define WHY_TEXT 200
 
 static void link_pump(struct link *ln);
 static void link_try_address(struct link *ln);
@@ -29,8 +30,14 @@ void link_init(struct link *ln, struct upstream *up, const struct link_ops *ops)
     list_init(&ln->sent);
     list_init(&ln->due);
     list_init(&ln->doomed);
+    buf_init(&ln->in, MEM_CLIENT);
     list_init(&ln->all);
     list_push_back(&up->links, &ln->all);
+}
+
+void link_deinit(struct link *ln)
+{
+    buf_deinit(&ln->in);
 }
 
 void link_enter(struct link *ln)
@@ -120,7 +127,7 @@ static void link_fail_later(struct link *ln, const char *why)
 struct slice link_command(struct link *ln, int argc, const struct slice *argv)
 {
     struct buf *b = &ln->up->scratch;
-    if (b->cap > SCRATCH_KEEP) {
+    if (b->cap > BUF_KEEP) {
         buf_deinit(b);
         buf_init(b, MEM_CLIENT);
     }
@@ -262,10 +269,10 @@ void link_flush(struct link *ln)
 
 /* ---- receiving ----------------------------------------------------------------------- */
 
-static void link_take_select(struct link *ln, struct slot *s, const redisReply *r)
+static void link_take_select(struct link *ln, struct slot *s, struct slice raw)
 {
     ln->selecting = false;
-    if (r->type != REDIS_REPLY_ERROR) {
+    if (raw.ptr[0] != '-') {
         link_know_db(ln, s->db);
         link_pump(ln);
         return;
@@ -283,16 +290,22 @@ static void link_take_select(struct link *ln, struct slot *s, const redisReply *
     struct list *l;
     while ((l = list_pop_front(&ln->doomed))) {
         struct slot *refused = LIST_ENTRY(l, struct slot, queue);
-        slot_refuse(ln, refused, r);
+        slot_refuse(ln, refused, raw);
         slot_free(refused);
     }
     link_pump(ln);
 }
 
-static void link_take_greeting(struct link *ln, enum greeting_step step, const redisReply *r)
+static void link_take_greeting(struct link *ln, enum greeting_step step, struct slice raw)
 {
+    redisReply *r = reply_parse(raw);
     ln->greetings--;
-    if (!ln->ops->greeted(ln, step, r) || ln->greetings || ln->state != LINK_GREETING)
+    if (!r)
+        link_fail(ln, "a strange reply to the greeting");
+    bool go_on = r && ln->ops->greeted(ln, step, r) && !ln->greetings && ln->state == LINK_GREETING;
+    if (r)
+        freeReplyObject(r);
+    if (!go_on)
         return;
     ln->state = LINK_READY;
     if (ln->ops->ready)
@@ -300,79 +313,113 @@ static void link_take_greeting(struct link *ln, enum greeting_step step, const r
     link_pump(ln);
 }
 
-/* One reply. true: somebody keeps it. */
-static bool link_take(struct link *ln, redisReply *r)
+/* `what`, and an error reply's text. */
+static void link_fail_reply(struct link *ln, const char *what, struct slice raw)
 {
-    if (ln->ops->push && ln->ops->push(ln, r))
-        return false;
+    char why[WHY_TEXT];
+    if (raw.ptr[0] == '-')
+        snprintf(why, sizeof(why), "%s%.*s", what, (int)(raw.len > 150 ? 150 : raw.len - 3), raw.ptr + 1);
+    else
+        snprintf(why, sizeof(why), "a reply that nobody asked for");
+    link_fail(ln, why);
+}
+
+static void link_take(struct link *ln, struct slice raw)
+{
+    if (ln->ops->push && ln->ops->push(ln, raw))
+        return;
     if (list_empty(&ln->sent)) {
-        link_fail(ln, r->type == REDIS_REPLY_ERROR ? r->str : "a reply that nobody asked for");
-        return false;
+        link_fail_reply(ln, "", raw);
+        return;
     }
     struct slot *s = LIST_ENTRY(ln->sent.next, struct slot, queue);
     if (s->select_first) {
         s->select_first = false;
-        if (r->type == REDIS_REPLY_ERROR) { /* it was accepted before: what follows runs elsewhere */
-            char why[160];
-            snprintf(why, sizeof(why), "SELECT %d: %s", s->db, r->str);
-            link_fail(ln, why);
-        }
-        return false;
-    }
-    if (s->kind == SLOT_FETCH && !s->first) {
-        s->first = r;
-        return true;
+        if (raw.ptr[0] == '-') /* it was accepted before: what follows runs elsewhere */
+            link_fail_reply(ln, "SELECT: ", raw);
+        return;
     }
     list_remove(&s->queue);
     list_remove(&s->due);
     ln->queued--;
     switch (s->kind) {
-    case SLOT_GREETING: link_take_greeting(ln, s->step, r); break;
-    case SLOT_SELECT: link_take_select(ln, s, r); break;
+    case SLOT_GREETING: link_take_greeting(ln, s->step, raw); break;
+    case SLOT_SELECT: link_take_select(ln, s, raw); break;
     case SLOT_PING: break;
     case SLOT_FENCE: slot_fail(ln, s, ST_OK); break;
-    case SLOT_FETCH: slot_take_fetch(ln, s, r); break;
-    case SLOT_CALL: slot_take_call(ln, s, r); break;
+    case SLOT_FETCH:
+    case SLOT_CALL: slot_take(ln, s, raw); break;
     }
     slot_free(s);
-    return false;
 }
 
+/* GET and PTTL answer a fetch; they are handed over together. */
+static int link_replies_next(const struct link *ln)
+{
+    if (list_empty(&ln->sent))
+        return 1;
+    const struct slot *s = LIST_ENTRY(ln->sent.next, struct slot, queue);
+    return s->kind == SLOT_FETCH && !s->select_first ? 2 : 1;
+}
+
+/* link->in stays where it is while callbacks look into it, though they may end the link. */
 static void link_take_all(struct link *ln)
 {
-    void *reply = NULL;
-    while (ln->ctx) {
-        if (redisReaderGetReply(ln->ctx->reader, &reply) != REDIS_OK) {
-            link_fail(ln, ln->ctx->reader->errstr);
-            return;
-        }
-        if (!reply)
-            return;
-        if (!link_take(ln, reply))
-            freeReplyObject(reply);
+    size_t used = 0, len;
+    while (ln->ctx && used < ln->in.len) {
+        struct slice rest = SLICE(ln->in.ptr + used, ln->in.len - used);
+        enum status st = reply_scan(&ln->scan, rest, link_replies_next(ln), &len);
+        if (st == ST_BAD)
+            link_fail(ln, "protocol error: what came is no RESP2");
+        if (st != ST_OK)
+            break;
+        used += len;
+        link_take(ln, SLICE(rest.ptr, len));
     }
+    buf_consume(&ln->in, ln->ctx ? used : ln->in.len);
+    if (!ln->in.len && ln->in.cap > BUF_KEEP) {
+        buf_deinit(&ln->in);
+        buf_init(&ln->in, MEM_CLIENT);
+    }
+}
+
+/* Reads until the kernel has no more, or enough. false: the connection ended; *error is errno,
+ * or 0 when the peer closed it. */
+static bool link_receive(struct link *ln, size_t *got, int *error)
+{
+    while (*got < READ_MAX) {
+        buf_reserve(&ln->in, READ_CHUNK);
+        size_t room = ln->in.cap - ln->in.len;
+        ssize_t n = recv(ln->ctx->fd, ln->in.ptr + ln->in.len, room < READ_MAX ? room : READ_MAX, MSG_DONTWAIT);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+            return true;
+        if (n <= 0) {
+            *error = n < 0 ? errno : 0;
+            return false;
+        }
+        ln->in.len += (size_t)n;
+        *got += (size_t)n;
+        if ((size_t)n < room)
+            return true;
+    }
+    return true;
 }
 
 static void link_read(struct link *ln)
 {
     redisContext *ctx = ln->ctx;
-    bool ended = false;
     size_t got = 0;
-    for (int i = 0; i < READS_PER_EVENT && !ended; i++) {
-        size_t before = ctx->reader->len;
-        ended = redisBufferRead(ctx) != REDIS_OK;
-        size_t n = ctx->reader->len - before;
-        got += n;
-        if (n < READ_CHUNK)
-            break;
-    }
+    int error = 0;
+    bool open = link_receive(ln, &got, &error);
     if (got) {
         UP_COUNT(ln->up, bytes_in, got);
         ln->heard_ms = clock_mono_ms();
         link_take_all(ln);
     }
-    if (ended && ln->ctx == ctx)
-        link_fail(ln, ctx->errstr);
+    if (!open && ln->ctx == ctx)
+        link_fail(ln, error ? strerror(error) : "closed by the upstream");
 }
 
 /* ---- opening --------------------------------------------------------------------------- */
@@ -403,6 +450,8 @@ static void link_connected(struct link *ln)
     }
     ln->up->addr_good = ln->addr_at;
     ln->state = LINK_GREETING;
+    ln->in.len = 0;
+    ln->scan = (struct reply_scan){0};
     ln->db = 0;
     memset(ln->db_known, 0, sizeof(ln->db_known));
     link_know_db(ln, 0);
@@ -444,7 +493,6 @@ static void link_try_address(struct link *ln)
                 ln->ctx = ctx;
                 redisEnableKeepAlive(ctx);
                 ctx->err = 0; /* keep-alive is a wish */
-                reader_fns_install(&up->reader_fns, ctx->reader);
                 ln->state = LINK_CONNECTING;
                 ln->connect_due_ms = clock_mono_ms() + up->opt.timeout_ms;
                 upstream_wake(up, ln->connect_due_ms);

@@ -16,7 +16,7 @@ struct upstream_pin {
     int db;
     bool is_idle; /* belongs to nobody */
     bool lost;
-    bool tainted;                            /* said something unasked (MONITOR): not for the next client */
+    bool tainted; /* may speak unasked without our count of subscriptions: not for the next client */
     long long subscribed, subscribed_shards; /* as the upstream counts them */
     int channels, patterns;
     int confirmations; /* of a subscribe that was answered already */
@@ -89,39 +89,53 @@ static void subscriptions_count(struct upstream_pin *pin, enum confirmation kind
     pin->subscribed = total;
 }
 
-static bool pin_deliver(struct upstream_pin *pin, const redisReply *r)
+static bool pin_deliver(struct upstream_pin *pin, struct slice raw)
 {
-    struct upstream *up = pin->ln.up;
-    if (pin->is_idle || !pin->ev.push)
-        return true;
-    up->reply.len = 0;
-    reply_to_resp2(&up->reply, r);
-    pin->ev.push(pin->ev.arg, buf_slice(&up->reply));
+    if (pin->ev.push)
+        pin->ev.push(pin->ev.arg, raw);
     return true;
 }
 
-static bool pin_push(struct link *ln, redisReply *r)
+/* `r`: the reply when it is a small array, or NULL. */
+static bool pin_sort(struct upstream_pin *pin, struct slot *s, const redisReply *r, struct slice raw)
 {
-    struct upstream_pin *pin = pin_of(ln);
-    enum confirmation kind = confirmation_kind(r);
-    if (pin->confirmations && kind) {
+    enum confirmation kind = r ? confirmation_kind(r) : CONF_NONE;
+    if (kind && pin->confirmations) {
         pin->confirmations--;
         subscriptions_count(pin, kind, r->element[2]->integer);
-        return pin_deliver(pin, r);
+        return pin_deliver(pin, raw);
     }
-    if ((pin->subscribed || pin->subscribed_shards) && is_message(r))
-        return pin_deliver(pin, r);
-    if (list_empty(&ln->sent)) {
+    if (r && (pin->subscribed || pin->subscribed_shards || pin->tainted) && is_message(r))
+        return pin_deliver(pin, raw);
+    if (!s) {
         pin->tainted = true;
-        subscriptions_count(pin, kind, kind ? r->element[2]->integer : 0);
-        return pin_deliver(pin, r);
+        if (kind)
+            subscriptions_count(pin, kind, r->element[2]->integer);
+        return pin_deliver(pin, raw);
     }
-    const struct slot *s = LIST_ENTRY(ln->sent.next, struct slot, queue);
-    if (s->kind == SLOT_CALL && s->subscribes && !s->select_first && kind) {
+    if (s->select_first)
+        return false;
+    if (s->subscribes && kind) {
         pin->confirmations = confirmations_expected(pin, s, kind) - 1;
         subscriptions_count(pin, kind, r->element[2]->integer);
+    } else if (s->subscribes && raw.ptr[0] == '+') {
+        pin->tainted = true; /* QUEUED: EXEC subscribes it, and its reply is not looked into */
     }
     return false;
+}
+
+static bool pin_push(struct link *ln, struct slice raw)
+{
+    struct upstream_pin *pin = pin_of(ln);
+    struct slot *s = list_empty(&ln->sent) ? NULL : LIST_ENTRY(ln->sent.next, struct slot, queue);
+    if (s && !s->subscribes && !pin->subscribed && !pin->subscribed_shards && !pin->confirmations && !pin->tainted)
+        return false; /* an answer, whatever it looks like */
+    bool maybe = raw.len > 4 && (memcmp(raw.ptr, "*3\r\n", 4) == 0 || memcmp(raw.ptr, "*4\r\n", 4) == 0);
+    redisReply *r = maybe ? reply_parse(raw) : NULL;
+    bool taken = pin_sort(pin, s, r, raw);
+    if (r)
+        freeReplyObject(r);
+    return taken;
 }
 
 /* ---- the connection --------------------------------------------------------------------- */
@@ -134,6 +148,7 @@ static void pin_greet(struct link *ln)
 
 void pin_free_orphan(struct link *ln)
 {
+    link_deinit(ln);
     mem_free(MEM_OTHER, pin_of(ln));
 }
 

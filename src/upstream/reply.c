@@ -3,74 +3,100 @@
 #include "tiercel/num.h"
 #include "upstream_priv.h"
 
-/* hiredis makes one NIL of "$-1" and "*-1"; the task knows which it was. */
-static void *create_nil(const redisReadTask *task)
+#define LINE_MAX_BYTES (1024 * 1024) /* of a status, an error, a number or a length */
+#define COUNT_MAX (INT64_C(1) << 40) /* elements or bytes that one reply may announce */
+
+/* The line at `pos`, without its type and CRLF. MORE: not here yet. */
+static enum status line_at(struct slice in, size_t pos, struct slice *line, size_t *next)
 {
-    const struct upstream_reader_fns *fns = task->privdata;
-    redisReply *r = fns->create_nil(task);
-    if (r)
-        r->integer = task->type == REDIS_REPLY_ARRAY;
-    return r;
+    const char *start = in.ptr + pos;
+    const char *lf = memchr(start, '\n', in.len - pos);
+    if (!lf)
+        return in.len - pos > LINE_MAX_BYTES ? ST_BAD : ST_MORE;
+    if (lf - start < 2 || lf[-1] != '\r')
+        return ST_BAD;
+    *line = SLICE(start + 1, (size_t)(lf - start) - 2);
+    *next = pos + (size_t)(lf - start) + 1;
+    return ST_OK;
 }
 
-void reader_fns_init(struct upstream_reader_fns *fns)
+static enum status scan_item(struct reply_scan *sc, struct slice in)
+{
+    struct slice line;
+    size_t next;
+    int64_t n;
+    enum status st = line_at(in, sc->pos, &line, &next);
+    if (st != ST_OK)
+        return st;
+    char type = in.ptr[sc->pos];
+    if (type == '$' || type == '*') {
+        if (!num_parse_i64(line, &n) || n < -1 || n > COUNT_MAX)
+            return ST_BAD;
+        if (type == '*' && n > 0) {
+            if (sc->remaining > COUNT_MAX)
+                return ST_BAD;
+            sc->remaining += n;
+        } else if (type == '$' && n >= 0) {
+            if (in.len - next < (size_t)n + 2)
+                return ST_MORE;
+            next += (size_t)n + 2;
+            if (in.ptr[next - 2] != '\r' || in.ptr[next - 1] != '\n')
+                return ST_BAD;
+        }
+    } else if (type == ':') {
+        if (!num_parse_i64(line, &n))
+            return ST_BAD;
+    } else if (type != '+' && type != '-') {
+        return ST_BAD;
+    }
+    sc->remaining--;
+    sc->pos = next;
+    return ST_OK;
+}
+
+enum status reply_scan(struct reply_scan *sc, struct slice in, int replies, size_t *len)
+{
+    if (!sc->remaining) {
+        sc->remaining = replies;
+        sc->pos = 0;
+    }
+    while (sc->remaining) {
+        enum status st = sc->pos < in.len ? scan_item(sc, in) : ST_MORE;
+        if (st != ST_OK)
+            return st;
+    }
+    *len = sc->pos;
+    return ST_OK;
+}
+
+bool reply_view(struct slice *in, struct reply_view *v)
+{
+    struct slice line;
+    size_t next;
+    if (!in->len || line_at(*in, 0, &line, &next) != ST_OK)
+        return false;
+    *v = (struct reply_view){.type = in->ptr[0], .text = line};
+    if (v->type == ':' || v->type == '$' || v->type == '*') {
+        if (!num_parse_i64(line, &v->integer))
+            return false;
+        v->text = SLICE_NONE;
+    }
+    if (v->type == '$' && v->integer >= 0) {
+        if (in->len - next < (size_t)v->integer + 2)
+            return false;
+        v->text = SLICE(in->ptr + next, (size_t)v->integer);
+        next += (size_t)v->integer + 2;
+    }
+    *in = SLICE(in->ptr + next, in->len - next);
+    return true;
+}
+
+redisReply *reply_parse(struct slice raw)
 {
     redisReader *reader = redisReaderCreate();
-    fns->table = *reader->fn;
-    fns->create_nil = reader->fn->createNil;
-    fns->table.createNil = create_nil;
+    void *reply = NULL;
+    if (redisReaderFeed(reader, raw.ptr, raw.len) != REDIS_OK || redisReaderGetReply(reader, &reply) != REDIS_OK)
+        reply = NULL;
     redisReaderFree(reader);
-}
-
-void reader_fns_install(struct upstream_reader_fns *fns, redisReader *reader)
-{
-    reader->fn = &fns->table;
-    reader->privdata = fns;
-}
-
-static void append_header(struct buf *out, char type, int64_t n)
-{
-    char text[NUM_I64_MAX + 3];
-    text[0] = type;
-    size_t len = 1 + num_format_i64(text + 1, n);
-    text[len++] = '\r';
-    text[len++] = '\n';
-    buf_append(out, text, len);
-}
-
-static void append_line(struct buf *out, char type, const redisReply *r)
-{
-    buf_byte(out, type);
-    buf_append(out, r->str, r->len);
-    buf_append(out, "\r\n", 2);
-}
-
-/* Recursion is bounded by the reader's own limit on nesting. */
-void reply_to_resp2(struct buf *out, const redisReply *r)
-{
-    switch (r->type) {
-    case REDIS_REPLY_STATUS: append_line(out, '+', r); return;
-    case REDIS_REPLY_ERROR: append_line(out, '-', r); return;
-    case REDIS_REPLY_INTEGER: append_header(out, ':', r->integer); return;
-    case REDIS_REPLY_NIL: append_header(out, r->integer ? '*' : '$', -1); return;
-#if HIREDIS_MAJOR >= 1
-    case REDIS_REPLY_MAP:
-    case REDIS_REPLY_SET:
-    case REDIS_REPLY_PUSH:
-    case REDIS_REPLY_ATTR:
-#endif
-    case REDIS_REPLY_ARRAY:
-        append_header(out, '*', (int64_t)r->elements);
-        for (size_t i = 0; i < r->elements; i++)
-            reply_to_resp2(out, r->element[i]);
-        return;
-#if HIREDIS_MAJOR >= 1
-    case REDIS_REPLY_BOOL: append_header(out, ':', r->integer != 0); return;
-#endif
-    default: /* bulk, and RESP3's texts */
-        append_header(out, '$', (int64_t)r->len);
-        buf_append(out, r->str, r->len);
-        buf_append(out, "\r\n", 2);
-        return;
-    }
+    return reply;
 }

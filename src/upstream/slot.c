@@ -1,10 +1,7 @@
 #include <stdlib.h>
 
 #include "tiercel/alloc.h"
-#include "tiercel/check.h"
 #include "upstream_priv.h"
-
-#define REPLY_BUF_KEEP (256 * 1024) /* a larger buffer is given back after use */
 
 struct slot *slot_new(enum slot_kind kind, int db)
 {
@@ -22,8 +19,6 @@ void slot_free(struct slot *s)
     list_remove(&s->queue);
     list_remove(&s->due);
     buf_deinit(&s->cmd);
-    if (s->first)
-        freeReplyObject(s->first);
     mem_free(MEM_OTHER, s);
 }
 
@@ -57,68 +52,59 @@ void slot_fail(struct link *ln, struct slot *s, enum status st)
     }
 }
 
-static void call_answer(struct link *ln, struct slot *s, const redisReply *r)
+static void call_answer(struct link *ln, struct slot *s, struct slice raw)
 {
-    struct upstream *up = ln->up;
-    bool is_error = r->type == REDIS_REPLY_ERROR;
+    bool is_error = raw.ptr[0] == '-';
     if (is_error)
-        UP_COUNT(up, errors, 1);
-    up->reply.len = 0;
-    reply_to_resp2(&up->reply, r);
-    s->u.call->done(s->u.call, ST_OK, buf_slice(&up->reply), is_error, s->sent);
-    if (up->reply.cap > REPLY_BUF_KEEP) {
-        buf_deinit(&up->reply);
-        buf_init(&up->reply, MEM_CLIENT);
-    }
+        UP_COUNT(ln->up, errors, 1);
+    s->u.call->done(s->u.call, ST_OK, raw, is_error, s->sent);
 }
 
-void slot_take_call(struct link *ln, struct slot *s, const redisReply *r)
-{
-    if (slot_claim(s))
-        call_answer(ln, s, r);
-}
-
-static void fetch_answer_error(struct link *ln, struct upstream_fetch *f, const redisReply *error)
+static void fetch_answer_error(struct link *ln, struct upstream_fetch *f, struct slice text)
 {
     static const char wrongtype[] = "WRONGTYPE";
-    bool other_type = strncmp(error->str, wrongtype, sizeof(wrongtype) - 1) == 0;
+    size_t len = sizeof(wrongtype) - 1;
+    bool other_type = text.len >= len && memcmp(text.ptr, wrongtype, len) == 0;
     if (!other_type)
         UP_COUNT(ln->up, errors, 1);
-    f->done(f, other_type ? ST_WRONGTYPE : ST_BAD, SLICE(error->str, error->len), -1, 0);
+    f->done(f, other_type ? ST_WRONGTYPE : ST_BAD, text, -1, 0);
 }
 
-void slot_take_fetch(struct link *ln, struct slot *s, const redisReply *pttl)
+static void fetch_answer(struct link *ln, struct slot *s, struct slice raw)
 {
-    if (!slot_claim(s))
-        return;
     struct upstream *up = ln->up;
     struct upstream_fetch *f = s->u.fetch;
-    const redisReply *get = s->first;
-    if (get->type == REDIS_REPLY_ERROR) {
-        fetch_answer_error(ln, f, get);
-    } else if (pttl->type == REDIS_REPLY_ERROR) {
-        fetch_answer_error(ln, f, pttl);
-    } else if (get->type == REDIS_REPLY_STRING && pttl->type == REDIS_REPLY_INTEGER && pttl->integer >= -1) {
-        UP_COUNT(up, hits, 1);
-        f->done(f, ST_OK, SLICE(get->str, get->len), pttl->integer, up->generation);
-    } else if (get->type == REDIS_REPLY_NIL || (get->type == REDIS_REPLY_STRING && pttl->type == REDIS_REPLY_INTEGER)) {
-        /* -2: it expired between the two commands. */
+    struct reply_view get, pttl;
+    bool whole = reply_view(&raw, &get) && reply_view(&raw, &pttl);
+    if (whole && (get.type == '-' || pttl.type == '-')) {
+        fetch_answer_error(ln, f, get.type == '-' ? get.text : pttl.text);
+    } else if (!whole || get.type != '$' || pttl.type != ':') {
+        fetch_answer_error(ln, f, SLICE_LIT("ERR the upstream's replies to GET and PTTL make no sense"));
+    } else if (get.integer < 0 || pttl.integer < -1) { /* -2: it expired between the two commands */
         UP_COUNT(up, misses, 1);
         f->done(f, ST_NOT_FOUND, SLICE_NONE, -1, up->generation);
     } else {
-        UP_COUNT(up, errors, 1);
-        f->done(f, ST_BAD, SLICE_LIT("ERR the upstream's replies to GET and PTTL make no sense"), -1, 0);
+        UP_COUNT(up, hits, 1);
+        f->done(f, ST_OK, get.text, pttl.integer, up->generation);
     }
 }
 
-void slot_refuse(struct link *ln, struct slot *s, const redisReply *error)
+void slot_take(struct link *ln, struct slot *s, struct slice raw)
 {
     if (!slot_claim(s))
         return;
     if (s->kind == SLOT_FETCH)
-        fetch_answer_error(ln, s->u.fetch, error);
-    else if (s->kind == SLOT_CALL)
-        call_answer(ln, s, error);
+        fetch_answer(ln, s, raw);
     else
-        CHECK(s->kind == SLOT_PING);
+        call_answer(ln, s, raw);
+}
+
+void slot_refuse(struct link *ln, struct slot *s, struct slice raw)
+{
+    if (!slot_claim(s))
+        return;
+    if (s->kind == SLOT_FETCH)
+        fetch_answer_error(ln, s->u.fetch, SLICE(raw.ptr + 1, raw.len - 3));
+    else
+        call_answer(ln, s, raw);
 }

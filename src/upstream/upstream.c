@@ -16,7 +16,7 @@
 
 /* ---- small things ------------------------------------------------------------------- */
 
-void upstream_note(struct upstream *up, const char *fmt, ...)
+static __attribute__((format(printf, 2, 3))) void note(struct upstream *up, const char *fmt, ...)
 {
     char text[400];
     va_list ap;
@@ -35,7 +35,7 @@ void upstream_wake(struct upstream *up, int64_t at_ms)
     attach_timer_set(up->timer, at_ms - clock_mono_ms());
 }
 
-int64_t upstream_backoff(struct upstream *up, unsigned failures)
+static int64_t backoff(struct upstream *up, unsigned failures)
 {
     int64_t delay = up->opt.backoff_min_ms;
     for (unsigned i = 1; i < failures && delay < up->opt.backoff_max_ms; i++)
@@ -69,7 +69,7 @@ static void state_set(struct upstream *up)
     if (up->state != UPSTREAM_UP || was == UPSTREAM_UP)
         return;
     up->fetch.told[0] = up->inval.told[0] = up->write.told[0] = 0;
-    upstream_note(up, "upstream %s: up, coherence %s", up->name, up->coherence);
+    note(up, "upstream %s: up, coherence %s", up->name, up->coherence);
 }
 
 /* ---- addresses -------------------------------------------------------------------------- */
@@ -189,9 +189,9 @@ static void generation_end(struct upstream *up)
 
 static void generation_begin(struct upstream *up)
 {
-    if (++up->generations == 0)
-        up->generations = 1;
-    up->generation = up->generations;
+    up->generation = up->generation_next++;
+    if (!up->generation_next)
+        up->generation_next = 1;
     up->watchdog_ms = clock_mono_ms() + up->opt.watchdog_ms;
     upstream_wake(up, up->watchdog_ms);
     coherence_set(up);
@@ -221,7 +221,7 @@ static void down_note(struct upstream *up, struct link *ln, const char *why)
     if (up->destroyed || strcmp(ln->told, why) == 0)
         return;
     snprintf(ln->told, sizeof(ln->told), "%s", why);
-    upstream_note(up, "upstream %s: down: %s: %s", up->name, ln->ops->name, why);
+    note(up, "upstream %s: down: %s: %s", up->name, ln->ops->name, why);
 }
 
 static void pair_down(struct link *ln, const char *why)
@@ -231,7 +231,7 @@ static void pair_down(struct link *ln, const char *why)
         return;
     up->pair_closing = true;
     up->pair_failures++;
-    up->pair_retry_ms = clock_mono_ms() + upstream_backoff(up, up->pair_failures);
+    up->pair_retry_ms = clock_mono_ms() + backoff(up, up->pair_failures);
     upstream_wake(up, up->pair_retry_ms);
     down_set(up, ln, why);
     generation_end(up);
@@ -284,31 +284,33 @@ static void inval_ready(struct link *ln)
     link_open(&up->fetch);
 }
 
-static bool text_is(const redisReply *r, const char *text)
+static void invalidate_keys(struct upstream *up, const redisReply *keys)
 {
-    return r->type == REDIS_REPLY_STRING && slice_is(SLICE(r->str, r->len), text);
-}
-
-static bool inval_push(struct link *ln, redisReply *r)
-{
-    struct upstream *up = ln->up;
-    if (r->type != REDIS_REPLY_ARRAY || r->elements != 3 || !text_is(r->element[0], "message"))
-        return false;
-    if (!text_is(r->element[1], INVALIDATE_CHANNEL))
-        return true;
-    const redisReply *keys = r->element[2];
-    if (keys->type != REDIS_REPLY_ARRAY) { /* nil: everything. What is not understood counts as that */
-        UP_COUNT(up, invalidations, 1);
-        if (up->ev.invalidate_all)
-            up->ev.invalidate_all(up->ev.arg);
-        return true;
-    }
     for (size_t i = 0; i < keys->elements && !up->destroyed; i++) {
         const redisReply *key = keys->element[i];
         UP_COUNT(up, invalidations, 1);
         if (key->type == REDIS_REPLY_STRING && up->ev.invalidate)
             up->ev.invalidate(up->ev.arg, SLICE(key->str, key->len));
     }
+}
+
+static bool inval_push(struct link *ln, struct slice raw)
+{
+    static const char head[] = "*3\r\n$7\r\nmessage\r\n";
+    struct upstream *up = ln->up;
+    if (raw.len < sizeof(head) || memcmp(raw.ptr, head, sizeof(head) - 1) != 0)
+        return false;
+    redisReply *r = reply_parse(raw);
+    const redisReply *keys = r ? r->element[2] : NULL;
+    if (keys && keys->type == REDIS_REPLY_ARRAY) {
+        invalidate_keys(up, keys);
+    } else { /* nil: a flush. What is not understood counts as one */
+        UP_COUNT(up, invalidations, 1);
+        if (up->ev.invalidate_all)
+            up->ev.invalidate_all(up->ev.arg);
+    }
+    if (r)
+        freeReplyObject(r);
     return true;
 }
 
@@ -374,7 +376,7 @@ static void write_down(struct link *ln, const char *why)
 {
     struct upstream *up = ln->up;
     up->write_failures++;
-    up->write_retry_ms = clock_mono_ms() + upstream_backoff(up, up->write_failures);
+    up->write_retry_ms = clock_mono_ms() + backoff(up, up->write_failures);
     upstream_wake(up, up->write_retry_ms);
     down_set(up, ln, why);
     down_note(up, ln, why);
@@ -491,6 +493,8 @@ static void options_default(struct upstream_options *opt)
         opt->backoff_max_ms = opt->backoff_min_ms;
     if (!opt->queue_max)
         opt->queue_max = 1;
+    if (!opt->first_generation)
+        opt->first_generation = 1;
 }
 
 struct upstream *upstream_create(struct uv_loop_s *loop, const struct upstream_options *opt,
@@ -501,15 +505,14 @@ struct upstream *upstream_create(struct uv_loop_s *loop, const struct upstream_o
     up->opt = *opt;
     up->ev = *ev;
     options_default(&up->opt);
+    up->generation_next = up->opt.first_generation;
     snprintf(up->name, sizeof(up->name), strchr(opt->host, ':') ? "[%s]:%d" : "%s:%d", opt->host, opt->port);
-    reader_fns_init(&up->reader_fns);
     random_bytes(&up->rng, sizeof(up->rng));
     list_init(&up->links);
     list_init(&up->ticking);
     list_init(&up->dirty);
     list_init(&up->idle_pins);
     buf_init(&up->scratch, MEM_CLIENT);
-    buf_init(&up->reply, MEM_CLIENT);
     up->timer_at_ms = up->pair_retry_ms = up->write_retry_ms = DUE_NEVER;
     up->timer = attach_timer_open(loop, timer_fired, up, upstream_handle_closed);
     up->idle = attach_idle_open(loop, idle_fired, up, upstream_handle_closed);
@@ -527,7 +530,9 @@ void upstream_release(struct upstream *up)
     if (!up->destroyed || up->handles || up->npins)
         return;
     buf_deinit(&up->scratch);
-    buf_deinit(&up->reply);
+    link_deinit(&up->fetch);
+    link_deinit(&up->inval);
+    link_deinit(&up->write);
     mem_free(MEM_OTHER, up);
 }
 

@@ -15,13 +15,16 @@
  *   slot.c        one request on a link: its queue places and the ways in which it ends
  *   upstream.c    the links of a worker together: tracking, generations, watchdog, back-off
  *   pin.c         connections that belong to a client
- *   reply.c       redisReply to RESP2 bytes
+ *   reply.c       where a reply ends, and what is in it
  *
- * hiredis makes the connections, buffers and parses; its asynchronous layer (async.h) is not
- * used. That layer hands replies out by channel name once a connection subscribed, so that
- * UNSUBSCRIBE or PING on such a connection never gets its answer (0.14), asserts on what a
- * peer may send, and frees contexts inside callbacks. Here a link has one queue of slots, and
- * link_shut() is the only place where a context ends.
+ * hiredis makes the connections, writes, and parses greetings and pub/sub messages. What is
+ * only passed on is cut out of the input by reply_scan() and handed over as it came: nothing
+ * is parsed or copied, nil arrays stay nil arrays, and hiredis's limit on nesting (COMMAND DOCS
+ * is over it) costs nobody a connection. hiredis's asynchronous layer (async.h) is not used: it
+ * hands replies out by channel name once a connection subscribed, so that UNSUBSCRIBE or PING
+ * on such a connection never gets its answer (0.14), asserts on what a peer may send, and frees
+ * contexts inside callbacks. Here a link has one queue of slots, and link_shut() is the only
+ * place where a context ends.
  *
  * Callbacks of the layer above run inside link_read(), link_fail(), the timer and
  * upstream_destroy(). Any of them may send, destroy its pin or destroy the upstream: after
@@ -68,6 +71,29 @@ typedef void (*attach_lookup_fn)(void *arg, const struct attach_addrs *addrs, co
 struct attach_lookup *attach_lookup_start(struct uv_loop_s *loop, const char *host, attach_lookup_fn fn, void *arg);
 void attach_lookup_cancel(struct attach_lookup *l);
 
+/* ---- replies (reply.c) ----------------------------------------------------------------- */
+
+/* Zero-initialise. Remembers how far replies that have not arrived whole were looked at. */
+struct reply_scan {
+    size_t pos;
+    int64_t remaining; /* items still to come; 0 = at a start */
+};
+/* Looks for `replies` whole RESP2 replies at the start of `in`, which must start at the same byte
+ * until they were found. ST_OK: they are *len bytes. ST_MORE. ST_BAD: no RESP2. */
+enum status reply_scan(struct reply_scan *sc, struct slice in, int replies, size_t *len);
+
+/* The head of a reply: type '+', '-' or '$' with its text, ':' with its number; '$' and '*' with
+ * their count, -1 = nil. */
+struct reply_view {
+    char type;
+    struct slice text;
+    int64_t integer;
+};
+/* Takes one reply, or an array's head, off `in`. false: nothing whole is there. */
+bool reply_view(struct slice *in, struct reply_view *v);
+/* NULL: hiredis cannot (nested too deep). freeReplyObject() it. */
+redisReply *reply_parse(struct slice raw);
+
 /* ---- slots (slot.c) ------------------------------------------------------------------ */
 
 enum slot_kind {
@@ -98,7 +124,6 @@ struct slot {
     bool breaks_db; /* the command changes the connection's database */
     int subscribes; /* pins: confirmations to come for a (P|S)(UN)SUBSCRIBE; -1 = as many as there are, 0 = no such */
     struct buf cmd; /* while waiting */
-    redisReply *first; /* of a fetch: GET's, until PTTL's is here */
     union {
         struct upstream_fetch *fetch;
         struct upstream_call *call;
@@ -110,11 +135,10 @@ struct slot *slot_new(enum slot_kind kind, int db);
 void slot_free(struct slot *s);
 /* Tells the owner, unless it was told. Does not free. */
 void slot_fail(struct link *ln, struct slot *s, enum status st);
-/* As slot_fail() for a request that was refused before it was sent, with the upstream's text. */
-void slot_refuse(struct link *ln, struct slot *s, const redisReply *error);
-/* The answers: to a fetch those of GET (s->first) and PTTL. */
-void slot_take_fetch(struct link *ln, struct slot *s, const redisReply *pttl);
-void slot_take_call(struct link *ln, struct slot *s, const redisReply *r);
+/* As slot_fail() for a request that was refused before it was sent, with the upstream's error reply. */
+void slot_refuse(struct link *ln, struct slot *s, struct slice raw);
+/* The answer, as it came; to a fetch the two of GET and PTTL. */
+void slot_take(struct link *ln, struct slot *s, struct slice raw);
 
 /* ---- links (link.c) -------------------------------------------------------------------- */
 
@@ -138,7 +162,7 @@ struct link_ops {
     void (*down)(struct link *ln, const char *why);
     void (*lost)(struct link *ln, const char *why);
     /* true: the reply answers no slot and was dealt with. */
-    bool (*push)(struct link *ln, redisReply *r);
+    bool (*push)(struct link *ln, struct slice raw);
 };
 
 #define LINK_DBS_KNOWN 256
@@ -151,6 +175,8 @@ struct link {
     enum link_state state;
     redisContext *ctx;
     struct attach_poll *poll;
+    struct buf in; /* received; replies in the hands of callbacks lie in it */
+    struct reply_scan scan;
     int addr_tried, addr_at; /* addresses tried in this attempt; index of the current one */
     int64_t connect_due_ms;
     int64_t heard_ms;                       /* since when it owes us something without a byte received */
@@ -169,6 +195,7 @@ struct link {
 };
 
 void link_init(struct link *ln, struct upstream *up, const struct link_ops *ops);
+void link_deinit(struct link *ln);
 void link_open(struct link *ln); /* calls nothing back before it returns */
 /* Ends the connection: outstanding requests get ST_UNAVAILABLE, then ops->lost(). */
 void link_fail(struct link *ln, const char *why);
@@ -192,17 +219,11 @@ void link_leave(struct link *ln);
 
 #define DUE_NEVER INT64_MAX
 
-struct upstream_reader_fns {
-    redisReplyObjectFunctions table; /* what the readers use */
-    void *(*create_nil)(const redisReadTask *);
-};
-
 struct upstream {
     struct uv_loop_s *loop;
     struct upstream_options opt;
     struct upstream_events ev;
     char name[300]; /* host:port */
-    struct upstream_reader_fns reader_fns;
     struct attach_timer *timer;
     struct attach_idle *idle;
     int64_t timer_at_ms;
@@ -220,7 +241,7 @@ struct upstream {
     int addr_good;    /* the one that worked last */
 
     enum upstream_state state;
-    uint32_t generation, generations;
+    uint32_t generation, generation_next;
     long long inval_id;
     char refusal[200]; /* why there is no tracking; "" = there is, or not known yet */
     char coherence[240];
@@ -235,7 +256,6 @@ struct upstream {
     unsigned nidle_pins;
 
     struct buf scratch; /* a command being formatted */
-    struct buf reply;   /* a reply being handed over */
 
     _Atomic uint64_t st_fetches, st_hits, st_misses, st_calls, st_errors, st_timeouts, st_reconnects, st_invalidations;
     _Atomic uint64_t st_bytes_in, st_bytes_out;
@@ -248,8 +268,6 @@ void upstream_wake(struct upstream *up, int64_t at_ms); /* the timer looks no la
 void upstream_resolve(struct upstream *up, struct link *ln);
 void upstream_handle_closed(void *up);
 void upstream_release(struct upstream *up); /* frees it when nothing is left */
-void upstream_note(struct upstream *up, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-int64_t upstream_backoff(struct upstream *up, unsigned failures);
 void upstream_greet_auth(struct link *ln);
 void upstream_greet_name(struct link *ln);
 /* For AUTH, SELECT and NOAUTH: false and link_fail() when the connection is of no use. */
@@ -259,9 +277,5 @@ void pin_free_orphan(struct link *ln);
 void pins_cancel_all(struct upstream *up); /* upstream_destroy() */
 void pins_tick(struct upstream *up, int64_t now_ms);
 int64_t pins_next_due(const struct upstream *up);
-
-void reply_to_resp2(struct buf *out, const redisReply *r);
-void reader_fns_init(struct upstream_reader_fns *fns);
-void reader_fns_install(struct upstream_reader_fns *fns, redisReader *reader);
 
 #endif

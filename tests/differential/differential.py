@@ -97,16 +97,29 @@ class Differential:
         return replies
 
     def run_pipeline(self):
-        which = self.rng.randrange(len(self.pairs))
-        cmds = self.grammar.pipeline()
+        which, other = self.rng.sample(range(len(self.pairs)), 2)
+        if self.rng.random() < 0.03:
+            for connection, cmds in zip((which, other, which), self.grammar.watched()):
+                self.run_commands(connection, cmds)
+        else:
+            self.run_commands(which, self.grammar.pipeline())
+
+    def run_commands(self, which, cmds):
         for c in cmds:
             self.log.append((which, c))
-        self.exchange_and_compare(self.pairs[which], cmds)
+        data = b"".join(self.form(c) for c in cmds)
+        self.exchange_and_compare(self.pairs[which], cmds, data)
         self.sent += len(cmds)
 
-    def exchange_and_compare(self, pair, cmds):
+    def form(self, cmd):
+        """A command as bytes; now and then inline, where it can be."""
+        if self.rng.random() < 0.02 and all(re.fullmatch(rb"[\w.:*-]+", a) for a in cmd):
+            return b" ".join(cmd) + self.rng.choice((b"\r\n", b"\n", b" \r\n", b"\r\n\r\n"))
+        return encode(cmd)
+
+    def exchange_and_compare(self, pair, cmds, data):
         try:
-            redis, tiercel = self.both(pair, cmds)
+            redis, tiercel = self.both(pair, cmds, data)
         except Gone as e:
             raise Mismatch("%s\nwhile it ran:\n%s" % (e, "\n".join("    " + shown_command(c) for c in cmds))) from None
         queued = []
@@ -115,7 +128,7 @@ class Differential:
                 self.judge(cmd, redis[i], tiercel[i], queued, cmds[i + 1:])
             if redis[i] == b"+QUEUED\r\n":
                 queued.append(cmd)
-            elif cmd[0].upper() in (b"EXEC", b"DISCARD", b"MULTI"):
+            elif cmd[0].upper() in (b"EXEC", b"DISCARD"):
                 queued = []
             self.compared += 1
 

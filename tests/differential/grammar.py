@@ -252,6 +252,23 @@ class Grammar:
         cmds.append([b"EXEC" if rng.random() < 0.9 else b"DISCARD"])
         return cmds
 
+    def watched(self):
+        """A transaction that watches keys, and what another connection does meanwhile: now and
+        then a change of them, and always enough to have them leave memory."""
+        rng = self.rng
+        keys = [self.any_key() for _ in range(rng.choice((1, 1, 3)))]
+        db, churn = self.db(), [[b"SELECT", self.db()]]
+        for _ in range(rng.choice((10, 100, 300))):
+            churn.append([b"GET", self.key("s")] if rng.random() < 0.8 else [b"STRLEN", self.key("s")])
+        if rng.random() < 0.4:
+            churn.append(self.one())
+        if rng.random() < 0.3:
+            churn += [[b"SELECT", db], rng.choice(([b"APPEND", keys[0], b"x"], [b"PERSIST", keys[0]],
+                                                  [b"DEL", keys[-1]], [b"LPUSH", keys[0], b"x"],
+                                                  [b"EXPIRE", keys[0], b"100000"], [b"SETNX", keys[0], b"x"]))]
+        return ([[b"SELECT", db], [b"WATCH"] + keys, [b"TYPE", keys[0]]], churn,
+                [[b"MULTI"], self.one(), [b"SET", keys[0], self.value()], self.one(), [b"EXEC"]])
+
     def pipeline(self):
         """The commands of one write to the sockets."""
         rng, cmds = self.rng, []

@@ -46,16 +46,16 @@ static void test_rows(void **state)
 {
     (void)state;
     for (int s = 0; s < STAT_COUNT; s++) {
-        assert_true(strlen(stats_name((enum stat)s)) > 0);
-        assert_true(strlen(stats_help((enum stat)s)) > 0);
-        const char *metric = stats_metric((enum stat)s);
+        assert_true(strlen(stats_name((enum stats_id)s)) > 0);
+        assert_true(strlen(stats_help((enum stats_id)s)) > 0);
+        const char *metric = stats_metric((enum stats_id)s);
         if (metric[0] == '\0')
             continue;
         assert_true(strncmp(metric, "redis_", 6) == 0 || strncmp(metric, "tiercel_", 8) == 0);
         size_t len = strlen(metric);
-        assert_int_equal(len > 6 && strcmp(metric + len - 6, "_total") == 0, !stats_is_gauge((enum stat)s));
+        assert_int_equal(len > 6 && strcmp(metric + len - 6, "_total") == 0, !stats_is_gauge((enum stats_id)s));
         for (int t = 0; t < s; t++)
-            assert_string_not_equal(metric, stats_metric((enum stat)t));
+            assert_string_not_equal(metric, stats_metric((enum stats_id)t));
     }
     assert_string_equal(stats_name(STAT_keyspace_hits), "keyspace_hits");
     assert_true(stats_is_gauge(STAT_blocked_clients));

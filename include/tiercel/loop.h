@@ -1,0 +1,25 @@
+#ifndef TIERCEL_LOOP_H
+#define TIERCEL_LOOP_H
+
+#include "tiercel/cmd.h"
+#include "tiercel/net.h"
+#include "tiercel/tier.h"
+#include "tiercel/upstream.h"
+
+/* The worker threads: `n` equal loops. The main thread calls all of this. */
+struct loops;
+
+struct loops *loops_create(int n, struct conf *conf);
+/* Starts the threads; returns when every loop runs and accepts. `upstream` NULL: none. */
+enum status loops_start(struct loops *l, struct cmd *cmd, struct tier *tier, struct net *net,
+                        const struct upstream_options *upstream);
+/* Stops accepting, gives clients drain_ms to take their replies, closes them. The loops go
+ * on turning, for what the tiers still have under way. */
+void loops_quiesce(struct loops *l, int64_t drain_ms);
+/* Ends the loops and joins the threads. */
+void loops_end(struct loops *l);
+void loops_destroy(struct loops *l);
+/* Runs fn on worker 0's thread, soon. */
+void loops_run(struct loops *l, void (*fn)(struct worker *w, void *arg), void *arg);
+
+#endif

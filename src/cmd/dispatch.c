@@ -1,0 +1,620 @@
+/* From a request to its handler: checks, keys, locks, residency, statistics. */
+#include <stdlib.h>
+
+#include "tiercel/clock.h"
+#include "tiercel/codec.h"
+#include "tiercel/pubsub.h"
+#include "tiercel/stats.h"
+
+#include "cmd/cmd_priv.h"
+
+#define KEYS_MAX (1024 * 1024) /* of one command, as the protocol limits its arguments */
+
+/* Arrays that grow to the largest command seen and are used again. */
+struct dispatch_scratch {
+    struct call_key *keys;
+    int keys_cap;
+    int *pos;
+    int pos_cap;
+    struct lockset locks;
+    int locks_cap;
+};
+
+void *dispatch_scratch_keys(struct worker *w, int n)
+{
+    struct dispatch_scratch *sc = w->cmd_worker->scratch;
+
+    if (UNLIKELY(!sc))
+        sc = w->cmd_worker->scratch = mem_calloc(MEM_OTHER, sizeof(*sc));
+    if (UNLIKELY(n > sc->keys_cap)) {
+        sc->keys_cap = n < 16 ? 16 : n;
+        sc->keys = mem_realloc(MEM_OTHER, sc->keys, (size_t)sc->keys_cap * sizeof(*sc->keys));
+    }
+    return sc->keys;
+}
+
+static int *scratch_positions(struct worker *w, int n)
+{
+    struct dispatch_scratch *sc = w->cmd_worker->scratch;
+
+    if (UNLIKELY(n > sc->pos_cap)) {
+        sc->pos_cap = n < 16 ? 16 : n;
+        sc->pos = mem_realloc(MEM_OTHER, sc->pos, (size_t)sc->pos_cap * sizeof(*sc->pos));
+    }
+    return sc->pos;
+}
+
+static void scratch_free(struct worker *w)
+{
+    struct dispatch_scratch *sc = w->cmd_worker->scratch;
+
+    if (!sc)
+        return;
+    mem_free(MEM_OTHER, sc->keys);
+    mem_free(MEM_OTHER, sc->pos);
+    mem_free(MEM_OTHER, sc->locks.shard);
+    mem_free(MEM_OTHER, sc);
+    w->cmd_worker->scratch = NULL;
+}
+
+void dispatch_deinit(struct worker *w)
+{
+    scratch_free(w);
+}
+
+/* ---- finding the command ---- */
+
+const struct command *dispatch_find(int argc, const struct slice *argv)
+{
+    const struct command *cmd = argc > 0 ? command_find(argv[0]) : NULL;
+
+    if (cmd && UNLIKELY(cmd->flags & CMD_CONTAINER) && argc > 1) {
+        const struct command *sub = command_find_sub(cmd, argv[1]);
+        return sub ? sub : cmd;
+    }
+    return cmd;
+}
+
+/* ---- keys ---- */
+
+enum tier_need dispatch_need(enum key_access access)
+{
+    switch (access) {
+    case KEY_READ:
+    case KEY_UPDATE:
+        return TIER_VALUE;
+    case KEY_PRESENCE:
+        return TIER_PRESENCE;
+    default:
+        return TIER_NOTHING;
+    }
+}
+
+int dispatch_key_count(const struct command *cmd, int argc)
+{
+    int n;
+
+    if (cmd->first == 0 && !cmd->find_keys)
+        return 0;
+    if (cmd->id == CMDID_copy || cmd->id == CMDID_move)
+        return 2;
+    if (LIKELY(!cmd->find_keys)) {
+        int last = cmd->last < 0 ? argc + cmd->last : cmd->last;
+        n = last < cmd->first ? 0 : (last - cmd->first) / cmd->step + 1;
+    } else {
+        n = argc;
+    }
+    return n > KEYS_MAX ? KEYS_MAX : n;
+}
+
+/* COPY and MOVE name a key of another database. */
+static int two_database_keys(struct worker *w, const struct command *cmd, int argc, const struct slice *argv, int db,
+                             struct call_key *keys)
+{
+    bool copy = cmd->id == CMDID_copy;
+    int to = copy ? cmd_copy_db(argc, argv, db) : cmd_move_db(argc, argv, db);
+
+    if (to < 0 || to >= (int)w->tier->mem->databases)
+        return 0; /* the handler replies the error */
+    int second = copy ? 2 : 1;
+    keys[0] = (struct call_key){.access = KEY_UPDATE, .arg = 1};
+    keys[1] = (struct call_key){.access = KEY_UPDATE, .arg = second};
+    mem_key_init(w->tier->mem, (unsigned)db, argv[1], &keys[0].key);
+    mem_key_init(w->tier->mem, (unsigned)to, argv[second], &keys[1].key);
+    return 2;
+}
+
+int dispatch_keys(struct worker *w, const struct command *cmd, int argc, const struct slice *argv, int db,
+                  struct call_key *keys, int max)
+{
+    if (UNLIKELY(cmd->id == CMDID_copy || cmd->id == CMDID_move))
+        return two_database_keys(w, cmd, argc, argv, db, keys);
+    int *pos = scratch_positions(w, max);
+    int n = command_keys(cmd, argc, argv, pos, max);
+    enum key_access access = cmd->find_access ? cmd->find_access(argc, argv) : cmd->access;
+    for (int i = 0; i < n; i++) {
+        keys[i] = (struct call_key){.access = access, .arg = pos[i]};
+        mem_key_init(w->tier->mem, (unsigned)db, argv[pos[i]], &keys[i].key);
+    }
+    return n < 0 ? 0 : n;
+}
+
+void dispatch_prepare(struct parked *p)
+{
+    struct worker *w = p->s->w;
+    const struct command *cmd = dispatch_find(p->argc, p->argv);
+    struct call_key *keys;
+    int n;
+
+    if (cmd->id == CMDID_exec) {
+        bool all;
+        n = multi_exec_keys(p->s, NULL, 0, &all);
+        keys = dispatch_scratch_keys(w, n);
+        n = multi_exec_keys(p->s, keys, n, &all);
+    } else {
+        n = dispatch_key_count(cmd, p->argc);
+        keys = dispatch_scratch_keys(w, n);
+        n = dispatch_keys(w, cmd, p->argc, p->argv, p->s->db, keys, n);
+    }
+    p->waits = mem_calloc(MEM_CLIENT, (size_t)(n ? n : 1) * sizeof(*p->waits));
+    p->treq.waits = p->waits;
+    p->treq.nwaits = n;
+    for (int i = 0; i < n; i++) {
+        p->waits[i].key = keys[i].key;
+        p->waits[i].need = (uint8_t)dispatch_need(keys[i].access);
+    }
+}
+
+/* ---- locks ---- */
+
+static int shard_compare(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+void dispatch_lock(struct worker *w, struct lockset *set, const struct call_key *keys, int nkeys, bool all)
+{
+    struct mem *m = w->tier->mem;
+    struct dispatch_scratch *sc = w->cmd_worker->scratch;
+
+    *set = (struct lockset){.all = all};
+    if (all) {
+        mem_lock_all(m);
+        return;
+    }
+    if (nkeys > sc->locks_cap) {
+        sc->locks_cap = nkeys;
+        sc->locks.shard = mem_realloc(MEM_OTHER, sc->locks.shard, (size_t)nkeys * sizeof(uint32_t));
+    }
+    set->shard = sc->locks.shard;
+    for (int i = 0; i < nkeys; i++)
+        set->shard[i] = mem_shard_of(m, keys[i].key.hash)->index;
+    if (nkeys > 1)
+        qsort(set->shard, (size_t)nkeys, sizeof(uint32_t), shard_compare);
+    for (int i = 0; i < nkeys; i++)
+        if (i == 0 || set->shard[i] != set->shard[i - 1])
+            set->shard[set->n++] = set->shard[i];
+    for (int i = 0; i < set->n; i++)
+        mem_lock(&m->shard[set->shard[i]]);
+}
+
+void dispatch_unlock(struct worker *w, struct lockset *set)
+{
+    struct mem *m = w->tier->mem;
+
+    if (set->all) {
+        mem_unlock_all(m);
+        return;
+    }
+    for (int i = set->n; i-- > 0;)
+        mem_unlock(&m->shard[set->shard[i]]);
+}
+
+enum status dispatch_resolve(struct worker *w, struct call_key *keys, int nkeys, const struct tier_wait *waits)
+{
+    struct mem *m = w->tier->mem;
+
+    for (int i = 0; i < nkeys; i++) {
+        struct call_key *k = &keys[i];
+        struct tier_found found;
+        if (UNLIKELY(!mem_key_current(m, &k->key))) /* its database was flushed or swapped since */
+            return ST_CANCELLED;
+        enum status st = tier_resolve_locked(w, mem_shard_of(m, k->key.hash), &k->key, dispatch_need(k->access),
+                                             waits ? &waits[i] : NULL, &found);
+        if (UNLIKELY(st != ST_OK))
+            return st;
+        k->obj = found.obj;
+        k->on_disk = found.on_disk;
+        k->kept = found.kept;
+    }
+    return ST_OK;
+}
+
+/* ---- running ---- */
+
+static unsigned hist_bucket(int64_t us)
+{
+    unsigned b = us <= 1 ? 0 : 64 - (unsigned)__builtin_clzll((unsigned long long)us - 1);
+    return b < CMD_HIST_BUCKETS ? b : CMD_HIST_BUCKETS - 1;
+}
+
+static void stat_add64(_Atomic uint64_t *v, uint64_t n)
+{
+    atomic_store_explicit(v, atomic_load_explicit(v, memory_order_relaxed) + n, memory_order_relaxed);
+}
+
+static void account(struct call *c, int64_t us)
+{
+    struct cmd_stat *st = &c->w->cmd_worker->stat[c->cmd->id];
+
+    stat_add64(&st->calls, 1);
+    stat_add64(&st->usec, (uint64_t)us);
+    if (UNLIKELY(c->failed))
+        stat_add64(&st->failed, 1);
+    if (LIKELY(c->w->conf->latency_tracking)) {
+        _Atomic uint32_t *h = &st->hist[hist_bucket(us)];
+        atomic_store_explicit(h, atomic_load_explicit(h, memory_order_relaxed) + 1, memory_order_relaxed);
+    }
+    stats_inc(c->w->stats, STAT_total_commands_processed);
+    int64_t slow = c->w->conf->slowlog_log_slower_than;
+    if (UNLIKELY(slow >= 0 && us >= slow) && !(c->cmd->flags & CMD_SKIP_SLOWLOG))
+        slowlog_push(c->w->cmd, c->s, c->argc, c->argv, us);
+    int64_t spike = c->w->conf->latency_monitor_threshold;
+    if (UNLIKELY(spike > 0 && us >= spike * 1000))
+        latency_add(c->w->cmd, c->cmd->flags & CMD_FAST ? "fast-command" : "command", us / 1000);
+}
+
+void dispatch_call(struct call *c)
+{
+    int64_t start = clock_mono_us();
+
+    c->s->last_cmd = c->cmd;
+    c->cmd->run(c);
+    account(c, clock_mono_us() - start);
+}
+
+void dispatch_fault_error(struct call *c, enum status st)
+{
+    const char *text = c->parked ? c->parked->treq.error : "";
+
+    switch (st) {
+    case ST_TIMEOUT:
+        call_error(c, "UPSTREAMTIMEOUT the upstream did not answer in time");
+        break;
+    case ST_BAD: /* its own words: LOADING, NOPERM, ... */
+        call_errorf(c, "%s", text[0] ? text : "ERR the upstream refused the request");
+        break;
+    case ST_IO:
+        call_error(c, "IOERR the disk tier could not be read");
+        break;
+    default:
+        call_error(c, "UPSTREAMDOWN the upstream is not reachable and no copy of the key may be served");
+    }
+}
+
+/* Which argument is a value worth compressing, before any lock is taken; 0: none. */
+static int value_arg(const struct command *cmd)
+{
+    switch (cmd->id) {
+    case CMDID_set:
+    case CMDID_setnx:
+    case CMDID_getset:
+        return 2;
+    case CMDID_setex:
+    case CMDID_psetex:
+        return 3;
+    default:
+        return 0;
+    }
+}
+
+static void pack_value(struct call *c)
+{
+    const struct conf *conf = c->w->conf;
+    int arg = value_arg(c->cmd);
+
+    if (LIKELY(arg == 0 || c->argv[arg].len < (size_t)conf->compression_threshold ||
+               conf->compression == COMPRESSION_NO))
+        return;
+    struct codec_options opt = {true, (size_t)conf->compression_threshold, (int)conf->compression_level};
+    c->packed = codec_pack(c->w->codec, &opt, c->argv[arg]);
+    c->packed_arg = arg;
+    if (c->packed) {
+        stats_inc(c->w->stats, STAT_compression_values);
+        stats_add(c->w->stats, STAT_compression_bytes_in, c->packed->raw_len);
+        stats_add(c->w->stats, STAT_compression_bytes_out, c->packed->len);
+    }
+}
+
+static enum dispatch_rc run_on_keys(struct call *c)
+{
+    struct worker *w = c->w;
+    const struct tier_wait *waits = c->parked ? c->parked->waits : NULL;
+    int n = dispatch_key_count(c->cmd, c->argc);
+    struct lockset set;
+    enum status st;
+
+    if (value_arg(c->cmd))
+        pack_value(c);
+    c->keys = dispatch_scratch_keys(w, n);
+    do {
+        c->nkeys = n ? dispatch_keys(w, c->cmd, c->argc, c->argv, c->s->db, c->keys, n) : 0;
+        dispatch_lock(w, &set, c->keys, c->nkeys, c->cmd->flags & CMD_ALL_SHARDS);
+        st = dispatch_resolve(w, c->keys, c->nkeys, waits);
+        if (LIKELY(st == ST_OK))
+            break;
+        dispatch_unlock(w, &set);
+    } while (st == ST_CANCELLED && c->nkeys > 0);
+    if (LIKELY(st == ST_OK)) {
+        dispatch_call(c);
+        if (UNLIKELY(c->cmd->flags & CMD_ALL_SHARDS)) {
+            watch_rehash(w);
+            block_rehash(w);
+        }
+        block_serve(w, c->now_ms);
+        dispatch_unlock(w, &set);
+    }
+    rcbuf_unref(c->packed);
+    c->packed = NULL;
+    if (UNLIKELY(st == ST_PENDING))
+        return DISPATCH_FAULT;
+    if (UNLIKELY(st == ST_WRONGTYPE && w->tier->has_upstream)) /* not a string: the upstream's business */
+        return forward_send(c, ROUTE_WRITE_LINK);
+    if (UNLIKELY(st != ST_OK))
+        dispatch_fault_error(c, st);
+    return c->suspended ? DISPATCH_LATER : DISPATCH_DONE;
+}
+
+/* ---- checks before a command runs, in Redis's order ---- */
+
+static void unknown_command(struct call *c)
+{
+    struct buf args;
+
+    buf_init(&args, MEM_OTHER);
+    for (int i = 1; i < c->argc && args.len < 128; i++) {
+        size_t room = 128 - args.len;
+        buf_printf(&args, "'%.*s' ", (int)(c->argv[i].len < room ? c->argv[i].len : room), c->argv[i].ptr);
+    }
+    size_t name = c->argv[0].len < 128 ? c->argv[0].len : 128;
+    call_errorf(c, "ERR unknown command '%.*s', with args beginning with: %.*s", (int)name, c->argv[0].ptr,
+                (int)args.len, args.len ? args.ptr : "");
+    buf_deinit(&args);
+}
+
+static void unknown_subcommand(struct call *c)
+{
+    char upper[32];
+    size_t n = strlen(c->cmd->name);
+
+    for (size_t i = 0; i <= n && i < sizeof(upper); i++)
+        upper[i] = c->cmd->name[i] >= 'a' && c->cmd->name[i] <= 'z' ? (char)(c->cmd->name[i] - 32) : c->cmd->name[i];
+    int len = (int)(c->argv[1].len < 128 ? c->argv[1].len : 128);
+    call_errorf(c, "ERR unknown subcommand '%.*s'. Try %s HELP.", len, c->argv[1].ptr, upper);
+}
+
+static bool arity_ok(const struct command *cmd, int argc)
+{
+    return cmd->arity >= 0 ? argc == cmd->arity : argc >= -cmd->arity;
+}
+
+/* false: an error was replied. */
+static bool known(struct call *c)
+{
+    if (UNLIKELY(!c->cmd)) {
+        unknown_command(c);
+    } else if (UNLIKELY(c->cmd->flags & CMD_CONTAINER && c->argc > 1)) {
+        unknown_subcommand(c);
+    } else if (UNLIKELY(!arity_ok(c->cmd, c->argc))) {
+        call_errorf(c, "ERR wrong number of arguments for '%s' command", c->cmd->full);
+    } else {
+        return true;
+    }
+    return false;
+}
+
+static bool allowed(struct call *c)
+{
+    struct session *s = c->s;
+
+    if (UNLIKELY(!(s->flags & SESSION_AUTHENTICATED)) && !(c->cmd->flags & CMD_NO_AUTH)) {
+        call_error(c, "NOAUTH Authentication required.");
+        return false;
+    }
+    if (UNLIKELY(s->flags & SESSION_MULTI) && c->cmd->flags & CMD_NO_MULTI) {
+        call_error(c, "ERR Command not allowed inside a transaction");
+        return false;
+    }
+    if (UNLIKELY(s->pubsub != NULL || s->pin != NULL) && !pubsub_allows(s, c->cmd)) {
+        pubsub_refuse(c);
+        return false;
+    }
+    return true;
+}
+
+static bool runs_in_multi(const struct command *cmd)
+{
+    switch (cmd->id) {
+    case CMDID_exec:
+    case CMDID_discard:
+    case CMDID_multi:
+    case CMDID_watch:
+    case CMDID_quit:
+    case CMDID_reset:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* ---- waiting for memory, or for the end of CLIENT PAUSE ---- */
+
+struct later {
+    struct tier_room_wait room;
+    struct mbox_timer *timer;
+    struct parked *p;
+};
+
+static void later_cancel(void *arg)
+{
+    struct later *l = arg;
+
+    if (l->timer)
+        mbox_timer_cancel(l->timer);
+    else
+        tier_cancel_room(&l->room);
+    mem_free(MEM_CLIENT, l);
+}
+
+static const struct suspend_ops later_ops = {later_cancel};
+
+static void later_again(struct later *l)
+{
+    struct parked *p = l->p;
+
+    mem_free(MEM_CLIENT, l);
+    p->state = PARKED_NEW;
+    session_run(p->s);
+}
+
+static void room_ready(struct tier_room_wait *rw)
+{
+    later_again(LIST_ENTRY(rw, struct later, room));
+}
+
+static void pause_over(void *arg)
+{
+    later_again(arg);
+}
+
+static enum dispatch_rc wait_again(struct call *c, int64_t pause_ms)
+{
+    struct later *l = mem_calloc(MEM_CLIENT, sizeof(*l));
+
+    l->p = call_suspend(c, &later_ops, l);
+    if (pause_ms > 0) {
+        l->timer = mbox_timer_start(c->w->mbox, pause_ms, pause_over, l);
+    } else {
+        l->room.ready = room_ready;
+        tier_wait_room(c->w, &l->room);
+    }
+    return DISPATCH_LATER;
+}
+
+#define PAUSE_STEP_MS 20 /* how often a paused request looks whether CLIENT UNPAUSE came */
+
+static int64_t paused_ms(const struct call *c)
+{
+    const struct cmd *cmd = c->w->cmd;
+    int64_t until = atomic_load_explicit(&cmd->pause_until_ms, memory_order_relaxed);
+
+    if (LIKELY(until == 0) || until <= c->now_ms || c->cmd->id == CMDID_client_unpause ||
+        c->cmd->id == CMDID_client_pause)
+        return 0;
+    bool writes = c->cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || c->cmd->id == CMDID_exec;
+    if (!atomic_load(&cmd->pause_all) && !writes)
+        return 0;
+    return until - c->now_ms < PAUSE_STEP_MS ? until - c->now_ms : PAUSE_STEP_MS;
+}
+
+/* ---- the way of a request ---- */
+
+static enum dispatch_rc reject(struct call *c)
+{
+    multi_abort(c->s);
+    if (c->cmd)
+        stat_add64(&c->w->cmd_worker->stat[c->cmd->id].rejected, 1);
+    return DISPATCH_DONE;
+}
+
+static enum dispatch_rc process(struct call *c)
+{
+    struct session *s = c->s;
+    struct tier *t = c->w->tier;
+
+    c->cmd = dispatch_find(c->argc, c->argv);
+    /* What is unknown here an upstream may know. */
+    if (UNLIKELY(!t->has_upstream || !(s->flags & SESSION_AUTHENTICATED)) && UNLIKELY(!known(c)))
+        return reject(c);
+    if (UNLIKELY(c->cmd && !allowed(c)))
+        return reject(c);
+    if (UNLIKELY(t->has_upstream)) {
+        enum forward_route route = forward_route(s, c->cmd, c->argc, c->argv);
+        if (route == ROUTE_WRITE_LINK || route == ROUTE_PIN)
+            return forward_send(c, route);
+        if (!known(c))
+            return reject(c);
+    } else if (c->cmd->flags & CMD_DENYOOM || c->cmd->id == CMDID_exec) {
+        enum status st = tier_make_room(c->w);
+        if (UNLIKELY(st == ST_PENDING) && !(s->flags & SESSION_MULTI))
+            return wait_again(c, 0);
+        if (UNLIKELY(st == ST_FULL && c->cmd->id != CMDID_exec)) {
+            call_error(c, "OOM command not allowed when used memory > 'maxmemory'.");
+            return reject(c);
+        }
+    }
+    int64_t pause = paused_ms(c);
+    if (UNLIKELY(pause > 0))
+        return wait_again(c, pause);
+    if (UNLIKELY(s->flags & SESSION_MULTI) && !runs_in_multi(c->cmd)) {
+        multi_queue(c);
+        return DISPATCH_DONE;
+    }
+    if (UNLIKELY(c->cmd->id == CMDID_exec))
+        return multi_exec(c);
+    return run_on_keys(c);
+}
+
+enum dispatch_rc dispatch_run(struct session *s, int argc, const struct slice *argv, struct parked *p)
+{
+    struct call c = {.w = s->w, .s = s, .argc = argc, .argv = argv, .now_ms = s->w->now_ms, .parked = p};
+    struct chain withheld;
+    bool withhold = s->flags & (SESSION_REPLY_OFF | SESSION_REPLY_SKIP);
+
+    if (argc == 0)
+        return DISPATCH_DONE;
+    if (UNLIKELY(!s->w->cmd_worker->scratch))
+        dispatch_scratch_keys(s->w, 16);
+    c.r = (struct reply){&s->out, s->proto};
+    if (UNLIKELY(withhold)) {
+        chain_init(&withheld);
+        c.r.out = &withheld;
+    }
+    enum dispatch_rc rc = process(&c);
+    if (UNLIKELY(withhold)) {
+        if (rc == DISPATCH_DONE && !(s->flags & (SESSION_REPLY_OFF | SESSION_REPLY_SKIP)))
+            chain_move(&s->out, &withheld); /* CLIENT REPLY ON answers */
+        chain_deinit(&withheld);
+    }
+    if (LIKELY(rc == DISPATCH_DONE) && UNLIKELY(s->flags & (SESSION_REPLY_SKIP | SESSION_SKIP_NEXT))) {
+        s->flags &= ~(uint32_t)SESSION_REPLY_SKIP;
+        if (s->flags & SESSION_SKIP_NEXT)
+            s->flags = (s->flags & ~(uint32_t)SESSION_SKIP_NEXT) | SESSION_REPLY_SKIP;
+    }
+    return rc;
+}
+
+/* ---- ahead of its turn ---- */
+
+bool dispatch_prefetchable(const struct session *s, int argc, const struct slice *argv)
+{
+    const struct command *cmd = dispatch_find(argc, argv);
+
+    if (!cmd || !arity_ok(cmd, argc) || cmd->flags & (CMD_SERVER | CMD_CONTAINER | CMD_BLOCKING | CMD_ALL_SHARDS) ||
+        s->flags & SESSION_MULTI || s->pin)
+        return false;
+    if (cmd->group == GROUP_TRANSACTIONS || cmd->group == GROUP_PUBSUB || dispatch_key_count(cmd, argc) == 0)
+        return false;
+    return !s->w->tier->has_upstream || forward_route(s, cmd, argc, argv) == ROUTE_NEAR;
+}
+
+bool dispatch_forwardable(const struct session *s, int argc, const struct slice *argv)
+{
+    const struct command *cmd = dispatch_find(argc, argv);
+
+    if (!cmd || s->flags & SESSION_MULTI)
+        return false;
+    enum forward_route route = forward_route(s, cmd, argc, argv);
+    return s->pin ? route == ROUTE_PIN && forward_pin_takes_more(s) : route == ROUTE_WRITE_LINK;
+}

@@ -1,0 +1,377 @@
+/* An upstream behind this server: which commands it must answer, and their way there and back.
+ *
+ *   LOCAL       about this server or connection
+ *   NEAR        reads of strings: answered from a kept copy, fetched on a miss (tier layer)
+ *   WRITE_LINK  the rest, on the worker's shared connection, in order
+ *   PIN         what ties a client to a connection: transactions, blocking commands, pub/sub
+ *
+ * A write drops the local copies of its keys when it is sent and again at its reply. Where the
+ * table does not know a command's keys, every argument is taken for one: dropping too much
+ * costs a fetch, dropping too little a stale read. */
+#include <stdio.h>
+
+#include "tiercel/num.h"
+#include "tiercel/stats.h"
+#include "tiercel/upstream.h"
+
+#include "cmd/cmd_priv.h"
+
+#define FORGET_ARGS_MAX 4096 /* arguments of an unknown command that are taken for keys */
+
+enum pin_mode { PIN_MULTI, PIN_BLOCKING, PIN_PUBSUB };
+
+/* A client's own upstream connection. */
+struct forward_pin {
+    struct session *s;
+    struct upstream_pin *pin;
+    enum pin_mode mode;
+    int db;          /* selected there */
+    int outstanding; /* calls without an answer */
+    bool lost;
+    bool in_multi;
+    bool ending; /* EXEC or DISCARD was sent: what follows must wait for its answer */
+    struct buf names; /* length-prefixed keys of the transaction's writes, dropped again at EXEC */
+};
+
+/* One forwarded request. Outlives its parked request when the client goes. */
+struct forward {
+    struct upstream_call call;
+    struct parked *p; /* NULL: the client went */
+    struct forward_pin *fp;
+    struct worker *w;
+    const struct command *cmd;
+    int db;
+    bool writes;
+    struct slice reply; /* during done() */
+    enum status st;
+    bool sent;
+};
+
+/* ---- routes ---- */
+
+static bool is_pubsub(const struct command *cmd)
+{
+    return cmd && cmd->group == GROUP_PUBSUB && cmd->id != CMDID_publish && cmd->container < 0;
+}
+
+static bool opens_pin(const struct command *cmd)
+{
+    return cmd && (cmd->id == CMDID_multi || cmd->id == CMDID_watch || cmd->flags & CMD_BLOCKING || is_pubsub(cmd));
+}
+
+static bool blocks_by_name(struct slice name)
+{
+    static const char *const names[] = {"blmove", "brpoplpush", "blmpop", "bzpopmin", "bzpopmax", "bzmpop"};
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (slice_is(name, names[i]))
+            return true;
+    return false;
+}
+
+/* XREAD and XREADGROUP block only when told to. */
+static bool blocks_by_option(int argc, const struct slice *argv)
+{
+    if (!slice_is(argv[0], "xread") && !slice_is(argv[0], "xreadgroup"))
+        return false;
+    for (int i = 1; i < argc; i++)
+        if (slice_is(argv[i], "block"))
+            return true;
+    return false;
+}
+
+enum forward_route forward_route(const struct session *s, const struct command *cmd, int argc, const struct slice *argv)
+{
+    const struct forward_pin *fp = s->pin;
+
+    if (fp && fp->mode == PIN_MULTI)
+        return cmd && (cmd->id == CMDID_quit || cmd->id == CMDID_reset) ? ROUTE_LOCAL : ROUTE_PIN;
+    if (cmd && cmd->flags & CMD_SERVER)
+        return ROUTE_LOCAL;
+    if (opens_pin(cmd) || (!cmd && (blocks_by_name(argv[0]) || blocks_by_option(argc, argv))))
+        return ROUTE_PIN;
+    if (cmd && (cmd->id == CMDID_unwatch || cmd->id == CMDID_exec || cmd->id == CMDID_discard))
+        return ROUTE_LOCAL; /* no transaction is open: the error, or OK, is ours */
+    if (cmd && cmd->flags & CMD_NEAR)
+        return ROUTE_NEAR;
+    return ROUTE_WRITE_LINK;
+}
+
+/* ---- own writes ---- */
+
+static bool writes(const struct command *cmd)
+{
+    return !cmd || cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || !(cmd->flags & CMD_READONLY);
+}
+
+static void forget_keys(struct worker *w, const struct command *cmd, int db, int argc, const struct slice *argv)
+{
+    if (cmd && (cmd->id == CMDID_flushall || cmd->id == CMDID_flushdb || cmd->id == CMDID_swapdb)) {
+        tier_forget_all_upstream(w);
+        return;
+    }
+    if (!cmd || (cmd->first == 0 && !cmd->find_keys)) {
+        for (int i = 1; i < argc && i < FORGET_ARGS_MAX; i++)
+            tier_forget_upstream(w, (unsigned)db, argv[i]);
+        return;
+    }
+    int max = dispatch_key_count(cmd, argc);
+    struct call_key *keys = mem_alloc(MEM_CLIENT, (size_t)(max + 1) * sizeof(*keys));
+    int n = dispatch_keys(w, cmd, argc, argv, db, keys, max);
+    for (int i = 0; i < n; i++)
+        tier_forget_upstream(w, keys[i].key.db, key_slice(&keys[i].key));
+    mem_free(MEM_CLIENT, keys);
+}
+
+/* ---- answers ---- */
+
+static void pin_close(struct session *s)
+{
+    struct forward_pin *fp = s->pin;
+
+    s->pin = NULL;
+    s->flags &= ~(uint32_t)SESSION_BLOCKED;
+    upstream_pin_destroy(fp->pin);
+    buf_deinit(&fp->names);
+    mem_free(MEM_CLIENT, fp);
+}
+
+static void forward_reply(struct call *c, void *arg)
+{
+    struct forward *f = arg;
+
+    if (f->st == ST_OK) {
+        if (c->r.proto == 3 && (slice_eq(f->reply, SLICE_LIT("$-1\r\n")) || slice_eq(f->reply, SLICE_LIT("*-1\r\n"))))
+            reply_null(&c->r);
+        else
+            reply_raw(&c->r, f->reply);
+        return;
+    }
+    stats_inc(c->w->stats, STAT_tier_upstream_errors);
+    if (f->sent) /* its outcome is unknown, and it is never sent again */
+        call_error(c, "UPSTREAMTIMEOUT the upstream did not answer; the command may or may not have been executed");
+    else
+        call_error(c, "UPSTREAMDOWN the upstream is not reachable");
+}
+
+static void forward_cancel(void *arg)
+{
+    struct forward *f = arg;
+    f->p = NULL;
+}
+
+static const struct suspend_ops forward_ops = {forward_cancel};
+
+static bool ends_with(struct slice s, const char *tail)
+{
+    size_t n = strlen(tail);
+    return s.len >= n && memcmp(s.ptr + s.len - n, tail, n) == 0;
+}
+
+/* What an answer on a pin means for the pin. true: it has served. */
+static bool pin_answered(struct forward_pin *fp, const struct forward *f, struct slice reply, bool is_error)
+{
+    enum command_id id = f->cmd ? (enum command_id)f->cmd->id : CMDID_COUNT;
+
+    switch (fp->mode) {
+    case PIN_BLOCKING:
+        return true;
+    case PIN_PUBSUB:
+        return f->st != ST_OK || is_error || ends_with(reply, "\r\n:0\r\n");
+    case PIN_MULTI:
+        if (f->st != ST_OK)
+            return true;
+        if (id == CMDID_multi && !is_error)
+            fp->in_multi = true;
+        if (id == CMDID_exec || id == CMDID_discard || (id == CMDID_unwatch && !fp->in_multi)) {
+            if (id == CMDID_exec && !is_error)
+                f->p->s->db = fp->db; /* a SELECT of the transaction took effect */
+            return fp->outstanding == 0;
+        }
+        return false;
+    }
+    return true;
+}
+
+static void forget_transaction(struct forward_pin *fp)
+{
+    size_t at = 0;
+
+    while (at + sizeof(uint32_t) * 2 <= fp->names.len) {
+        uint32_t head[2];
+        memcpy(head, fp->names.ptr + at, sizeof(head));
+        at += sizeof(head);
+        tier_forget_upstream(fp->s->w, head[0], SLICE(fp->names.ptr + at, head[1]));
+        at += head[1];
+    }
+    fp->names.len = 0;
+}
+
+static void forward_done(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
+{
+    struct forward *f = LIST_ENTRY(call, struct forward, call);
+    struct parked *p = f->p;
+
+    f->st = st;
+    f->reply = reply;
+    f->sent = sent;
+    if (p) {
+        struct session *s = p->s;
+        struct forward_pin *fp = f->fp;
+        if (f->writes)
+            forget_keys(f->w, f->cmd, f->db, p->argc, p->argv);
+        if (fp) {
+            fp->outstanding--;
+            if (f->cmd && f->cmd->id == CMDID_exec)
+                forget_transaction(fp);
+            if (pin_answered(fp, f, reply, is_error) && s->pin == fp) {
+                /* The answer is copied before the connection, and what it holds, goes. */
+                struct buf copy;
+                buf_init(&copy, MEM_CLIENT);
+                buf_slice_append(&copy, reply);
+                f->reply = buf_slice(&copy);
+                pin_close(s);
+                call_complete(p, forward_reply, f);
+                buf_deinit(&copy);
+                mem_free(MEM_CLIENT, f);
+                return;
+            }
+        }
+        call_complete(p, forward_reply, f);
+    }
+    mem_free(MEM_CLIENT, f);
+}
+
+/* ---- pins ---- */
+
+static void pin_push(void *arg, struct slice reply)
+{
+    struct forward_pin *fp = arg;
+    struct session *s = fp->s;
+    struct reply r = {&s->out, s->proto};
+
+    if (s->proto == 3 && reply.len && reply.ptr[0] == '*') {
+        reply_raw(&r, SLICE_LIT(">"));
+        reply = SLICE(reply.ptr + 1, reply.len - 1);
+    }
+    reply_raw(&r, reply);
+    s->ops->wake(s);
+}
+
+static void pin_lost(void *arg)
+{
+    struct forward_pin *fp = arg;
+
+    fp->lost = true;
+    /* Subscriptions are gone, and with them messages: the client must know, and reconnects. */
+    if (fp->mode == PIN_PUBSUB) {
+        fp->s->close_asap = true;
+        fp->s->ops->wake(fp->s);
+    }
+}
+
+static enum pin_mode pin_mode_of(const struct command *cmd)
+{
+    if (cmd && (cmd->id == CMDID_multi || cmd->id == CMDID_watch))
+        return PIN_MULTI;
+    return is_pubsub(cmd) ? PIN_PUBSUB : PIN_BLOCKING;
+}
+
+static struct forward_pin *pin_of(struct call *c)
+{
+    struct session *s = c->s;
+    struct forward_pin *fp = s->pin;
+
+    if (fp && fp->lost) { /* WATCH or MULTI state went with it */
+        pin_close(s);
+        return NULL;
+    }
+    if (fp)
+        return fp;
+    fp = mem_calloc(MEM_CLIENT, sizeof(*fp));
+    fp->s = s;
+    fp->mode = pin_mode_of(c->cmd);
+    fp->db = s->db;
+    buf_init(&fp->names, MEM_CLIENT);
+    struct upstream_pin_events ev = {fp, pin_push, pin_lost};
+    fp->pin = upstream_pin_create(tier_upstream(c->w), s->db, &ev);
+    if (!fp->pin) {
+        mem_free(MEM_CLIENT, fp);
+        return NULL;
+    }
+    s->pin = fp;
+    return fp;
+}
+
+/* The keys of a queued write are dropped again when EXEC answers. */
+static void remember_keys(struct forward_pin *fp, const struct command *cmd, int argc, const struct slice *argv)
+{
+    int pos[64], n = cmd ? command_keys(cmd, argc, argv, pos, 64) : 0;
+
+    for (int i = 0; i < (cmd ? n : argc - 1) && i < FORGET_ARGS_MAX; i++) {
+        struct slice name = cmd ? argv[pos[i]] : argv[i + 1];
+        uint32_t head[2] = {(uint32_t)fp->db, (uint32_t)name.len};
+        buf_append(&fp->names, head, sizeof(head));
+        buf_slice_append(&fp->names, name);
+    }
+}
+
+enum dispatch_rc forward_send(struct call *c, enum forward_route route)
+{
+    struct session *s = c->s;
+    struct forward_pin *fp = NULL;
+    bool had_pin = s->pin != NULL;
+
+    if (route == ROUTE_PIN && !(fp = pin_of(c))) {
+        call_error(c, had_pin ? "UPSTREAMDOWN the upstream connection of this transaction was lost"
+                              : "UPSTREAMBUSY no upstream connection is free: upstream-pins-max is reached");
+        return DISPATCH_DONE;
+    }
+    struct forward *f = mem_calloc(MEM_CLIENT, sizeof(*f));
+    f->w = c->w;
+    f->cmd = c->cmd;
+    f->fp = fp;
+    f->db = fp ? fp->db : s->db;
+    f->writes = writes(c->cmd);
+    f->call.done = forward_done;
+    if (f->writes)
+        forget_keys(c->w, c->cmd, f->db, c->argc, c->argv);
+    f->p = call_suspend(c, &forward_ops, f);
+    f->p->state = PARKED_SENT;
+    stats_inc(c->w->stats, STAT_tier_upstream_requests);
+    if (!fp) {
+        upstream_call(tier_upstream(c->w), &f->call, s->db, c->argc, c->argv);
+        return DISPATCH_LATER;
+    }
+    fp->outstanding++;
+    if (fp->mode == PIN_MULTI) {
+        int64_t db;
+        fp->ending |= c->cmd && (c->cmd->id == CMDID_exec || c->cmd->id == CMDID_discard);
+        if (c->cmd && c->cmd->id == CMDID_select && c->argc == 2 && num_parse_i64(c->argv[1], &db))
+            fp->db = (int)db;
+        else if (f->writes)
+            remember_keys(fp, c->cmd, c->argc, c->argv);
+    } else {
+        f->p->state = PARKED_LATER; /* those behind it wait for its answer */
+        if (fp->mode == PIN_BLOCKING)
+            s->flags |= SESSION_BLOCKED;
+    }
+    upstream_pin_call(fp->pin, &f->call, fp->mode == PIN_BLOCKING, f->p->argc, f->p->argv);
+    return DISPATCH_LATER;
+}
+
+void forward_drop(struct session *s)
+{
+    if (s->pin)
+        pin_close(s);
+}
+
+bool forward_subscribed(const struct session *s)
+{
+    return s->pin && s->pin->mode == PIN_PUBSUB;
+}
+
+bool forward_pin_takes_more(const struct session *s)
+{
+    return s->pin && s->pin->mode == PIN_MULTI && !s->pin->ending && !s->pin->lost;
+}

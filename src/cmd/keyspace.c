@@ -1,0 +1,211 @@
+/* What handlers do with keys, values and errors (keyspace.h). */
+#include <stdio.h>
+
+#include "tiercel/codec.h"
+#include "tiercel/num.h"
+#include "tiercel/stats.h"
+
+#include "cmd/cmd_priv.h"
+
+#define REF_MIN (16 * 1024) /* shorter values are copied into the reply: cheaper than a segment of their own */
+
+/* ---- errors ---- */
+
+void call_error(struct call *c, const char *text)
+{
+    c->failed = true;
+    stats_inc(c->w->stats, STAT_total_error_replies);
+    errstat_add(c->w, text);
+    reply_error(&c->r, text);
+}
+
+void call_errorf(struct call *c, const char *fmt, ...)
+{
+    struct buf text;
+    va_list ap;
+
+    buf_init(&text, MEM_OTHER);
+    va_start(ap, fmt);
+    buf_vprintf(&text, fmt, ap);
+    va_end(ap);
+    buf_byte(&text, '\0');
+    call_error(c, text.ptr);
+    buf_deinit(&text);
+}
+
+void call_syntax(struct call *c)
+{
+    call_error(c, "ERR syntax error");
+}
+
+void call_wrongtype(struct call *c)
+{
+    call_error(c, "WRONGTYPE Operation against a key holding the wrong kind of value");
+}
+
+void call_not_int(struct call *c)
+{
+    call_error(c, "ERR value is not an integer or out of range");
+}
+
+bool call_arg_i64(struct call *c, int arg, int64_t *out, const char *err)
+{
+    if (num_parse_i64(c->argv[arg], out))
+        return true;
+    call_error(c, err ? err : "ERR value is not an integer or out of range");
+    return false;
+}
+
+/* ---- keys ---- */
+
+static struct mem_shard *shard_of(const struct call *c, const struct call_key *k)
+{
+    return mem_shard_of(c->w->tier->mem, k->key.hash);
+}
+
+struct object *ks_read(struct call *c, int i)
+{
+    struct call_key *k = &c->keys[i];
+
+    if (k->obj) {
+        stats_inc(c->w->stats, STAT_keyspace_hits);
+        tier_touch_locked(c->w, k->obj);
+    } else {
+        stats_inc(c->w->stats, ks_exists(c, i) ? STAT_keyspace_hits : STAT_keyspace_misses);
+    }
+    return k->obj;
+}
+
+struct object *ks_peek(struct call *c, int i)
+{
+    return c->keys[i].obj;
+}
+
+bool ks_exists(const struct call *c, int i)
+{
+    return c->keys[i].obj || c->keys[i].on_disk;
+}
+
+void ks_put(struct call *c, int i, struct object *o)
+{
+    struct call_key *k = &c->keys[i];
+
+    tier_put_locked(c->w, shard_of(c, k), &k->key, o);
+    k->obj = o;
+    k->on_disk = false;
+    k->kept = true;
+    if (UNLIKELY(o->type == OBJ_LIST))
+        block_signal(c, k);
+}
+
+bool ks_delete(struct call *c, int i)
+{
+    struct call_key *k = &c->keys[i];
+
+    k->obj = NULL;
+    k->on_disk = false;
+    return tier_delete_locked(c->w, shard_of(c, k), &k->key, TIER_DELETED);
+}
+
+void ks_changed(struct call *c, int i)
+{
+    struct call_key *k = &c->keys[i];
+
+    if (k->obj->type == OBJ_LIST && plist_len(object_ptr(k->obj)) == 0) {
+        ks_delete(c, i);
+        return;
+    }
+    tier_changed_locked(c->w, shard_of(c, k), &k->key, k->obj, k->obj, object_expire(k->obj) != 0);
+    tier_touch_locked(c->w, k->obj);
+    block_signal(c, k);
+}
+
+void ks_expire(struct call *c, int i, int64_t expire_ms)
+{
+    struct call_key *k = &c->keys[i];
+    struct object *old = k->obj;
+    bool had = object_expire(old) != 0;
+
+    if (expire_ms != 0 && expire_ms <= c->now_ms) {
+        ks_delete(c, i);
+        return;
+    }
+    k->obj = object_set_expire(old, expire_ms);
+    tier_changed_locked(c->w, shard_of(c, k), &k->key, old, k->obj, had);
+}
+
+/* ---- strings ---- */
+
+bool ks_string(struct call *c, struct object *o, char scratch[OBJ_SCRATCH], struct slice *out)
+{
+    if (o->type != OBJ_STRING) {
+        call_wrongtype(c);
+        return false;
+    }
+    if (object_string(o, c->w->codec, scratch, out) == ST_OK)
+        return true;
+    call_error(c, "ERR the stored value is damaged");
+    return false;
+}
+
+void ks_reply_string(struct call *c, struct object *o)
+{
+    char scratch[OBJ_SCRATCH];
+    struct slice value;
+
+    if (o->type == OBJ_STRING && o->enc == ENC_RAW) {
+        struct rcbuf *b = object_ptr(o);
+        if (b->raw_len != 0 || b->len >= REF_MIN) {
+            reply_bulk_ref(&c->r, rcbuf_ref(b));
+            return;
+        }
+    }
+    if (ks_string(c, o, scratch, &value))
+        reply_bulk(&c->r, value);
+}
+
+static struct rcbuf *pack(struct call *c, struct slice value)
+{
+    const struct conf *conf = c->w->conf;
+    struct codec_options opt = {conf->compression == COMPRESSION_ZSTD, (size_t)conf->compression_threshold,
+                                (int)conf->compression_level};
+
+    if (LIKELY(!opt.enabled || value.len < opt.threshold))
+        return NULL;
+    struct rcbuf *packed = codec_pack(c->w->codec, &opt, value);
+    if (packed) {
+        stats_inc(c->w->stats, STAT_compression_values);
+        stats_add(c->w->stats, STAT_compression_bytes_in, value.len);
+        stats_add(c->w->stats, STAT_compression_bytes_out, packed->len);
+    }
+    return packed;
+}
+
+struct object *ks_string_from_arg(struct call *c, int i, int arg, int64_t expire_ms)
+{
+    const struct key *key = &c->keys[i].key;
+    struct slice value = c->argv[arg];
+    struct rcbuf *packed = NULL;
+    int64_t number;
+
+    if (value.len <= NUM_I64_MAX && num_parse_i64(value, &number))
+        return object_new_int(key, number, expire_ms, 0);
+    if (c->packed && c->packed_arg == arg) {
+        packed = c->packed;
+        c->packed = NULL;
+    } else if (c->packed_arg != arg) { /* dispatch has not tried it */
+        packed = pack(c, value);
+    }
+    return packed ? object_new_rcbuf(key, packed, expire_ms, 0) : object_new_string(key, value, expire_ms, 0);
+}
+
+struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t expire_ms, bool modified)
+{
+    const struct key *key = &c->keys[i].key;
+    struct rcbuf *packed = pack(c, value);
+    struct object *o = packed ? object_new_rcbuf(key, packed, expire_ms, 0) : object_new_string(key, value, expire_ms, 0);
+
+    if (modified)
+        o->flags |= OBJ_F_MODIFIED;
+    return o;
+}

@@ -1,0 +1,176 @@
+#include <math.h>
+#include <stdio.h>
+
+#include "tiercel/clock.h"
+#include "tiercel/num.h"
+#include "tiercel/tier.h"
+#include "tiercel/version.h"
+
+#include "cmd/cmd_priv.h"
+
+/* TIME, LOLWUT, WAIT, SHUTDOWN, DEBUG. */
+
+void cmd_time(struct call *c)
+{
+    char text[NUM_I64_MAX];
+    int64_t us = clock_wall_us();
+    reply_array(&c->r, 2);
+    reply_bulk(&c->r, SLICE(text, num_format_i64(text, us / 1000000)));
+    reply_bulk(&c->r, SLICE(text, num_format_i64(text, us % 1000000)));
+}
+
+void cmd_lolwut(struct call *c)
+{
+    int64_t version;
+    if (c->argc >= 3 && call_arg_is(c, 1, "version") && !cmd_arg_between(c, 2, INT32_MIN, INT32_MAX, &version, NULL))
+        return;
+    reply_verbatim(&c->r, SLICE_LIT("Tiercel ver. " TIERCEL_VERSION "\n"), "txt");
+}
+
+/* There are no replicas, so none has acknowledged anything, now or later. */
+void cmd_wait(struct call *c)
+{
+    int64_t replicas, timeout_ms;
+    if (!call_arg_i64(c, 1, &replicas, NULL) || !client_arg_timeout_ms(c, 2, &timeout_ms))
+        return;
+    reply_int(&c->r, 0);
+}
+
+/* ---- SHUTDOWN ---- */
+
+static void nothing_to_cancel(void *arg)
+{
+    (void)arg;
+}
+
+static const struct suspend_ops shutdown_ops = {nothing_to_cancel};
+
+void cmd_shutdown(struct call *c)
+{
+    const struct cmd_server_ops *ops = &c->w->cmd->ops;
+    bool save = false, nosave = false, now = false, force = false, abort = false;
+    for (int i = 1; i < c->argc; i++) {
+        if (call_arg_is(c, i, "nosave"))
+            nosave = true;
+        else if (call_arg_is(c, i, "save"))
+            save = true;
+        else if (call_arg_is(c, i, "now"))
+            now = true;
+        else if (call_arg_is(c, i, "force"))
+            force = true;
+        else if (call_arg_is(c, i, "abort"))
+            abort = true;
+        else {
+            call_syntax(c);
+            return;
+        }
+    }
+    if ((abort && (save || nosave || now || force)) || (save && nosave)) {
+        call_syntax(c);
+    } else if (abort) {
+        /* A stop that has begun no longer runs commands, so there is never one to call off. */
+        call_error(c, "ERR No shutdown in progress.");
+    } else {
+        /* The answer is the closed connection. */
+        call_suspend(c, &shutdown_ops, NULL);
+        ops->shutdown(ops->arg, !nosave, now);
+    }
+}
+
+/* ---- DEBUG ---- */
+
+/* DEBUG SLEEP keeps only its own client waiting: a loop never sleeps. */
+struct nap {
+    struct parked *parked;
+    struct mbox_timer *timer;
+};
+
+static void nap_cancel(void *arg)
+{
+    struct nap *nap = arg;
+    mbox_timer_cancel(nap->timer);
+    mem_free(MEM_OTHER, nap);
+}
+
+static const struct suspend_ops nap_ops = {nap_cancel};
+
+static void nap_finish(struct call *c, void *arg)
+{
+    (void)arg;
+    reply_simple(&c->r, "OK");
+}
+
+static void nap_over(void *arg)
+{
+    struct nap *nap = arg;
+    struct parked *parked = nap->parked;
+    mem_free(MEM_OTHER, nap);
+    call_complete(parked, nap_finish, NULL);
+}
+
+#define NAP_MAX_S (365.0 * 86400)
+
+static void debug_sleep(struct call *c)
+{
+    long double seconds;
+    if (!num_parse_f64(c->argv[2], &seconds) || !(seconds > 0) || c->in_exec) {
+        reply_simple(&c->r, "OK");
+        return;
+    }
+    struct nap *nap = mem_calloc(MEM_OTHER, sizeof(*nap));
+    nap->parked = call_suspend(c, &nap_ops, nap);
+    nap->timer = mbox_timer_start(c->w->mbox, (int64_t)(fminl(seconds, NAP_MAX_S) * 1000), nap_over, nap);
+}
+
+int cmd_debug_keys(int argc, const struct slice *argv, int *pos, int max)
+{
+    if (argc != 3 || max < 1 || !slice_is(argv[1], "object"))
+        return 0;
+    pos[0] = 2;
+    return 1;
+}
+
+static void debug_object(struct call *c)
+{
+    struct object *o = ks_peek(c, 0);
+    struct buf serial;
+    char text[256];
+    if (!o) {
+        call_error(c, "ERR no such key");
+        return;
+    }
+    buf_init(&serial, MEM_OTHER);
+    object_serialise(o, &serial);
+    snprintf(text, sizeof(text), "Value at:%p refcount:1 encoding:%s serializedlength:%zu lru:%u lru_seconds_idle:%lld",
+             (void *)o, object_encoding_name(o), serial.len, (unsigned)o->access,
+             (long long)(tier_object_idle_ms(c->w, o) / 1000));
+    buf_deinit(&serial);
+    reply_simple(&c->r, text);
+}
+
+static const char *const debug_help[] = {
+    "OBJECT <key>",
+    "    Shows how the key's value is kept.",
+    "SET-ACTIVE-EXPIRE <0|1>",
+    "    Whether expired keys are looked for in the background.",
+    "SLEEP <seconds>",
+    "    Replies after that time; other clients are served meanwhile.",
+    NULL,
+};
+
+void cmd_debug(struct call *c)
+{
+    if (c->argc == 2 && call_arg_is(c, 1, "help")) {
+        cmd_reply_help(c, debug_help);
+    } else if (c->argc == 3 && call_arg_is(c, 1, "sleep")) {
+        debug_sleep(c);
+    } else if (c->argc == 3 && call_arg_is(c, 1, "object")) {
+        debug_object(c);
+    } else if (c->argc == 3 && call_arg_is(c, 1, "set-active-expire")) {
+        int64_t on = 0;
+        atomic_store(&c->w->cmd->active_expire, num_parse_i64(c->argv[2], &on) && on != 0);
+        reply_simple(&c->r, "OK");
+    } else {
+        cmd_reply_bad_subcommand(c);
+    }
+}

@@ -1,0 +1,360 @@
+/* Sessions: requests in order, those that must wait in a queue, fetches ahead of their turn. */
+#include "tiercel/clock.h"
+#include "tiercel/pubsub.h"
+#include "tiercel/stats.h"
+
+#include "cmd/cmd_priv.h"
+
+#define REFAULT_MAX 64             /* times a request may lose its keys again before it is refused */
+#define QUEUE_BYTES_MAX (64 << 20) /* of one client's waiting requests */
+
+struct session *session_create(struct worker *w, const struct session_ops *ops, void *conn)
+{
+    struct session *s = mem_calloc(MEM_CLIENT, sizeof(*s));
+
+    s->w = w;
+    s->ops = ops;
+    s->conn = conn;
+    s->id = atomic_fetch_add(&w->cmd->next_client_id, 1) + 1;
+    s->proto = 2;
+    s->fd = -1;
+    s->created_ms = s->last_ms = w->now_ms;
+    if (w->conf->requirepass[0] == '\0')
+        s->flags |= SESSION_AUTHENTICATED;
+    chain_init(&s->out);
+    buf_init(&s->name, MEM_CLIENT);
+    list_init(&s->queue);
+    list_push_back(&w->cmd_worker->sessions, &s->link);
+    return s;
+}
+
+/* ---- parked requests ---- */
+
+static void parked_free(struct parked *p)
+{
+    chain_deinit(&p->reply);
+    mem_free(MEM_CLIENT, p->waits);
+    mem_free(MEM_CLIENT, p);
+}
+
+static void request_ready(struct tier_request *treq);
+
+struct parked *session_park(struct session *s, int argc, const struct slice *argv)
+{
+    size_t bytes = 0;
+
+    for (int i = 0; i < argc; i++)
+        bytes += argv[i].len;
+    struct parked *p = mem_calloc(MEM_CLIENT, sizeof(*p) + (size_t)argc * sizeof(*p->argv) + bytes);
+    p->s = s;
+    p->argc = argc;
+    p->argv = (struct slice *)(p + 1);
+    p->bytes = bytes;
+    p->treq.ready = request_ready;
+    list_init(&p->treq.admission);
+    chain_init(&p->reply);
+    char *to = (char *)(p->argv + argc);
+    for (int i = 0; i < argc; i++) {
+        if (argv[i].len)
+            memcpy(to, argv[i].ptr, argv[i].len);
+        p->argv[i] = SLICE(to, argv[i].len);
+        to += argv[i].len;
+    }
+    p->barrier = !dispatch_prefetchable(s, argc, p->argv);
+    list_push_back(&s->queue, &p->link);
+    s->queued++;
+    s->barriers += p->barrier;
+    s->queued_bytes += bytes + sizeof(*p);
+    return p;
+}
+
+static void parked_remove(struct parked *p)
+{
+    struct session *s = p->s;
+
+    list_remove(&p->link);
+    s->queued--;
+    s->barriers -= p->barrier;
+    s->queued_bytes -= p->bytes + sizeof(*p);
+}
+
+/* Brings the keys in; PARKED_READY when they are there already. */
+static void parked_fault(struct parked *p, bool urgent)
+{
+    if (!p->waits)
+        dispatch_prepare(p);
+    switch (tier_fault(p->s->w, &p->treq, urgent)) {
+    case ST_OK:
+        p->state = PARKED_READY;
+        break;
+    case ST_PENDING:
+        p->state = PARKED_FAULTING;
+        break;
+    default: /* look-ahead has no room: its turn will come */
+        p->state = PARKED_NEW;
+    }
+}
+
+static void request_ready(struct tier_request *treq)
+{
+    struct parked *p = LIST_ENTRY(treq, struct parked, treq);
+
+    if (treq->cancelled) {
+        parked_free(p);
+        return;
+    }
+    p->state = PARKED_READY;
+    if (p->s->queue.next == &p->link)
+        session_run(p->s);
+}
+
+/* The client is gone: whatever the request waits for is told, or frees it later. */
+static void parked_abandon(struct parked *p)
+{
+    bool mine = true;
+
+    switch (p->state) {
+    case PARKED_FAULTING:
+        mine = tier_cancel(p->s->w, &p->treq);
+        break;
+    case PARKED_READY:
+        tier_release(p->s->w, &p->treq);
+        break;
+    case PARKED_LATER:
+    case PARKED_SENT:
+        p->ops->cancel(p->ops_arg);
+        break;
+    default:
+        break;
+    }
+    parked_remove(p);
+    if (mine)
+        parked_free(p);
+}
+
+/* ---- the queue ---- */
+
+/* true: the head is done and gone. */
+static bool run_head(struct parked *p)
+{
+    struct session *s = p->s;
+
+    if (p->state == PARKED_DONE) {
+        chain_move(&s->out, &p->reply);
+        parked_remove(p);
+        parked_free(p);
+        return true;
+    }
+    if (p->state != PARKED_NEW && p->state != PARKED_READY)
+        return false;
+    bool pinned = p->state == PARKED_READY;
+    enum dispatch_rc rc = dispatch_run(s, p->argc, p->argv, p);
+    if (pinned)
+        tier_release(s->w, &p->treq);
+    switch (rc) {
+    case DISPATCH_DONE:
+        parked_remove(p);
+        parked_free(p);
+        return true;
+    case DISPATCH_FAULT:
+        if (p->faults++ < REFAULT_MAX) {
+            parked_fault(p, true);
+        } else {
+            struct reply r = {&p->reply, s->proto};
+            reply_error(&r, "ERR the keys of this command could not be kept in memory together");
+            p->state = PARKED_DONE;
+        }
+        return p->state == PARKED_READY || p->state == PARKED_DONE;
+    case DISPATCH_LATER:
+        break;
+    }
+    return p->state == PARKED_DONE || p->state == PARKED_NEW;
+}
+
+/* Requests behind forwarded ones may be sent too: their connection keeps the order. */
+static void send_ahead(struct session *s)
+{
+    for (struct list *l = s->queue.next; l != &s->queue; l = l->next) {
+        struct parked *p = LIST_ENTRY(l, struct parked, link);
+        if (p->state == PARKED_SENT || p->state == PARKED_DONE)
+            continue;
+        if (p->state != PARKED_NEW || !dispatch_forwardable(s, p->argc, p->argv))
+            return;
+        dispatch_run(s, p->argc, p->argv, p);
+        if (p->state == PARKED_NEW)
+            return;
+    }
+}
+
+static void queue_run(struct session *s)
+{
+    if (s->running)
+        return;
+    s->running = true;
+    while (!list_empty(&s->queue) && !s->close_asap)
+        if (!run_head(LIST_ENTRY(s->queue.next, struct parked, link)))
+            break;
+    if (!list_empty(&s->queue) && s->w->tier->has_upstream)
+        send_ahead(s);
+    s->running = false;
+}
+
+void session_run(struct session *s)
+{
+    if (s->running)
+        return;
+    queue_run(s);
+    s->ops->wake(s);
+}
+
+void session_feed(struct session *s, const struct request *req)
+{
+    s->last_ms = s->w->now_ms;
+    if (s->close_after_reply || s->close_asap)
+        return;
+    if (LIKELY(list_empty(&s->queue))) {
+        s->running = true;
+        enum dispatch_rc rc = dispatch_run(s, req->argc, req->argv, NULL);
+        s->running = false;
+        if (LIKELY(rc == DISPATCH_DONE))
+            return;
+        if (rc == DISPATCH_FAULT) {
+            struct parked *p = session_park(s, req->argc, req->argv);
+            parked_fault(p, true);
+        }
+        queue_run(s); /* it may have completed at once */
+        return;
+    }
+    bool clear = s->barriers == 0;
+    struct parked *p = session_park(s, req->argc, req->argv);
+    if (clear && !p->barrier)
+        parked_fault(p, false);
+    else if (s->w->tier->has_upstream && !s->running)
+        queue_run(s);
+}
+
+bool session_full(const struct session *s)
+{
+    return s->queued >= (unsigned)s->w->conf->pipeline_lookahead || s->queued_bytes >= QUEUE_BYTES_MAX;
+}
+
+size_t session_bytes(const struct session *s)
+{
+    return sizeof(*s) + s->query_bytes + s->query_free + s->queued_bytes + s->out.bytes + s->name.cap + multi_bytes(s);
+}
+
+int session_obuf_class(const struct session *s)
+{
+    return pubsub_active(s) ? OBUF_PUBSUB : OBUF_NORMAL;
+}
+
+void session_destroy(struct session *s)
+{
+    s->running = true; /* nothing runs any more */
+    s->close_asap = true;
+    while (!list_empty(&s->queue))
+        parked_abandon(LIST_ENTRY(s->queue.next, struct parked, link));
+    multi_destroy(s);
+    pubsub_session_gone(s);
+    forward_drop(s);
+    list_remove(&s->link);
+    chain_deinit(&s->out);
+    buf_deinit(&s->name);
+    mem_free(MEM_CLIENT, s);
+}
+
+/* ---- suspended calls ---- */
+
+struct parked *call_suspend(struct call *c, const struct suspend_ops *ops, void *arg)
+{
+    struct parked *p = c->parked;
+
+    CHECK(!c->in_exec);
+    if (!p)
+        p = c->parked = session_park(c->s, c->argc, c->argv);
+    p->state = PARKED_LATER;
+    p->ops = ops;
+    p->ops_arg = arg;
+    c->suspended = true;
+    return p;
+}
+
+void call_complete(struct parked *p, void (*finish)(struct call *c, void *arg), void *arg)
+{
+    struct session *s = p->s;
+    struct call c = {.w = s->w, .s = s, .argc = p->argc, .argv = p->argv, .parked = p};
+
+    CHECK(p->state == PARKED_LATER || p->state == PARKED_SENT);
+    c.cmd = dispatch_find(p->argc, p->argv);
+    c.r = (struct reply){&p->reply, s->proto};
+    c.now_ms = s->w->now_ms;
+    finish(&c, arg);
+    if (s->flags & (SESSION_REPLY_OFF | SESSION_REPLY_SKIP)) {
+        chain_deinit(&p->reply);
+        chain_init(&p->reply);
+        s->flags &= ~(uint32_t)SESSION_REPLY_SKIP;
+    }
+    p->state = PARKED_DONE;
+    session_run(s);
+}
+
+/* ---- all loops ---- */
+
+struct broadcast {
+    struct mbox_msg msg;
+    struct cmd *cmd;
+    struct worker *home;
+    struct parked *p; /* NULL: the client went */
+    int next;
+    void (*each)(struct worker *w, void *arg);
+    void (*finish)(struct call *c, void *arg);
+    void *arg;
+};
+
+static void broadcast_cancel(void *arg)
+{
+    struct broadcast *b = arg;
+    b->p = NULL;
+}
+
+static const struct suspend_ops broadcast_ops = {broadcast_cancel};
+
+static void broadcast_home(struct mbox_msg *msg, void *owner)
+{
+    struct broadcast *b = LIST_ENTRY(msg, struct broadcast, msg);
+    (void)owner;
+
+    if (b->p)
+        call_complete(b->p, b->finish, b->arg);
+    mem_free(MEM_OTHER, b->arg);
+    mem_free(MEM_OTHER, b);
+}
+
+static void broadcast_visit(struct mbox_msg *msg, void *owner)
+{
+    struct broadcast *b = LIST_ENTRY(msg, struct broadcast, msg);
+
+    b->each(owner, b->arg);
+    if (++b->next < b->cmd->nworkers) {
+        mbox_post(b->cmd->workers[b->next]->mbox, &b->msg);
+        return;
+    }
+    b->msg.run = broadcast_home;
+    mbox_post(b->home->mbox, &b->msg);
+}
+
+void call_broadcast(struct call *c, void (*each)(struct worker *w, void *arg),
+                    void (*finish)(struct call *c, void *arg), void *arg)
+{
+    struct broadcast *b = mem_calloc(MEM_OTHER, sizeof(*b));
+
+    *b = (struct broadcast){.cmd = c->w->cmd, .home = c->w, .each = each, .finish = finish, .arg = arg};
+    b->p = call_suspend(c, &broadcast_ops, b);
+    b->msg.run = broadcast_visit;
+    mbox_post(b->cmd->workers[0]->mbox, &b->msg);
+}
+
+struct list *worker_sessions(struct worker *w)
+{
+    return &w->cmd_worker->sessions;
+}

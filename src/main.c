@@ -1,0 +1,414 @@
+/* Starting, running and stopping: settings, tiers from the bottom up, loops; signals. */
+#include <errno.h>
+#include <limits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tiercel/check.h"
+#include "tiercel/clock.h"
+#include "tiercel/cmd.h"
+#include "tiercel/conf.h"
+#include "tiercel/disk.h"
+#include "tiercel/figures.h"
+#include "tiercel/hash.h"
+#include "tiercel/http.h"
+#include "tiercel/log.h"
+#include "tiercel/loop.h"
+#include "tiercel/mem.h"
+#include "tiercel/net.h"
+#include "tiercel/num.h"
+#include "tiercel/tier.h"
+#include "tiercel/upstream.h"
+#include "tiercel/version.h"
+#include "tiercel/warm.h"
+
+#define SHARD_BITS 10
+#define DRAIN_MS 500       /* clients' time to take their last replies at a stop */
+#define MAXMEMORY_SHARE 60 /* percent of the machine or cgroup that maxmemory 0 stands for */
+#define FETCH_DRAIN_MS 5000
+
+struct server {
+    struct conf *conf;
+    struct mem *mem;
+    struct disk *disk;
+    struct tier *tier;
+    struct cmd *cmd;
+    struct net *net;
+    struct loops *loops;
+    struct http *http;
+    struct upstream_options upstream;
+    bool has_upstream;
+    _Atomic bool save_at_stop;
+};
+
+static int fail(const char *what)
+{
+    fprintf(stderr, "tiercel: %s\n", what);
+    log_warning("main", "%s", what);
+    return 1;
+}
+
+static void log_failed_check(const char *message)
+{
+    log_warning("check", "%s", message);
+}
+
+/* ---- what the machine allows ---- */
+
+static bool read_number(const char *path, long long *out)
+{
+    FILE *f = fopen(path, "re");
+    bool ok = f && fscanf(f, "%lld", out) == 1;
+
+    if (f)
+        fclose(f);
+    return ok;
+}
+
+static long long machine_memory(const char **source)
+{
+    long long total = (long long)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), limit;
+
+    *source = "the machine's memory";
+    if ((read_number("/sys/fs/cgroup/memory.max", &limit) ||
+         read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", &limit)) &&
+        limit > 0 && limit < total) {
+        *source = "the cgroup's memory limit";
+        total = limit;
+    }
+    return total;
+}
+
+static int machine_cpus(const char **source)
+{
+    cpu_set_t set;
+    long long quota = 0, period = 0;
+    int cpus = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+
+    *source = "the cores";
+    bool limited = f && fscanf(f, "%lld %lld", &quota, &period) == 2;
+    if (f)
+        fclose(f);
+    if (!limited)
+        limited = read_number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", &quota) &&
+                  read_number("/sys/fs/cgroup/cpu/cpu.cfs_period_us", &period);
+    if (limited && quota > 0 && period > 0 && (quota + period - 1) / period < cpus) {
+        *source = "the cgroup's CPU quota";
+        cpus = (int)((quota + period - 1) / period);
+    }
+    return cpus < 1 ? 1 : cpus;
+}
+
+static bool conf_assign(struct server *sv, const char *name, long long value)
+{
+    char text[32];
+    struct slice pair[2] = {slice_str(name), SLICE_NONE};
+    struct conf *next;
+    struct buf err;
+
+    snprintf(text, sizeof(text), "%lld", value);
+    pair[1] = slice_str(text);
+    buf_init(&err, MEM_OTHER);
+    bool ok = conf_set(sv->conf, 1, pair, &next, &err) == ST_OK;
+    buf_deinit(&err);
+    if (ok) {
+        conf_unref(sv->conf);
+        sv->conf = next;
+    }
+    return ok;
+}
+
+static int derive_settings(struct server *sv)
+{
+    const char *source;
+    int threads = (int)sv->conf->threads;
+
+    if (sv->conf->maxmemory == 0) {
+        long long bytes = machine_memory(&source) / 100 * MAXMEMORY_SHARE;
+        if (bytes > 0 && conf_assign(sv, "maxmemory", bytes))
+            log_notice("main", "maxmemory: %lld MB, %d %% of %s", bytes >> 20, MAXMEMORY_SHARE, source);
+    }
+    if (threads == 0) {
+        threads = machine_cpus(&source);
+        log_notice("main", "threads: %d, from %s", threads, source);
+    }
+    return threads > 128 ? 128 : threads;
+}
+
+/* ---- tiers ---- */
+
+static bool open_disk(struct server *sv, char err[256])
+{
+    const struct conf *c = sv->conf;
+    int64_t queue = c->maxmemory / 8;
+    struct disk_options opt = {
+        .dir = c->dir,
+        .max_bytes = (uint64_t)c->disk_max_size,
+        .drop_oldest = c->maxmemory_policy != POLICY_NOEVICTION,
+        .shard_bits = SHARD_BITS,
+        .databases = (unsigned)c->databases,
+        .readers = (unsigned)c->disk_readers,
+        .commit_ms = (unsigned)c->disk_commit_ms,
+        .commit_bytes = (size_t)c->disk_commit_bytes,
+        .queue_max_bytes = TIER_DISK_QUEUE(queue),
+    };
+
+    if (opt.commit_bytes > opt.queue_max_bytes / 4)
+        opt.commit_bytes = opt.queue_max_bytes / 4;
+    struct disk_owner owner;
+    tier_disk_owner(NULL, &owner);
+    opt.owner.notice = owner.notice; /* what it meets while it opens is said; the rest once there are tiers */
+    random_bytes(&opt.fresh_seed, sizeof(opt.fresh_seed));
+    if (mkdir(c->dir, 0700) != 0 && errno != EEXIST) {
+        snprintf(err, 256, "dir %.180s cannot be made: %s", c->dir, strerror(errno));
+        return false;
+    }
+    if (access(c->dir, W_OK | X_OK) != 0) {
+        snprintf(err, 256, "dir %.180s is not writable: %s", c->dir, strerror(errno));
+        return false;
+    }
+    return disk_open(&opt, &sv->disk, err) == ST_OK;
+}
+
+static bool make_tiers(struct server *sv, int threads, char err[256])
+{
+    const struct conf *c = sv->conf;
+    uint32_t incarnations[1024] = {0};
+    uint64_t seed;
+
+    if (c->upstream[0]) {
+        sv->has_upstream = true;
+        if (upstream_parse_url(c->upstream, &sv->upstream, err) != ST_OK)
+            return false;
+        sv->upstream.timeout_ms = c->upstream_timeout_ms;
+        sv->upstream.watchdog_ms = TIER_WATCHDOG_MS;
+        sv->upstream.backoff_min_ms = 50;
+        sv->upstream.backoff_max_ms = 2000;
+        sv->upstream.queue_max = (unsigned)c->upstream_queue_max;
+        sv->upstream.pins_max = (unsigned)c->upstream_pins_max;
+    }
+    random_bytes(&seed, sizeof(seed));
+    if (c->disk) {
+        if (!open_disk(sv, err))
+            return false;
+        seed = disk_hash_seed(sv->disk);
+        for (unsigned db = 0; db < (unsigned)c->databases; db++)
+            incarnations[db] = disk_incarnation(sv->disk, db);
+    }
+    sv->mem = mem_create(SHARD_BITS, (unsigned)c->databases, seed, incarnations);
+    struct tier_options opt = {.mem = sv->mem, .upstream = sv->has_upstream, .nworkers = threads};
+    sv->tier = tier_create(&opt, c);
+    return true;
+}
+
+/* ---- stopping ---- */
+
+static void on_shutdown_command(void *arg, bool save, bool now)
+{
+    struct server *sv = arg;
+    (void)now;
+
+    atomic_store(&sv->save_at_stop, save);
+    kill(getpid(), SIGTERM);
+}
+
+static void block_signals(sigset_t *set)
+{
+    sigemptyset(set);
+    sigaddset(set, SIGTERM);
+    sigaddset(set, SIGINT);
+    sigaddset(set, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+static void on_second_signal(int sig)
+{
+    (void)sig;
+    _exit(1);
+}
+
+static void wait_for_stop(const sigset_t *set)
+{
+    for (;;) {
+        int sig = 0;
+        if (sigwait(set, &sig) != 0)
+            continue;
+        if (sig == SIGHUP) {
+            if (!log_reopen())
+                log_warning("main", "the log file cannot be reopened: %s", strerror(errno));
+            continue;
+        }
+        log_notice("main", "signal %d: stopping", sig);
+        break;
+    }
+    /* A second one does not wait. */
+    struct sigaction sa = {.sa_handler = on_second_signal};
+    sigset_t second;
+    sigaction(SIGTERM, &sa, NULL);
+    sigaction(SIGINT, &sa, NULL);
+    sigemptyset(&second);
+    sigaddset(&second, SIGTERM);
+    sigaddset(&second, SIGINT);
+    pthread_sigmask(SIG_UNBLOCK, &second, NULL);
+}
+
+static void sleep_ms(long ms)
+{
+    struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
+    nanosleep(&ts, NULL);
+}
+
+static void stop(struct server *sv)
+{
+    int64_t timeout_ms = sv->conf->shutdown_timeout * 1000;
+
+    notify_send("STOPPING=1");
+    http_stop(sv->http);
+    loops_quiesce(sv->loops, DRAIN_MS < timeout_ms ? DRAIN_MS : timeout_ms);
+    for (int64_t end = clock_mono_ms() + FETCH_DRAIN_MS; atomic_load(&sv->tier->fetches) > 0 && clock_mono_ms() < end;)
+        sleep_ms(2);
+    if (sv->disk) {
+        if (atomic_load(&sv->save_at_stop)) {
+            int64_t lost = tier_write_out(sv->tier, timeout_ms);
+            if (lost)
+                log_warning("main", "%lld objects could not be written to disk within shutdown-timeout", (long long)lost);
+        }
+        disk_close(sv->disk);
+    }
+    loops_end(sv->loops);
+    loops_destroy(sv->loops);
+    net_close(sv->net);
+    cmd_destroy(sv->cmd);
+    tier_destroy(sv->tier);
+    mem_destroy(sv->mem);
+    if (sv->conf->pidfile[0])
+        unlink(sv->conf->pidfile);
+    log_notice("main", "bye");
+    conf_unref(sv->conf);
+}
+
+/* ---- starting ---- */
+
+static void write_pidfile(const char *path)
+{
+    FILE *f = path[0] ? fopen(path, "we") : NULL;
+
+    if (f) {
+        fprintf(f, "%d\n", (int)getpid());
+        fclose(f);
+    } else if (path[0]) {
+        log_warning("main", "pidfile %s: %s", path, strerror(errno));
+    }
+}
+
+static void warm_at_start(struct worker *w, void *arg)
+{
+    struct server *sv = arg;
+    char err[WARM_ERROR_MAX];
+    uint64_t id;
+
+    if (warm_start_line(sv->cmd->warm, w, 0, sv->conf->warm_on_start, &id, err) != ST_OK)
+        log_warning("warm", "warm-on-start: %s", err);
+}
+
+static bool start_http(struct server *sv, char err[256])
+{
+    struct http_options opt = {.bind = sv->conf->http_bind,
+                               .port = (int)sv->conf->http_port,
+                               .arg = sv->cmd,
+                               .metrics = figures_metrics,
+                               .ready = figures_ready};
+
+    return sv->conf->http_port == 0 || http_start(&opt, &sv->http, err) == ST_OK;
+}
+
+static bool start(struct server *sv, const char *executable, char err[256])
+{
+    int threads = derive_settings(sv);
+    int64_t maxclients = sv->conf->maxclients;
+
+    if (net_listen(sv->conf, threads, &sv->net, &maxclients, err) != ST_OK)
+        return false;
+    if (maxclients != sv->conf->maxclients)
+        conf_assign(sv, "maxclients", maxclients);
+    if (!make_tiers(sv, threads, err))
+        return false;
+    struct cmd_server_ops ops = {on_shutdown_command, sv};
+    sv->cmd = cmd_create(sv->tier, sv->conf, &ops);
+    sv->cmd->tcp_port = net_port(sv->net);
+    sv->cmd->executable = executable;
+    sv->loops = loops_create(threads, sv->conf);
+    if (sv->disk) {
+        struct disk_owner owner;
+        tier_set_disk(sv->tier, sv->disk);
+        tier_disk_owner(sv->tier, &owner);
+        if (disk_start(sv->disk, &owner, err) != ST_OK)
+            return false;
+    }
+    if (loops_start(sv->loops, sv->cmd, sv->tier, sv->net, sv->has_upstream ? &sv->upstream : NULL) != ST_OK) {
+        snprintf(err, 256, "a worker could not listen");
+        return false;
+    }
+    if (sv->conf->warm_on_start[0])
+        loops_run(sv->loops, warm_at_start, sv);
+    return start_http(sv, err);
+}
+
+static void log_lines(const struct buf *text)
+{
+    const char *at = text->ptr, *end = text->ptr + text->len;
+
+    while (at < end) {
+        const char *nl = memchr(at, '\n', (size_t)(end - at));
+        const char *stop_at = nl ? nl : end;
+        if (stop_at > at)
+            log_warning("conf", "%.*s", (int)(stop_at - at), at);
+        at = stop_at + 1;
+    }
+}
+
+int main(int argc, char **argv, char **envp)
+{
+    struct server sv = {.save_at_stop = true};
+    bool exit_now = false;
+    char err[256] = "", executable[PATH_MAX] = "";
+    struct buf text;
+    sigset_t signals;
+
+    umask(0077);
+    buf_init(&text, MEM_OTHER);
+    if (conf_load(argc, argv, envp, &sv.conf, &exit_now, &text) != ST_OK) {
+        fprintf(stderr, "tiercel: %.*s\n", (int)text.len, text.ptr);
+        buf_deinit(&text);
+        return 1;
+    }
+    if (exit_now)
+        return 0;
+    if (!log_setup(sv.conf->logfile, (enum log_level)sv.conf->loglevel, (enum log_format)sv.conf->log_format)) {
+        fprintf(stderr, "tiercel: logfile %s: %s\n", sv.conf->logfile, strerror(errno));
+        return 1;
+    }
+    check_set_hook(log_failed_check);
+    log_lines(&text);
+    buf_deinit(&text);
+    block_signals(&signals); /* before there are threads */
+    if (readlink("/proc/self/exe", executable, sizeof(executable) - 1) < 0)
+        executable[0] = '\0';
+    if (!start(&sv, executable, err))
+        return fail(err);
+    write_pidfile(sv.conf->pidfile);
+    log_notice("main", "tiercel %s ready: port %d, %s, disk %s, upstream %s", TIERCEL_VERSION, net_port(sv.net),
+               sv.conf->dir, sv.disk ? "on" : "off", sv.has_upstream ? "on" : "none");
+    notify_send("READY=1");
+    wait_for_stop(&signals);
+    stop(&sv);
+    return 0;
+}

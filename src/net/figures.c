@@ -1,0 +1,178 @@
+/* What /metrics and /readyz say, gathered from all layers. The HTTP thread. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "tiercel/clock.h"
+#include "tiercel/disk.h"
+#include "tiercel/http.h"
+#include "tiercel/stats.h"
+#include "tiercel/tier.h"
+#include "tiercel/upstream.h"
+#include "tiercel/warm.h"
+
+#include "tiercel/cmd.h"
+#include "tiercel/figures.h"
+
+static const char *const policy_names[] = {
+    [POLICY_VOLATILE_LRU] = "volatile-lru",       [POLICY_ALLKEYS_LRU] = "allkeys-lru",
+    [POLICY_VOLATILE_LFU] = "volatile-lfu",       [POLICY_ALLKEYS_LFU] = "allkeys-lfu",
+    [POLICY_VOLATILE_RANDOM] = "volatile-random", [POLICY_ALLKEYS_RANDOM] = "allkeys-random",
+    [POLICY_VOLATILE_TTL] = "volatile-ttl",       [POLICY_NOEVICTION] = "noeviction",
+};
+
+static double seconds(struct timeval tv)
+{
+    return (double)tv.tv_sec + (double)tv.tv_usec / 1e6;
+}
+
+static int64_t resident_bytes(void)
+{
+    long pages = 0, total;
+    FILE *f = fopen("/proc/self/statm", "re");
+
+    if (!f)
+        return 0;
+    if (fscanf(f, "%ld %ld", &total, &pages) != 2)
+        pages = 0;
+    fclose(f);
+    return (int64_t)pages * sysconf(_SC_PAGESIZE);
+}
+
+static size_t list_dbs(struct cmd *cmd, struct metrics_db *out)
+{
+    struct mem *m = cmd->tier->mem;
+    size_t n = 0;
+
+    for (unsigned i = 0; i < m->databases; i++) {
+        int64_t keys = atomic_load(&m->db[i].keys), expires = atomic_load(&m->db[i].expires);
+        if (keys > 0)
+            out[n++] = (struct metrics_db){(int)i, (uint64_t)keys, expires > 0 ? (uint64_t)expires : 0};
+    }
+    return n;
+}
+
+static size_t list_commands(struct cmd *cmd, struct metrics_command *out)
+{
+    size_t n = 0;
+
+    for (int id = 0; id < command_count; id++) {
+        struct metrics_command *mc = &out[n];
+        *mc = (struct metrics_command){.name = command_table[id].full};
+        for (int i = 0; i < cmd->nworkers; i++) {
+            const struct cmd_stat *st = &cmd->workers[i]->cmd_worker->stat[id];
+            mc->calls += atomic_load_explicit(&st->calls, memory_order_relaxed);
+            mc->failed_calls += atomic_load_explicit(&st->failed, memory_order_relaxed);
+            mc->rejected_calls += atomic_load_explicit(&st->rejected, memory_order_relaxed);
+            mc->duration_us += atomic_load_explicit(&st->usec, memory_order_relaxed);
+        }
+        n += mc->calls || mc->rejected_calls;
+    }
+    return n;
+}
+
+static void sum_upstream(struct cmd *cmd, struct upstream_stats *sum, int *up)
+{
+    *sum = (struct upstream_stats){0};
+    *up = 0;
+    for (int i = 0; i < cmd->nworkers; i++) {
+        struct upstream_stats s;
+        struct upstream *u = tier_upstream(cmd->workers[i]);
+        if (!u)
+            continue;
+        upstream_get_stats(u, &s);
+        sum->fetches += s.fetches;
+        sum->fetch_hits += s.fetch_hits;
+        sum->fetch_misses += s.fetch_misses;
+        sum->calls += s.calls;
+        sum->errors += s.errors;
+        sum->timeouts += s.timeouts;
+        sum->reconnects += s.reconnects;
+        sum->invalidations += s.invalidations;
+        sum->bytes_in += s.bytes_in;
+        sum->bytes_out += s.bytes_out;
+        sum->pins += s.pins;
+        *up += atomic_load(&cmd->tier->generation[i]) != 0;
+    }
+}
+
+void figures_metrics(void *arg, struct buf *out)
+{
+    struct cmd *cmd = arg;
+    struct tier *t = cmd->tier;
+    struct tier_figures tf;
+    struct upstream_stats us;
+    struct disk_stats ds;
+    struct utsname un;
+    struct rusage ru;
+    char os[256] = "";
+    struct metrics_source src = {.run_id = cmd->run_id, .tcp_port = cmd->tcp_port, .threads = cmd->nworkers};
+
+    tier_get_figures(t, &tf);
+    if (uname(&un) == 0)
+        snprintf(os, sizeof(os), "%.80s %.80s %.80s", un.sysname, un.release, un.machine);
+    getrusage(RUSAGE_SELF, &ru);
+    pthread_mutex_lock(&cmd->conf_lock);
+    struct conf *conf = conf_ref(cmd->conf);
+    pthread_mutex_unlock(&cmd->conf_lock);
+    src.os = os;
+    src.maxmemory_policy = policy_names[conf->maxmemory_policy];
+    src.start_time_s = cmd->started_ms / 1000;
+    src.uptime_s = (clock_mono_ms() - cmd->started_mono_ms) / 1000;
+    src.cpu_sys_s = seconds(ru.ru_stime);
+    src.cpu_user_s = seconds(ru.ru_utime);
+    src.maxclients = conf->maxclients;
+    src.loading = atomic_load(&cmd->loading);
+    src.memory_used = mem_used_bytes();
+    src.memory_rss = resident_bytes();
+    src.memory_peak = mem_peak_bytes();
+    src.memory_max = conf->maxmemory;
+    src.memory_data = mem_class_bytes(MEM_DATA);
+    src.memory_clients = mem_class_bytes(MEM_CLIENT);
+    src.memory_other = mem_class_bytes(MEM_OTHER);
+    src.memory_keys = (uint64_t)tf.memory_keys;
+    if (t->disk) {
+        disk_get_stats(t->disk, &ds);
+        src.disk = &ds;
+        src.disk_writable = tf.disk_healthy;
+        src.disk_max_bytes = (uint64_t)conf->disk_max_size;
+    }
+    if (t->has_upstream) {
+        sum_upstream(cmd, &us, &src.upstream_workers_up);
+        src.upstream = &us;
+        src.coherence_mode = tf.coherence_mode;
+        src.coherence_bound_ms = tf.coherence_bound_ms;
+        src.tracked_keys = atomic_load(&t->tracked_keys);
+    }
+    struct metrics_db *dbs = mem_alloc(MEM_OTHER, t->mem->databases * sizeof(*dbs));
+    struct metrics_command *commands = mem_alloc(MEM_OTHER, (size_t)command_count * sizeof(*commands));
+    src.dbs = dbs;
+    src.ndbs = list_dbs(cmd, dbs);
+    src.commands = commands;
+    src.ncommands = list_commands(cmd, commands);
+    metrics_write(out, &src);
+    mem_free(MEM_OTHER, dbs);
+    mem_free(MEM_OTHER, commands);
+    conf_unref(conf);
+}
+
+bool figures_ready(void *arg, struct buf *json)
+{
+    struct cmd *cmd = arg;
+    struct tier_figures tf;
+
+    tier_get_figures(cmd->tier, &tf);
+    bool loading = atomic_load(&cmd->loading);
+    bool warming = !warm_start_done(cmd->warm);
+    bool ready = !loading && !warming;
+    /* A tier that is away is told, but does not take the server out of service: it goes on without. */
+    buf_printf(json,
+               "{\"ready\":%s,\"loading\":%s,\"warming\":%s,\"memory\":{\"keys\":%lld,\"bytes\":%lld},"
+               "\"disk\":{\"on\":%s,\"healthy\":%s,\"keys\":%lld},\"upstream\":{\"state\":\"%s\",\"coherence\":\"%s\"}}\n",
+               ready ? "true" : "false", loading ? "true" : "false", warming ? "true" : "false",
+               (long long)tf.memory_keys, (long long)tf.memory_bytes, tf.disk_on ? "true" : "false",
+               tf.disk_healthy ? "true" : "false", (long long)tf.disk_keys, tf.upstream_state, tf.coherence_mode);
+    return ready;
+}
