@@ -25,12 +25,12 @@ struct pubsub;
 struct pubsub_worker;
 
 /* The main thread, before the loops run and after they ended. */
-struct pubsub *pubsub_create(int nworkers);
+struct pubsub *pubsub_create(void);
 void pubsub_destroy(struct pubsub *ps);
 
-/* Makes w->cmd_worker->pubsub, of w->cmd->pubsub. Before deinit all sessions are gone; a wake-up that is
+/* Makes w->cmd_worker->pubsub. Before deinit all sessions are gone; a wake-up that is
  * still in the mailbox then does nothing. */
-void pubsub_worker_init(struct worker *w);
+void pubsub_worker_init(struct pubsub *ps, struct worker *w);
 void pubsub_worker_deinit(struct worker *w);
 
 /* ---- a session; its worker's thread ---- */
@@ -43,6 +43,8 @@ void pubsub_unsubscribe_all(struct session *s);
 bool pubsub_active(const struct session *s);
 /* May the command run now? In RESP2 a subscriber may only do what concerns subscriptions. */
 bool pubsub_allows(const struct session *s, const struct command *cmd);
+/* Replies what a command gets that may not. */
+void pubsub_refuse(struct call *c);
 /* CLIENT LIST's sub and psub. */
 size_t pubsub_session_channels(const struct session *s);
 size_t pubsub_session_patterns(const struct session *s);

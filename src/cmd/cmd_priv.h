@@ -213,4 +213,20 @@ bool client_set_name(struct call *c, struct slice name); /* false: an error was 
 /* Timeouts of clients in ms: its texts for what is no number, negative, or too large. false: replied. */
 bool client_arg_timeout_ms(struct call *c, int arg, int64_t *out);
 
+/* ---- figures for INFO and MEMORY (memory.c, latency.c); any thread ---- */
+
+struct memory_figures {
+    int64_t used, peak, data, clients, overhead, rss, keys;
+};
+void memory_figures(const struct cmd *cmd, struct memory_figures *f);
+double memory_share(int64_t part, int64_t whole); /* 0 when whole is 0 */
+
+/* Per second, over about the last second and a half. */
+struct rates {
+    int64_t commands;
+    double input_kb, output_kb;
+};
+void rates_sample(struct cmd *cmd); /* from one worker's tick */
+void rates_get(struct cmd *cmd, struct rates *out);
+
 #endif

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "tiercel/clock.h"
+#include "tiercel/stats.h"
 
 #include "cmd/cmd_priv.h"
 
@@ -23,10 +24,17 @@ struct event {
     struct sample sample[SAMPLES];
 };
 
+#define RATE_SAMPLES 16
+
 struct latency {
     pthread_mutex_t lock;
     int n;
     struct event event[EVENTS_MAX];
+    struct rate_sample {
+        int64_t mono_ms;
+        uint64_t commands, input, output;
+    } rate[RATE_SAMPLES]; /* by time, `rate_next` is the oldest */
+    unsigned rate_next;
 };
 
 struct latency *latency_create(void)
@@ -361,4 +369,40 @@ void cmd_latency_histogram(struct call *c)
     reply_map(&c->r, n);
     chain_move(c->r.out, &found);
     chain_deinit(&found);
+}
+
+/* ---- rates, for INFO ---- */
+
+#define RATE_STEP_MS 100
+
+void rates_sample(struct cmd *cmd)
+{
+    struct latency *l = cmd->latency;
+    struct rate_sample now = {clock_mono_ms(), stats_sum(STAT_total_commands_processed),
+                              stats_sum(STAT_total_net_input_bytes), stats_sum(STAT_total_net_output_bytes)};
+    pthread_mutex_lock(&l->lock);
+    struct rate_sample *last = &l->rate[(l->rate_next + RATE_SAMPLES - 1) % RATE_SAMPLES];
+    if (now.commands < last->commands) /* CONFIG RESETSTAT */
+        memset(l->rate, 0, sizeof(l->rate));
+    if (now.mono_ms - last->mono_ms >= RATE_STEP_MS) {
+        l->rate[l->rate_next] = now;
+        l->rate_next = (l->rate_next + 1) % RATE_SAMPLES;
+    }
+    pthread_mutex_unlock(&l->lock);
+}
+
+void rates_get(struct cmd *cmd, struct rates *out)
+{
+    struct latency *l = cmd->latency;
+    *out = (struct rates){0};
+    pthread_mutex_lock(&l->lock);
+    struct rate_sample to = l->rate[(l->rate_next + RATE_SAMPLES - 1) % RATE_SAMPLES];
+    struct rate_sample from = l->rate[l->rate_next];
+    pthread_mutex_unlock(&l->lock);
+    int64_t ms = to.mono_ms - from.mono_ms;
+    if (from.mono_ms == 0 || ms <= 0)
+        return;
+    out->commands = (int64_t)(to.commands - from.commands) * 1000 / ms;
+    out->input_kb = (double)(to.input - from.input) * 1000 / 1024 / (double)ms;
+    out->output_kb = (double)(to.output - from.output) * 1000 / 1024 / (double)ms;
 }

@@ -1,7 +1,10 @@
 #include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
 
 #include "tiercel/alloc.h"
 #include "tiercel/mem.h"
+#include "tiercel/num.h"
 #include "tiercel/tier.h"
 
 #include "cmd/cmd_priv.h"
@@ -44,13 +47,29 @@ static void field_double(struct reply *r, const char *name, double v)
     reply_double(r, v);
 }
 
+/* Resident pages of the process; 0 where the system does not tell. */
+static int64_t rss_bytes(void)
+{
+    char text[128];
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (!f)
+        return 0;
+    bool got = fgets(text, sizeof(text), f) != NULL;
+    fclose(f);
+    const char *space = got ? strchr(text, ' ') : NULL;
+    int64_t pages = 0;
+    if (space)
+        num_parse_i64(SLICE(space + 1, strcspn(space + 1, " ")), &pages);
+    return pages * sysconf(_SC_PAGESIZE);
+}
+
 void memory_figures(const struct cmd *cmd, struct memory_figures *f)
 {
     f->used = mem_used_bytes();
     f->peak = mem_peak_bytes();
     f->data = mem_class_bytes(MEM_DATA);
     f->clients = mem_class_bytes(MEM_CLIENT);
-    f->rss = memory_rss_bytes();
+    f->rss = rss_bytes();
     f->keys = 0;
     for (unsigned db = 0; db < cmd->tier->mem->databases; db++)
         f->keys += atomic_load_explicit(&cmd->tier->mem->db[db].keys, memory_order_relaxed);
@@ -72,7 +91,7 @@ void cmd_memory_stats(struct call *c)
     memory_figures(c->w->cmd, &f);
     for (unsigned db = 0; db < m->databases; db++)
         dbs += atomic_load(&m->db[db].keys) > 0;
-    reply_map(r, 25 + dbs);
+    reply_map(r, 27 + dbs);
     field_int(r, "peak.allocated", f.peak);
     field_int(r, "total.allocated", f.used);
     field_int(r, "startup.allocated", 0);
@@ -112,4 +131,58 @@ void cmd_memory_stats(struct call *c)
     field_int(r, "rss-overhead.bytes", 0);
     field_double(r, "fragmentation", memory_share(f.rss, f.used));
     field_int(r, "fragmentation.bytes", f.rss - f.used);
+}
+
+/* ---- DOCTOR, MALLOC-STATS, PURGE ---- */
+
+static void doctor_report(struct call *c, struct buf *b)
+{
+    struct memory_figures f;
+    struct tier_figures tiers;
+    int64_t limit = atomic_load_explicit(&c->w->tier->limit.maxmemory, memory_order_relaxed);
+    memory_figures(c->w->cmd, &f);
+    tier_get_figures(c->w->tier, &tiers);
+    if (f.rss > 2 * f.used && f.rss - f.used > (64 << 20))
+        buf_printf(b, "* The process holds %.2f times the memory in use: MEMORY PURGE gives free pages back.\n",
+                   memory_share(f.rss, f.used));
+    if (limit > 0 && f.clients > limit / 4)
+        buf_printf(b,
+                   "* Buffers of clients hold %" PRId64 " bytes: look at CLIENT LIST for large omem and qbuf, and set "
+                   "maxmemory-clients.\n",
+                   f.clients);
+    if (limit > 0 && f.data > limit)
+        buf_printf(b, "* Data in memory is over maxmemory by %" PRId64 " bytes.\n", f.data - limit);
+    if (tiers.disk_on && !tiers.disk_healthy)
+        buf_printf(b, "* The disk tier cannot be written: keys that leave memory are lost. The log says why.\n");
+    if (b->len == 0)
+        buf_printf(b, "No problem found: %" PRId64 " bytes in use, %" PRId64 " of them data.\n", f.used, f.data);
+}
+
+void cmd_memory_doctor(struct call *c)
+{
+    struct buf b;
+    buf_init(&b, MEM_OTHER);
+    doctor_report(c, &b);
+    reply_verbatim(&c->r, buf_slice(&b), "txt");
+    buf_deinit(&b);
+}
+
+void cmd_memory_malloc_stats(struct call *c)
+{
+    struct memory_figures f;
+    struct buf b;
+    memory_figures(c->w->cmd, &f);
+    buf_init(&b, MEM_OTHER);
+    buf_printf(&b,
+               "allocator: %s\nin use: %" PRId64 "\npeak: %" PRId64 "\ndata: %" PRId64 "\nclients: %" PRId64
+               "\nother: %" PRId64 "\nresident: %" PRId64 "\n",
+               mem_allocator_name(), f.used, f.peak, f.data, f.clients, f.used - f.data - f.clients, f.rss);
+    reply_verbatim(&c->r, buf_slice(&b), "txt");
+    buf_deinit(&b);
+}
+
+void cmd_memory_purge(struct call *c)
+{
+    mem_purge();
+    reply_simple(&c->r, "OK");
 }

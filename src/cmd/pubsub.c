@@ -14,7 +14,7 @@
 #include "tiercel/resp.h"
 
 #define CHANNEL_SHARDS 64
-#define TARGETS_MAX 128               /* worker threads at most (conf.def: threads) */
+#define TARGETS_MAX 128                   /* worker threads at most (conf.def: threads) */
 #define PAYLOAD_SHARED ((size_t)16 << 10) /* larger payloads are not copied for each subscriber */
 
 enum kind { CHANNEL, PATTERN, KINDS };
@@ -117,6 +117,7 @@ struct message {
     _Atomic unsigned refs;
     uint64_t hash; /* of the channel */
     size_t channel_len, len;
+    bool patterns;        /* pattern subscribers were counted */
     struct rcbuf *shared; /* a large payload; else it is behind the channel */
     char bytes[];
 };
@@ -176,11 +177,13 @@ static struct pubsub_worker *worker_of(const struct session *s)
 
 /* ---- messages and inboxes ------------------------------------------------------------------------ */
 
-static struct message *message_create(uint64_t hash, struct slice channel, struct slice payload, unsigned refs)
+static struct message *message_create(uint64_t hash, struct slice channel, struct slice payload, bool patterns,
+                                      unsigned refs)
 {
     bool shared = payload.len > PAYLOAD_SHARED;
     struct message *m = mem_alloc(MEM_OTHER, sizeof(*m) + channel.len + (shared ? 0 : payload.len));
-    *m = (struct message){.refs = refs, .hash = hash, .channel_len = channel.len, .len = payload.len};
+    *m = (struct message){
+        .refs = refs, .hash = hash, .channel_len = channel.len, .len = payload.len, .patterns = patterns};
     if (channel.len)
         memcpy(m->bytes, channel.ptr, channel.len);
     if (shared)
@@ -303,6 +306,8 @@ static void message_deliver(struct pubsub_worker *pw, const struct message *m, c
     struct local_topic *t = local_find(pw, CHANNEL, m->hash, channel);
     if (t)
         topic_deliver(pw, t, m, false, within);
+    if (!m->patterns)
+        return;
     for (struct list *l = pw->patterns.next; l != &pw->patterns; l = l->next) {
         t = LIST_ENTRY(l, struct local_topic, link);
         if (glob_match(SLICE(t->name, t->len), channel, false))
@@ -420,8 +425,8 @@ static void topic_count_in_locked(struct pubsub *ps, struct table *t, enum kind 
     topic->who[topic->nwho++] = (struct interest){pw, 1};
 }
 
-static void topic_count_out_locked(struct pubsub *ps, struct table *t, enum kind kind, uint64_t hash,
-                                   struct slice name, struct pubsub_worker *pw)
+static void topic_count_out_locked(struct pubsub *ps, struct table *t, enum kind kind, uint64_t hash, struct slice name,
+                                   struct pubsub_worker *pw)
 {
     struct topic *topic = topic_find(t, hash, name);
     CHECK(topic);
@@ -478,11 +483,12 @@ static void targets_add(struct targets *to, const struct topic *topic)
     }
 }
 
-static void targets_send(const struct targets *to, uint64_t hash, struct slice channel, struct slice payload)
+static void targets_send(const struct targets *to, uint64_t hash, struct slice channel, struct slice payload,
+                         bool patterns)
 {
     if (to->n == 0)
         return;
-    struct message *m = message_create(hash, channel, payload, to->n);
+    struct message *m = message_create(hash, channel, payload, patterns, to->n);
     for (unsigned i = 0; i < to->n; i++)
         inbox_append(to->pw[i], m);
 }
@@ -508,7 +514,7 @@ size_t pubsub_publish(struct pubsub *ps, struct slice channel, struct slice payl
                 targets_add(&to, topic);
         }
     }
-    targets_send(&to, hash, channel, payload);
+    targets_send(&to, hash, channel, payload, patterns);
     if (patterns)
         pthread_rwlock_unlock(&ps->pattern_lock);
     table_unlock(ps, CHANNEL, hash);
@@ -743,9 +749,8 @@ size_t pubsub_session_patterns(const struct session *s)
 
 /* ---- life ---------------------------------------------------------------------------------------- */
 
-struct pubsub *pubsub_create(int nworkers)
+struct pubsub *pubsub_create(void)
 {
-    CHECK(nworkers <= TARGETS_MAX);
     struct pubsub *ps = mem_calloc(MEM_OTHER, sizeof(*ps));
     const size_t align = _Alignof(struct channel_shard);
     ps->shard_memory = mem_calloc(MEM_OTHER, CHANNEL_SHARDS * sizeof(*ps->shard) + align);
@@ -771,11 +776,12 @@ void pubsub_destroy(struct pubsub *ps)
     mem_free(MEM_OTHER, ps);
 }
 
-void pubsub_worker_init(struct worker *w)
+void pubsub_worker_init(struct pubsub *ps, struct worker *w)
 {
+    CHECK(w->id < TARGETS_MAX);
     struct pubsub_worker *pw = mem_calloc(MEM_OTHER, sizeof(*pw));
     pw->w = w;
-    pw->ps = w->cmd->pubsub;
+    pw->ps = ps;
     pw->wake = mem_calloc(MEM_OTHER, sizeof(*pw->wake));
     pw->wake->pw = pw;
     pw->wake->msg.run = on_wake;

@@ -18,6 +18,14 @@ bool pubsub_allows(const struct session *s, const struct command *cmd)
     return false;
 }
 
+void pubsub_refuse(struct call *c)
+{
+    call_errorf(c,
+                "ERR Can't execute '%s': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in "
+                "this context",
+                c->cmd->full);
+}
+
 static struct pubsub *pubsub_of(const struct call *c)
 {
     return c->w->cmd->pubsub;

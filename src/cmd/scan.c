@@ -259,6 +259,7 @@ static void walk_read(struct walk *k)
             disk_read_now(k->w->tier->disk, &k->reads[i].rd);
         return;
     }
+    atomic_fetch_add(&k->w->tier->fetches, 1); /* the disk stays open for them */
     list_init(&reads);
     for (size_t i = 0; i < k->nreads; i++)
         list_push_back(&reads, &k->reads[i].rd.link);
@@ -337,7 +338,7 @@ static uint64_t random_bucket(struct walk *k)
     unsigned position_bits = m->shard_bits + shard->bits;
     if (!k->locked)
         mem_unlock(shard);
-    return hash >> (64 - position_bits) << (64 - position_bits);
+    return position_bits ? hash >> (64 - position_bits) << (64 - position_bits) : 0;
 }
 
 /* Random buckets, until one has candidates; then it is as if there were only that one. */
@@ -449,6 +450,8 @@ static void walk_resume(struct mbox_msg *msg, void *owner)
     struct walk *k = LIST_ENTRY(msg, struct walk, msg);
     (void)owner;
 
+    if (k->nreads > 0)
+        atomic_fetch_sub(&k->w->tier->fetches, 1);
     if (k->cancelled) {
         walk_destroy(k);
         return;
@@ -601,16 +604,11 @@ static bool flush_options(struct call *c)
     return false;
 }
 
+/* Whoever called the handler moves the watches to where the new names of their keys are. */
 static void flush_db(struct call *c, int db)
 {
     watch_touch_db(c->w, db);
     tier_flush_db_locked(c->w, (unsigned)db);
-}
-
-static void databases_changed(struct call *c)
-{
-    watch_rehash(c->w);
-    block_rehash(c->w);
 }
 
 void cmd_flushdb(struct call *c)
@@ -618,7 +616,6 @@ void cmd_flushdb(struct call *c)
     if (!flush_options(c))
         return;
     flush_db(c, c->s->db);
-    databases_changed(c);
     reply_simple(&c->r, "OK");
 }
 
@@ -628,7 +625,6 @@ void cmd_flushall(struct call *c)
         return;
     for (unsigned db = 0; db < c->w->tier->mem->databases; db++)
         flush_db(c, (int)db);
-    databases_changed(c);
     reply_simple(&c->r, "OK");
 }
 
@@ -656,7 +652,6 @@ void cmd_swapdb(struct call *c)
         watch_touch_db(c->w, (int)a);
         watch_touch_db(c->w, (int)b);
         tier_swap_db_locked(c->w, (unsigned)a, (unsigned)b);
-        databases_changed(c);
     }
     reply_simple(&c->r, "OK");
 }

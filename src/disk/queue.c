@@ -167,7 +167,7 @@ static bool queue_is_full_locked(struct disk *d, size_t bytes)
     size_t queued = PEEK(d->queue_bytes);
     if (queued != 0 && queued + bytes > d->opt.queue_max_bytes)
         return true;
-    if (PEEK(d->head) - PEEK(d->tail) >= WINDOW_MAX)
+    if (PEEK(d->head) + 1 - PEEK(d->tail) >= WINDOW_MAX) /* an empty log: head 0, tail 1 */
         return true;
     return !PEEK(d->drop_oldest) && PEEK(d->used_bytes) + queued + bytes > PEEK(d->max_bytes);
 }

@@ -236,7 +236,7 @@ static void writer_room(struct disk *d)
     uint64_t max = PEEK(d->max_bytes);
     size_t queued = PEEK(d->queue_bytes);
     bool room = PEEK(d->healthy) && queued <= d->opt.queue_max_bytes / 2 &&
-                PEEK(d->head) - PEEK(d->tail) < WINDOW_MAX - META_CHUNK &&
+                PEEK(d->head) + 1 - PEEK(d->tail) < WINDOW_MAX - META_CHUNK &&
                 (PEEK(d->drop_oldest) || PEEK(d->used_bytes) + queued <= max - max / ROOM_MARGIN);
     pthread_mutex_lock(&d->mu);
     room = room && d->want_room;

@@ -297,8 +297,7 @@ static size_t run_requests(struct conn *c, struct slice in)
             c->more = true;
             return pos;
         }
-        enum resp_rc rc =
-            resp_parse(&c->parser, SLICE(in.ptr + pos, in.len - pos), &lim, &used, &nw->req, err);
+        enum resp_rc rc = resp_parse(&c->parser, SLICE(in.ptr + pos, in.len - pos), &lim, &used, &nw->req, err);
         if (rc == RESP_MORE)
             break;
         if (UNLIKELY(rc == RESP_BAD)) {
@@ -424,7 +423,8 @@ static void on_read(uv_stream_t *stream, ssize_t got, const uv_buf_t *buf)
 
 /* ---- writing --------------------------------------------------------------------------------------- */
 
-_Static_assert(sizeof(uv_buf_t) == sizeof(struct iovec) && offsetof(uv_buf_t, base) == offsetof(struct iovec, iov_base) &&
+_Static_assert(sizeof(uv_buf_t) == sizeof(struct iovec) &&
+                   offsetof(uv_buf_t, base) == offsetof(struct iovec, iov_base) &&
                    offsetof(uv_buf_t, len) == offsetof(struct iovec, iov_len),
                "libuv's buffers are iovecs on every UNIX");
 

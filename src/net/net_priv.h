@@ -11,12 +11,7 @@
 #include "tiercel/net.h"
 #include "tiercel/resp.h"
 #include "tiercel/session.h"
-
-/* <uv.h> brings the system's struct stat, and C has one space of tags: within this module the
- * counters' enum goes by another name. */
-#define stat stat_id
 #include "tiercel/stats.h"
-#undef stat
 
 /* What the files of this module share: listen.c binds, accept.c accepts and owns a worker's
  * start and stop, conn.c moves bytes, limits.c closes who takes too much. */
@@ -51,7 +46,7 @@ struct conn {
     struct buf in; /* [in_pos, len) is not parsed yet */
     size_t in_pos;
     struct resp_parser parser;
-    uint64_t read_turn;  /* the loop turn in which it was read last */
+    uint64_t read_turn;    /* the loop turn in which it was read last */
     int64_t soft_since_ms; /* loop time since which output is over the soft limit; 0 = it is not */
 
     uv_write_t write;
@@ -101,9 +96,9 @@ struct net_worker {
     uint64_t turn; /* loop turns so far */
     uv_prepare_t prepare;
     uv_check_t check;
-    uv_idle_t idle;    /* runs while `ready` holds leftovers: the loop must not sleep then */
-    uv_timer_t timer;  /* accepting again after fds ran out; the end of the drain */
-    int handles;       /* open ones, connections too */
+    uv_idle_t idle;   /* runs while `ready` holds leftovers: the loop must not sleep then */
+    uv_timer_t timer; /* accepting again after fds ran out; the end of the drain */
+    int handles;      /* open ones, connections too */
     bool stopping;
     void (*closed)(struct worker *w);
     struct request req;

@@ -20,15 +20,13 @@
 #include "tiercel/net.h"
 #include "tiercel/num.h"
 #include "tiercel/session.h"
-#define stat stat_id /* <uv.h> brings struct stat */
 #include "tiercel/stats.h"
-#undef stat
 
 #define TEST_QUEUE_MAX 64
 #define TEST_WORKERS_MAX 8
 
-static _Atomic size_t test_max_out;       /* most output of one session when a request ran */
-static _Atomic int test_sessions;         /* alive */
+static _Atomic size_t test_max_out; /* most output of one session when a request ran */
+static _Atomic int test_sessions;   /* alive */
 static _Atomic uint64_t test_loop_turns;
 static _Atomic uint64_t test_requests;
 
@@ -159,7 +157,8 @@ void session_feed(struct session *s, const struct request *req)
         test_park(s, "", 0, false, true);
     } else if (s->queued || slice_is(cmd, "later")) {
         char head[16];
-        int n = snprintf(head, sizeof(head), "%.10s ", slice_is(cmd, "echo") || slice_is(cmd, "later") ? "echo" : "ping");
+        int n =
+            snprintf(head, sizeof(head), "%.10s ", slice_is(cmd, "echo") || slice_is(cmd, "later") ? "echo" : "ping");
         test_park(s, head, (size_t)n, slice_is(cmd, "later"), false);
         struct test_parked *p = LIST_ENTRY(s->queue.prev, struct test_parked, link);
         buf_slice_append(&p->text, arg);

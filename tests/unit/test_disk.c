@@ -619,7 +619,7 @@ static void test_incarnations(void **state)
         struct disk_record rec = {.key = {.ptr = name, .len = (uint32_t)len, .hash = hash},
                                   .incarnation = inc,
                                   .type = OBJ_STRING,
-                                  .expire_ms = k % 2,
+                                  .expire_ms = k % 2 ? clock_wall_ms() + 1000000 : 0,
                                   .payload = {"x", 1}};
         assert_int_equal(disk_append_locked(w->disk, &rec), ST_OK);
         put_value(w, k, 1000, 0, 0);

@@ -204,7 +204,8 @@ static void exchange(int fd, const struct buf *req, const struct buf *rep, size_
             fail_msg("stuck: %zu of %zu sent, %zu of %zu received", sent, req->len, got, rep->len);
         if (p.revents & POLLOUT) {
             size_t n = 1 + rng_next(rng) % piece;
-            ssize_t w = send(fd, req->ptr + sent, n < req->len - sent ? n : req->len - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+            ssize_t w =
+                send(fd, req->ptr + sent, n < req->len - sent ? n : req->len - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
             sent += w > 0 ? (size_t)w : 0;
         }
         if (p.revents & POLLIN) {
@@ -818,15 +819,15 @@ int main(void)
 {
     signal(SIGPIPE, SIG_IGN);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pipelines),       cmocka_unit_test(test_deep_pipeline),
-        cmocka_unit_test(test_half_requests),   cmocka_unit_test(test_huge_bulk),
-        cmocka_unit_test(test_many_arguments),  cmocka_unit_test(test_ends),
-        cmocka_unit_test(test_slow_reader),     cmocka_unit_test(test_output_limits),
-        cmocka_unit_test(test_query_limit),     cmocka_unit_test(test_max_clients),
-        cmocka_unit_test(test_idle_timeout),    cmocka_unit_test(test_client_memory),
-        cmocka_unit_test(test_unauthenticated), cmocka_unit_test(test_protected_mode),
-        cmocka_unit_test(test_addresses),       cmocka_unit_test(test_unix_socket),
-        cmocka_unit_test(test_out_of_fds),      cmocka_unit_test(test_many_connections),
+        cmocka_unit_test(test_pipelines),        cmocka_unit_test(test_deep_pipeline),
+        cmocka_unit_test(test_half_requests),    cmocka_unit_test(test_huge_bulk),
+        cmocka_unit_test(test_many_arguments),   cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_slow_reader),      cmocka_unit_test(test_output_limits),
+        cmocka_unit_test(test_query_limit),      cmocka_unit_test(test_max_clients),
+        cmocka_unit_test(test_idle_timeout),     cmocka_unit_test(test_client_memory),
+        cmocka_unit_test(test_unauthenticated),  cmocka_unit_test(test_protected_mode),
+        cmocka_unit_test(test_addresses),        cmocka_unit_test(test_unix_socket),
+        cmocka_unit_test(test_out_of_fds),       cmocka_unit_test(test_many_connections),
         cmocka_unit_test(test_close_any_moment), cmocka_unit_test(test_drain),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

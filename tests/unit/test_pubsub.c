@@ -65,7 +65,7 @@ static void loop_init(struct test_loop *t, struct cmd *cmd, int id)
     t->w.cmd = cmd;
     t->w.cmd_worker = &t->cw;
     t->cw.cmd = cmd;
-    pubsub_worker_init(&t->w);
+    pubsub_worker_init(cmd->pubsub, &t->w);
 }
 
 static void loop_deinit(struct test_loop *t)
@@ -99,15 +99,9 @@ static const struct {
     const char *name;
     void (*run)(struct call *c);
 } handlers[] = {
-    {"SUBSCRIBE", cmd_subscribe},
-    {"UNSUBSCRIBE", cmd_unsubscribe},
-    {"PSUBSCRIBE", cmd_psubscribe},
-    {"PUNSUBSCRIBE", cmd_punsubscribe},
-    {"PUBLISH", cmd_publish},
-    {"CHANNELS", cmd_pubsub_channels},
-    {"NUMSUB", cmd_pubsub_numsub},
-    {"NUMPAT", cmd_pubsub_numpat},
-    {"HELP", cmd_pubsub_help},
+    {"SUBSCRIBE", cmd_subscribe},       {"UNSUBSCRIBE", cmd_unsubscribe}, {"PSUBSCRIBE", cmd_psubscribe},
+    {"PUNSUBSCRIBE", cmd_punsubscribe}, {"PUBLISH", cmd_publish},         {"CHANNELS", cmd_pubsub_channels},
+    {"NUMSUB", cmd_pubsub_numsub},      {"NUMPAT", cmd_pubsub_numpat},    {"HELP", cmd_pubsub_help},
 };
 
 static void run_in(struct session *s, const char *line, bool in_exec)
@@ -159,7 +153,7 @@ static void expect(struct session *s, const char *want)
 static void test_replies(void **state)
 {
     (void)state;
-    struct cmd cmd = {.pubsub = pubsub_create(1)};
+    struct cmd cmd = {.pubsub = pubsub_create()};
     struct test_loop t;
     loop_init(&t, &cmd, 0);
     struct session *s = session_new(&t, 2), *p = session_new(&t, 2);
@@ -219,7 +213,7 @@ static void test_replies(void **state)
 static void test_modes(void **state)
 {
     (void)state;
-    struct cmd cmd = {.pubsub = pubsub_create(1)};
+    struct cmd cmd = {.pubsub = pubsub_create()};
     struct test_loop t;
     loop_init(&t, &cmd, 0);
     struct session *s = session_new(&t, 2), *p = session_new(&t, 2);
@@ -228,11 +222,15 @@ static void test_modes(void **state)
     run(s, "SUBSCRIBE a");
     assert_false(pubsub_allows(s, &get));
     assert_false(pubsub_allows(s, &help));
+    struct call c = {.s = s, .cmd = &help, .r = {.out = &s->out, .proto = 2}};
+    pubsub_refuse(&c);
     assert_true(pubsub_allows(s, &ping));
     s->proto = 3;
     assert_true(pubsub_allows(s, &get));
     s->proto = 2;
-    expect(s, "*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n");
+    expect(s, "*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"
+              "-ERR Can't execute 'pubsub|help': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are "
+              "allowed in this context\r\n");
 
     /* Within EXEC nothing comes between the replies; afterwards it does, and in order. */
     run_in(s, "PUBLISH a 1", true);
@@ -272,7 +270,7 @@ static void test_modes(void **state)
 static void test_large_payload(void **state)
 {
     (void)state;
-    struct cmd cmd = {.pubsub = pubsub_create(1)};
+    struct cmd cmd = {.pubsub = pubsub_create()};
     struct test_loop t;
     loop_init(&t, &cmd, 0);
     struct session *s[3];
@@ -326,7 +324,7 @@ struct result {
 static uint64_t count_messages(struct buf *out)
 {
     uint64_t n = 0;
-    for (size_t i = 0; i + 9 < out->len; i++)
+    for (size_t i = 0; i + 12 < out->len; i++)
         n += memcmp(out->ptr + i, "\r\nmessage\r\n", 11) == 0 || memcmp(out->ptr + i, "\r\npmessage\r\n", 12) == 0;
     return n;
 }
@@ -338,7 +336,7 @@ static int64_t published(struct session *s, const char *channel, const char *pay
 
 static void random_act(struct result *r, struct session **s, struct session *publisher, struct buf *seen, int round)
 {
-    static const char *const verbs[] = {"SUBSCRIBE ",    "UNSUBSCRIBE ", "PSUBSCRIBE *",
+    static const char *const verbs[] = {"SUBSCRIBE ",     "UNSUBSCRIBE ", "PSUBSCRIBE *",
                                         "PUNSUBSCRIBE *", "UNSUBSCRIBE ", "PUNSUBSCRIBE "};
     char line[64];
     uint64_t rnd = rng_next(&r->t.rng);
@@ -398,7 +396,7 @@ static void *loop_main(void *arg)
 static void test_threads(void **state)
 {
     (void)state;
-    struct cmd cmd = {.pubsub = pubsub_create(LOOPS)};
+    struct cmd cmd = {.pubsub = pubsub_create()};
     struct result *r = calloc(LOOPS, sizeof(*r));
     pthread_barrier_t barrier;
     pthread_barrier_init(&barrier, NULL, LOOPS);

@@ -1,0 +1,464 @@
+#include <inttypes.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "tiercel/clock.h"
+#include "tiercel/disk.h"
+#include "tiercel/mem.h"
+#include "tiercel/pubsub.h"
+#include "tiercel/stats.h"
+#include "tiercel/tier.h"
+#include "tiercel/version.h"
+
+#include "cmd/cmd_priv.h"
+
+/* INFO: Redis's sections with all fields that monitoring reads from them, and "# Tiers". Fields
+ * for what this server does not have are there with the value of a server that does not use it. */
+
+struct info {
+    const struct call *c;
+    struct cmd *cmd;
+    struct buf out;
+};
+
+__attribute__((format(printf, 2, 3))) static void line(struct info *in, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    buf_vprintf(&in->out, fmt, ap);
+    va_end(ap);
+    buf_append(&in->out, "\r\n", 2);
+}
+
+static void field(struct info *in, const char *name, int64_t v)
+{
+    line(in, "%s:%" PRId64, name, v);
+}
+
+static void stat_field(struct info *in, enum stats_id s)
+{
+    field(in, stats_name(s), (int64_t)stats_sum(s));
+}
+
+/* "1.06M", as Redis writes sizes for people. */
+static void human_field(struct info *in, const char *name, int64_t v)
+{
+    static const char units[] = "BKMGTP";
+    double d = (double)v;
+    int u = 0;
+    while (d >= 1024 && u < 5) {
+        d /= 1024;
+        u++;
+    }
+    if (u == 0)
+        line(in, "%s:%" PRId64 "B", name, v);
+    else
+        line(in, "%s:%.2f%c", name, d, units[u]);
+}
+
+static void size_field(struct info *in, const char *name, int64_t v)
+{
+    char human[64];
+    field(in, name, v);
+    snprintf(human, sizeof(human), "%s_human", name);
+    human_field(in, human, v);
+}
+
+static void zeros(struct info *in, const char *const *names)
+{
+    for (; *names; names++)
+        field(in, *names, 0);
+}
+
+/* ---- the sections ---- */
+
+static void section_server(struct info *in)
+{
+    const struct conf *conf = in->c->w->conf;
+    int64_t up_s = (clock_mono_ms() - in->cmd->started_mono_ms) / 1000;
+    struct utsname os;
+    uname(&os);
+    line(in, "redis_version:" TIERCEL_REDIS_VERSION);
+    line(in, "redis_git_sha1:00000000");
+    line(in, "redis_git_dirty:0");
+    line(in, "redis_build_id:0");
+    line(in, "redis_mode:standalone");
+    line(in, "tiercel_version:" TIERCEL_VERSION);
+    line(in, "os:%s %s %s", os.sysname, os.release, os.machine);
+    line(in, "arch_bits:%d", (int)sizeof(void *) * 8);
+    line(in, "monotonic_clock:POSIX clock_gettime");
+    line(in, "multiplexing_api:libuv");
+    line(in, "atomicvar_api:c11-builtin");
+#if defined(__clang__)
+    line(in, "gcc_version:0.0.0");
+#else
+    line(in, "gcc_version:%d.%d.%d", __GNUC__, __GNUC_MINOR__, __GNUC_PATCHLEVEL__);
+#endif
+    line(in, "process_id:%ld", (long)getpid());
+    line(in, "process_supervised:no");
+    line(in, "run_id:%s", in->cmd->run_id);
+    line(in, "tcp_port:%d", in->cmd->tcp_port);
+    line(in, "server_time_usec:%" PRId64, clock_wall_us());
+    field(in, "uptime_in_seconds", up_s);
+    field(in, "uptime_in_days", up_s / 86400);
+    field(in, "hz", conf->hz);
+    field(in, "configured_hz", conf->hz);
+    field(in, "lru_clock", in->c->now_ms / 1000 & 0xffffff);
+    line(in, "executable:%s", in->cmd->executable ? in->cmd->executable : "");
+    line(in, "config_file:%s", conf_file(conf));
+    line(in, "io_threads_active:0");
+    field(in, "threads", in->cmd->nworkers);
+}
+
+static void section_clients(struct info *in)
+{
+    static const char *const none[] = {"tracking_clients", "clients_in_timeout_table", NULL};
+    stat_field(in, STAT_connected_clients);
+    line(in, "cluster_connections:0");
+    field(in, "maxclients", in->c->w->conf->maxclients);
+    line(in, "client_recent_max_input_buffer:0");
+    line(in, "client_recent_max_output_buffer:0");
+    stat_field(in, STAT_blocked_clients);
+    zeros(in, none);
+}
+
+static void section_memory(struct info *in)
+{
+    static const char *const none1[] = {"used_memory_lua", "used_memory_vm_eval", NULL};
+    static const char *const none2[] = {"used_memory_scripts_eval", "number_of_cached_scripts", "number_of_functions",
+                                        "number_of_libraries", "used_memory_vm_functions", "used_memory_vm_total", NULL};
+    static const char *const none3[] = {"used_memory_functions", "used_memory_scripts", NULL};
+    static const char *const policies[] = {"volatile-lru",    "allkeys-lru",    "volatile-lfu", "allkeys-lfu",
+                                           "volatile-random", "allkeys-random", "volatile-ttl", "noeviction"};
+    struct memory_figures f;
+    int64_t total = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    memory_figures(in->cmd, &f);
+    size_field(in, "used_memory", f.used);
+    size_field(in, "used_memory_rss", f.rss);
+    size_field(in, "used_memory_peak", f.peak);
+    line(in, "used_memory_peak_perc:%.2f%%", memory_share(f.used, f.peak) * 100);
+    field(in, "used_memory_overhead", f.overhead);
+    field(in, "used_memory_startup", 0);
+    field(in, "used_memory_dataset", f.data);
+    line(in, "used_memory_dataset_perc:%.2f%%", memory_share(f.data, f.used) * 100);
+    field(in, "allocator_allocated", f.used);
+    field(in, "allocator_active", f.used);
+    field(in, "allocator_resident", f.rss);
+    size_field(in, "total_system_memory", total);
+    zeros(in, none1);
+    human_field(in, "used_memory_lua_human", 0);
+    zeros(in, none2);
+    human_field(in, "used_memory_vm_total_human", 0);
+    zeros(in, none3);
+    human_field(in, "used_memory_scripts_human", 0);
+    size_field(in, "maxmemory", atomic_load_explicit(&in->c->w->tier->limit.maxmemory, memory_order_relaxed));
+    line(in, "maxmemory_policy:%s", policies[in->c->w->conf->maxmemory_policy]);
+    line(in, "allocator_frag_ratio:1.00");
+    line(in, "allocator_frag_bytes:0");
+    line(in, "allocator_rss_ratio:%.2f", memory_share(f.rss, f.used));
+    field(in, "allocator_rss_bytes", f.rss - f.used);
+    line(in, "rss_overhead_ratio:1.00");
+    line(in, "rss_overhead_bytes:0");
+    line(in, "mem_fragmentation_ratio:%.2f", memory_share(f.rss, f.used));
+    field(in, "mem_fragmentation_bytes", f.rss - f.used);
+    field(in, "mem_not_counted_for_evict", f.overhead);
+    line(in, "mem_replication_backlog:0");
+    line(in, "mem_total_replication_buffers:0");
+    line(in, "mem_clients_slaves:0");
+    field(in, "mem_clients_normal", f.clients);
+    line(in, "mem_cluster_links:0");
+    line(in, "mem_aof_buffer:0");
+    line(in, "mem_allocator:%s", mem_allocator_name());
+    line(in, "active_defrag_running:0");
+    line(in, "lazyfree_pending_objects:0");
+    line(in, "lazyfreed_objects:0");
+}
+
+/* The disk tier's commits are what comes nearest to a save. */
+static void section_persistence(struct info *in)
+{
+    static const char *const none[] = {"async_loading", "current_cow_peak", "current_cow_size", "current_cow_size_age",
+                                       NULL};
+    static const char *const none2[] = {"rdb_saves", "rdb_last_cow_size", "rdb_last_load_keys_expired",
+                                        "rdb_last_load_keys_loaded", NULL};
+    static const char *const none3[] = {"aof_rewrites", "aof_rewrites_consecutive_failures", NULL};
+    struct disk_stats disk = {0};
+    if (in->c->w->tier->disk)
+        disk_get_stats(in->c->w->tier->disk, &disk);
+    int64_t saved_ms = disk.last_commit_ms ? (int64_t)disk.last_commit_ms : in->cmd->started_ms;
+    field(in, "loading", atomic_load(&in->cmd->loading));
+    zeros(in, none);
+    line(in, "current_fork_perc:0.00");
+    line(in, "current_save_keys_processed:0");
+    line(in, "current_save_keys_total:0");
+    line(in, "rdb_changes_since_last_save:0");
+    line(in, "rdb_bgsave_in_progress:0");
+    field(in, "rdb_last_save_time", saved_ms / 1000);
+    line(in, "rdb_last_bgsave_status:ok");
+    line(in, "rdb_last_bgsave_time_sec:-1");
+    line(in, "rdb_current_bgsave_time_sec:-1");
+    zeros(in, none2);
+    line(in, "aof_enabled:0");
+    line(in, "aof_rewrite_in_progress:0");
+    line(in, "aof_rewrite_scheduled:0");
+    line(in, "aof_last_rewrite_time_sec:-1");
+    line(in, "aof_current_rewrite_time_sec:-1");
+    line(in, "aof_last_bgrewrite_status:ok");
+    zeros(in, none3);
+    line(in, "aof_last_write_status:ok");
+    line(in, "aof_last_cow_size:0");
+    line(in, "module_fork_in_progress:0");
+    line(in, "module_fork_last_cow_size:0");
+}
+
+static void section_stats(struct info *in)
+{
+    static const char *const none1[] = {"sync_full", "sync_partial_ok", "sync_partial_err", NULL};
+    static const char *const none2[] = {"expired_time_cap_reached_count", "expire_cycle_cpu_milliseconds", NULL};
+    static const char *const none3[] = {"total_eviction_exceeded_time", "current_eviction_exceeded_time", NULL};
+    static const char *const none4[] = {"pubsubshard_channels",
+                                        "latest_fork_usec",
+                                        "total_forks",
+                                        "migrate_cached_sockets",
+                                        "slave_expires_tracked_keys",
+                                        "active_defrag_hits",
+                                        "active_defrag_misses",
+                                        "active_defrag_key_hits",
+                                        "active_defrag_key_misses",
+                                        "total_active_defrag_time",
+                                        "current_active_defrag_time",
+                                        "tracking_total_keys",
+                                        "tracking_total_items",
+                                        "tracking_total_prefixes",
+                                        NULL};
+    struct rates rate;
+    rates_get(in->cmd, &rate);
+    stat_field(in, STAT_total_connections_received);
+    stat_field(in, STAT_total_commands_processed);
+    field(in, "instantaneous_ops_per_sec", rate.commands);
+    stat_field(in, STAT_total_net_input_bytes);
+    stat_field(in, STAT_total_net_output_bytes);
+    line(in, "total_net_repl_input_bytes:0");
+    line(in, "total_net_repl_output_bytes:0");
+    line(in, "instantaneous_input_kbps:%.2f", rate.input_kb);
+    line(in, "instantaneous_output_kbps:%.2f", rate.output_kb);
+    line(in, "instantaneous_input_repl_kbps:0.00");
+    line(in, "instantaneous_output_repl_kbps:0.00");
+    stat_field(in, STAT_rejected_connections);
+    zeros(in, none1);
+    stat_field(in, STAT_expired_keys);
+    line(in, "expired_stale_perc:0.00");
+    zeros(in, none2);
+    stat_field(in, STAT_evicted_keys);
+    stat_field(in, STAT_evicted_clients);
+    zeros(in, none3);
+    stat_field(in, STAT_keyspace_hits);
+    stat_field(in, STAT_keyspace_misses);
+    field(in, "pubsub_channels", (int64_t)pubsub_channels(in->cmd->pubsub));
+    field(in, "pubsub_patterns", (int64_t)pubsub_patterns(in->cmd->pubsub));
+    zeros(in, none4);
+    stat_field(in, STAT_unexpected_error_replies);
+    stat_field(in, STAT_total_error_replies);
+    line(in, "dump_payload_sanitizations:0");
+    stat_field(in, STAT_total_reads_processed);
+    stat_field(in, STAT_total_writes_processed);
+    line(in, "io_threaded_reads_processed:0");
+    line(in, "io_threaded_writes_processed:0");
+    line(in, "reply_buffer_shrinks:0");
+    line(in, "reply_buffer_expands:0");
+    stat_field(in, STAT_client_query_buffer_limit_disconnections);
+    stat_field(in, STAT_client_output_buffer_limit_disconnections);
+    stat_field(in, STAT_acl_access_denied_auth);
+}
+
+static void section_replication(struct info *in)
+{
+    line(in, "role:master");
+    line(in, "connected_slaves:0");
+    line(in, "master_failover_state:no-failover");
+    line(in, "master_replid:%s", in->cmd->run_id);
+    line(in, "master_replid2:%040d", 0);
+    line(in, "master_repl_offset:0");
+    line(in, "second_repl_offset:-1");
+    line(in, "repl_backlog_active:0");
+    line(in, "repl_backlog_size:1048576");
+    line(in, "repl_backlog_first_byte_offset:0");
+    line(in, "repl_backlog_histlen:0");
+}
+
+static void cpu_fields(struct info *in, int who, const char *suffix)
+{
+    struct rusage u = {0};
+    getrusage(who, &u);
+    line(in, "used_cpu_sys%s:%ld.%06ld", suffix, (long)u.ru_stime.tv_sec, (long)u.ru_stime.tv_usec);
+    line(in, "used_cpu_user%s:%ld.%06ld", suffix, (long)u.ru_utime.tv_sec, (long)u.ru_utime.tv_usec);
+}
+
+static void section_cpu(struct info *in)
+{
+    cpu_fields(in, RUSAGE_SELF, "");
+    cpu_fields(in, RUSAGE_CHILDREN, "_children");
+    cpu_fields(in, RUSAGE_THREAD, "_main_thread");
+}
+
+static void section_modules(struct info *in)
+{
+    (void)in;
+}
+
+static void section_commandstats(struct info *in)
+{
+    for (int id = 0; id < command_count; id++) {
+        struct cmd_stat_sum s;
+        cmd_stat_sum(in->cmd, id, &s);
+        if (s.calls == 0 && s.failed == 0 && s.rejected == 0)
+            continue;
+        line(in,
+             "cmdstat_%s:calls=%" PRIu64 ",usec=%" PRIu64 ",usec_per_call=%.2f,rejected_calls=%" PRIu64
+             ",failed_calls=%" PRIu64,
+             command_table[id].full, s.calls, s.usec, s.calls ? (double)s.usec / (double)s.calls : 0.0, s.rejected,
+             s.failed);
+    }
+}
+
+static void section_errorstats(struct info *in)
+{
+    struct errstat_code *codes;
+    int n = errstat_sum(in->cmd, &codes);
+    for (int i = 0; i < n; i++)
+        line(in, "errorstat_%s:count=%" PRIu64, codes[i].name, codes[i].count);
+    mem_free(MEM_OTHER, codes);
+}
+
+/* The upper end of the bucket that holds the percentile. */
+static double percentile_us(const struct cmd_stat_sum *s, double percent)
+{
+    double want = (double)s->samples * percent / 100, sum = 0;
+    for (int k = 0; k < CMD_HIST_BUCKETS; k++) {
+        sum += (double)s->hist[k];
+        if (s->hist[k] && sum >= want)
+            return (double)(UINT64_C(1) << k);
+    }
+    return 0;
+}
+
+static void section_latencystats(struct info *in)
+{
+    for (int id = 0; id < command_count; id++) {
+        struct cmd_stat_sum s;
+        cmd_stat_sum(in->cmd, id, &s);
+        if (s.samples)
+            line(in, "latency_percentiles_usec_%s:p50=%.3f,p99=%.3f,p99.9=%.3f", command_table[id].full,
+                 percentile_us(&s, 50), percentile_us(&s, 99), percentile_us(&s, 99.9));
+    }
+}
+
+static void section_cluster(struct info *in)
+{
+    line(in, "cluster_enabled:0");
+}
+
+/* No line for an empty database: some readers divide by its number of keys. */
+static void section_keyspace(struct info *in)
+{
+    struct mem *m = in->c->w->tier->mem;
+    for (unsigned db = 0; db < m->databases; db++) {
+        int64_t keys = atomic_load_explicit(&m->db[db].keys, memory_order_relaxed);
+        int64_t expires = atomic_load_explicit(&m->db[db].expires, memory_order_relaxed);
+        if (keys > 0)
+            line(in, "db%u:keys=%" PRId64 ",expires=%" PRId64 ",avg_ttl=0", db, keys, expires);
+    }
+}
+
+static void section_tiers(struct info *in)
+{
+    static const enum stats_id disk[] = {STAT_tier_disk_hits, STAT_tier_disk_misses, STAT_tier_disk_filter_negatives,
+                                     STAT_tier_demotions, STAT_tier_promotions,  STAT_tier_clean_drops,
+                                     STAT_tier_dirty_drops};
+    static const enum stats_id upstream[] = {STAT_tier_upstream_requests, STAT_tier_upstream_hits,
+                                         STAT_tier_upstream_misses,   STAT_tier_upstream_errors,
+                                         STAT_tier_coalesced_misses,  STAT_tier_negative_hits,
+                                         STAT_tier_stale_hits,        STAT_tier_invalidations};
+    struct tier_figures f;
+    tier_get_figures(in->c->w->tier, &f);
+    stat_field(in, STAT_tier_memory_hits);
+    stat_field(in, STAT_tier_memory_misses);
+    field(in, "tier_memory_keys", f.memory_keys);
+    field(in, "tier_memory_bytes", f.memory_bytes);
+    field(in, "tier_inflight_bytes", f.inflight_bytes);
+    field(in, "tier_disk_enabled", f.disk_on);
+    field(in, "tier_disk_healthy", f.disk_healthy);
+    field(in, "tier_disk_keys", f.disk_keys);
+    field(in, "tier_disk_bytes", f.disk_bytes);
+    field(in, "tier_disk_queue_bytes", f.disk_queue_bytes);
+    field(in, "tier_disk_index_bytes", f.disk_index_bytes);
+    field(in, "tier_disk_written_bytes", f.disk_written_bytes);
+    field(in, "tier_disk_commits", f.disk_commits);
+    field(in, "tier_disk_corrupt", f.disk_corrupt);
+    field(in, "tier_disk_io_errors", f.disk_io_errors);
+    field(in, "tier_demoting_bytes", f.demoting_bytes);
+    for (size_t i = 0; i < sizeof(disk) / sizeof(disk[0]); i++)
+        stat_field(in, disk[i]);
+    line(in, "tier_upstream_state:%s", f.upstream_state);
+    for (size_t i = 0; i < sizeof(upstream) / sizeof(upstream[0]); i++)
+        stat_field(in, upstream[i]);
+    line(in, "coherence_mode:%s", f.coherence_mode);
+    field(in, "coherence_bound_ms", f.coherence_bound_ms);
+    stat_field(in, STAT_compression_values);
+    stat_field(in, STAT_compression_bytes_in);
+    stat_field(in, STAT_compression_bytes_out);
+}
+
+/* ---- which sections ---- */
+
+static const struct section {
+    const char *name, *title;
+    void (*write)(struct info *in);
+    bool by_default, in_all;
+} sections[] = {
+    {"server", "Server", section_server, true, true},
+    {"clients", "Clients", section_clients, true, true},
+    {"memory", "Memory", section_memory, true, true},
+    {"persistence", "Persistence", section_persistence, true, true},
+    {"stats", "Stats", section_stats, true, true},
+    {"replication", "Replication", section_replication, true, true},
+    {"cpu", "CPU", section_cpu, true, true},
+    {"modules", "Modules", section_modules, true, false},
+    {"commandstats", "Commandstats", section_commandstats, false, true},
+    {"errorstats", "Errorstats", section_errorstats, true, true},
+    {"latencystats", "Latencystats", section_latencystats, false, true},
+    {"cluster", "Cluster", section_cluster, true, true},
+    {"tiers", "Tiers", section_tiers, true, true},
+    {"keyspace", "Keyspace", section_keyspace, true, true},
+};
+#define NSECTIONS (sizeof(sections) / sizeof(sections[0]))
+
+static bool is_asked(const struct call *c, const struct section *s)
+{
+    if (c->argc == 1)
+        return s->by_default;
+    for (int i = 1; i < c->argc; i++) {
+        if (call_arg_is(c, i, s->name) || call_arg_is(c, i, "everything") ||
+            (call_arg_is(c, i, "all") && s->in_all) || (call_arg_is(c, i, "default") && s->by_default))
+            return true;
+    }
+    return false;
+}
+
+void cmd_info(struct call *c)
+{
+    struct info in = {.c = c, .cmd = c->w->cmd};
+    buf_init(&in.out, MEM_CLIENT);
+    for (size_t i = 0; i < NSECTIONS; i++) {
+        if (!is_asked(c, &sections[i]))
+            continue;
+        if (in.out.len)
+            buf_append(&in.out, "\r\n", 2);
+        line(&in, "# %s", sections[i].title);
+        sections[i].write(&in);
+    }
+    reply_verbatim(&c->r, buf_slice(&in.out), "txt");
+    buf_deinit(&in.out);
+}
