@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +19,7 @@
 #include "tiercel/http.h"
 #include "tiercel/log.h"
 #include "tiercel/loop.h"
+#include "tiercel/machine.h"
 #include "tiercel/mem.h"
 #include "tiercel/net.h"
 #include "tiercel/num.h"
@@ -61,51 +61,6 @@ static void log_failed_check(const char *message)
 
 /* ---- what the machine allows ---- */
 
-static bool read_number(const char *path, long long *out)
-{
-    FILE *f = fopen(path, "re");
-    bool ok = f && fscanf(f, "%lld", out) == 1;
-
-    if (f)
-        fclose(f);
-    return ok;
-}
-
-static long long machine_memory(const char **source)
-{
-    long long total = (long long)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), limit;
-
-    *source = "the machine's memory";
-    if ((read_number("/sys/fs/cgroup/memory.max", &limit) ||
-         read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes", &limit)) &&
-        limit > 0 && limit < total) {
-        *source = "the cgroup's memory limit";
-        total = limit;
-    }
-    return total;
-}
-
-static int machine_cpus(const char **source)
-{
-    cpu_set_t set;
-    long long quota = 0, period = 0;
-    int cpus = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
-
-    *source = "the cores";
-    bool limited = f && fscanf(f, "%lld %lld", &quota, &period) == 2;
-    if (f)
-        fclose(f);
-    if (!limited)
-        limited = read_number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", &quota) &&
-                  read_number("/sys/fs/cgroup/cpu/cpu.cfs_period_us", &period);
-    if (limited && quota > 0 && period > 0 && (quota + period - 1) / period < cpus) {
-        *source = "the cgroup's CPU quota";
-        cpus = (int)((quota + period - 1) / period);
-    }
-    return cpus < 1 ? 1 : cpus;
-}
-
 static bool conf_assign(struct server *sv, const char *name, long long value)
 {
     char text[32];
@@ -131,7 +86,7 @@ static int derive_settings(struct server *sv)
     int threads = (int)sv->conf->threads;
 
     if (sv->conf->maxmemory == 0) {
-        long long bytes = machine_memory(&source) / 100 * MAXMEMORY_SHARE;
+        long long bytes = machine_memory_bytes(&source) / 100 * MAXMEMORY_SHARE;
         if (bytes > 0 && conf_assign(sv, "maxmemory", bytes))
             log_notice("main", "maxmemory: %lld MB, %d %% of %s", bytes >> 20, MAXMEMORY_SHARE, source);
     }

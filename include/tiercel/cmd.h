@@ -68,7 +68,6 @@ struct cmd_worker {
     struct pubsub_worker *pubsub;
     struct dispatch_scratch *scratch; /* dispatch.c */
     struct buf ready;                 /* struct key: lists that got longer in this command (block.c) */
-    _Atomic uint64_t ops_samples; /* total commands, for instantaneous_ops_per_sec */
 };
 
 /* Before the loops run; the main thread. */
@@ -76,7 +75,5 @@ struct cmd *cmd_create(struct tier *tier, struct conf *conf, const struct cmd_se
 void cmd_destroy(struct cmd *cmd);
 void cmd_worker_init(struct cmd *cmd, struct worker *w);
 void cmd_worker_deinit(struct worker *w);
-/* A worker's periodic work, `hz` times a second, on its thread. */
-void cmd_worker_tick(struct worker *w);
 
 #endif

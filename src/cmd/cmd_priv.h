@@ -149,7 +149,7 @@ void cmd_container(struct call *c);
 void cmd_reply_bad_subcommand(struct call *c);
 /* What every *_help handler of a container's subcommand calls: HELP made from the rows. */
 void cmd_container_help(struct call *c);
-/* The same frame around lines of one's own, ended by NULL, for commands without subcommand rows. */
+/* The same frame around lines of one's own, ended by NULL. */
 void cmd_reply_help(struct call *c, const char *const *lines);
 
 /* ---- what commands on keys share (string.c, generic.c, list.c) ---- */

@@ -283,7 +283,7 @@ void cmd_reply_help(struct call *c, const char *const *lines)
     buf_init(&b, MEM_OTHER);
     while (lines[n])
         n++;
-    help_head(c, &b, c->cmd->name, n);
+    help_head(c, &b, c->cmd->container >= 0 ? command_table[c->cmd->container].name : c->cmd->name, n);
     for (int i = 0; i < n; i++)
         reply_simple(&c->r, lines[i]);
     help_tail(c);

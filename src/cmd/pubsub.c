@@ -19,7 +19,7 @@
 
 enum kind { CHANNEL, PATTERN, KINDS };
 
-/* ---- a small chained hash table; nodes are embedded ---------------------------------------------- */
+/* ---- a chained hash table of embedded nodes; zero is an empty one ---------------------------------- */
 
 struct node {
     struct node *next;
@@ -31,7 +31,8 @@ struct table {
     size_t buckets, count;
 };
 
-#define NODE(ptr, type) ((type *)(void *)(ptr)) /* `node` is the first field of each */
+/* What a node is embedded in, as its first field. */
+#define NODE(ptr, type) ((type *)(void *)(ptr))
 
 static void table_resize(struct table *t, size_t buckets)
 {

@@ -18,11 +18,12 @@
 #define CURSOR_SHIFT 16
 #define CURSOR_LOW ((1ULL << CURSOR_SHIFT) - 1)
 
-#define SLICE_US 1000    /* walking before other clients get a turn */
-#define SLICE_READS 4096 /* names being read from disk at a time */
-#define REREADS 3        /* times a record that moved meanwhile is looked for again */
-#define RANDOM_SAMPLE 16 /* names read of one bucket's keys on disk */
-#define RANDOM_PROBES 32 /* random buckets looked at before all of them */
+#define EMPTY_BUCKETS 65536 /* that one SCAN passes over at most */
+#define SLICE_US 1000       /* walking before other clients get a turn */
+#define SLICE_READS 4096    /* names being read from disk at a time */
+#define REREADS 3           /* times a record that moved meanwhile is looked for again */
+#define RANDOM_SAMPLE 16    /* names read of one bucket's keys on disk */
+#define RANDOM_PROBES 32    /* random buckets looked at before all of them */
 
 enum walk_kind { WALK_SCAN, WALK_KEYS, WALK_RANDOM };
 
@@ -52,12 +53,14 @@ struct walk {
     bool match, typed; /* has a pattern, a type */
     struct buf pattern, type;
 
-    uint64_t cursor;              /* where the next step begins */
-    bool finished;                /* the whole space was walked */
-    uint64_t stop;                /* of the step under way: where it ends early; 0 = with its bucket */
-    size_t budget;                /* disk slots of a slice */
-    uint64_t want, seen, buckets; /* SCAN: keys wanted and seen, buckets left */
-    unsigned probes;              /* RANDOMKEY: random buckets left */
+    uint64_t cursor;         /* where the next step begins */
+    bool finished;           /* the whole space was walked */
+    uint64_t stop;           /* of the step under way: where it ends early; 0 = with its bucket */
+    size_t budget;           /* disk slots of a slice */
+    uint64_t want, seen;     /* SCAN: keys */
+    uint64_t buckets, empty; /* SCAN: left to look at: with something in them, whoever's, and without */
+    bool touched;            /* the step under way found something */
+    unsigned probes;         /* RANDOMKEY: random buckets left */
     uint64_t on_disk, from_memory;
 
     struct buf stage; /* struct staged and names */
@@ -143,6 +146,7 @@ static void walk_object(void *arg, const struct object *o)
     struct walk *k = arg;
     struct slice name = object_key(o);
 
+    k->touched = true;
     if (!walk_counts(k, o))
         return;
     struct staged s = {mem_object_hash(k->w->tier->mem, o), (uint32_t)name.len};
@@ -185,6 +189,7 @@ static void walk_slot(void *arg, const struct disk_slot *slot)
     struct walk *k = arg;
     uint64_t at = slot->hash & ~CURSOR_LOW;
 
+    k->touched = true;
     if (k->stop)
         return;
     if (k->nreads >= k->budget && at > k->cursor && (k->reads[k->nreads - 1].rd.key.hash & ~CURSOR_LOW) < at) {
@@ -214,12 +219,15 @@ static void walk_step(struct walk *k)
     uint64_t next;
 
     k->stop = 0;
+    k->touched = false;
     tier_scan_step(k->w, k->locked, k->cursor, &next, walk_object, walk_slot, k);
     if (k->stop)
         next = k->stop;
     walk_unstage(k, next);
     k->cursor = next;
     k->finished = next == 0;
+    if (k->kind == WALK_SCAN)
+        --*(k->touched ? &k->buckets : &k->empty);
 }
 
 /* ---- names on disk ------------------------------------------------------------------- */
@@ -387,7 +395,7 @@ static struct slice random_choice(struct walk *k)
 static bool walk_is_over(const struct walk *k)
 {
     switch (k->kind) {
-    case WALK_SCAN: return k->finished || k->seen >= k->want || k->buckets == 0;
+    case WALK_SCAN: return k->finished || k->seen >= k->want || k->buckets == 0 || k->empty == 0;
     case WALK_KEYS: return k->finished;
     default: return k->finished || k->nfound > 0;
     }
@@ -407,8 +415,6 @@ static bool walk_advance(struct walk *k)
     }
     while (!walk_is_over(k) && k->nreads < k->budget) {
         walk_step(k);
-        if (k->kind == WALK_SCAN)
-            k->buckets--;
         if (++steps % 8 == 0 && !k->locked && clock_mono_us() >= until)
             break;
     }
@@ -582,6 +588,7 @@ void cmd_scan(struct call *c)
         return;
     }
     k->buckets = k->want > UINT64_MAX / 10 ? UINT64_MAX : k->want * 10;
+    k->empty = EMPTY_BUCKETS; /* tables do not shrink, and a nearly empty one should take one call */
     if (k->want < SLICE_READS)
         k->budget = (size_t)k->want;
     walk_run(c, k);

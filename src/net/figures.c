@@ -3,11 +3,11 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
-#include <unistd.h>
 
 #include "tiercel/clock.h"
 #include "tiercel/disk.h"
 #include "tiercel/http.h"
+#include "tiercel/machine.h"
 #include "tiercel/stats.h"
 #include "tiercel/tier.h"
 #include "tiercel/upstream.h"
@@ -26,19 +26,6 @@ static const char *const policy_names[] = {
 static double seconds(struct timeval tv)
 {
     return (double)tv.tv_sec + (double)tv.tv_usec / 1e6;
-}
-
-static int64_t resident_bytes(void)
-{
-    long pages = 0, total;
-    FILE *f = fopen("/proc/self/statm", "re");
-
-    if (!f)
-        return 0;
-    if (fscanf(f, "%ld %ld", &total, &pages) != 2)
-        pages = 0;
-    fclose(f);
-    return (int64_t)pages * sysconf(_SC_PAGESIZE);
 }
 
 static size_t list_dbs(struct cmd *cmd, struct metrics_db *out)
@@ -126,7 +113,7 @@ void figures_metrics(void *arg, struct buf *out)
     src.maxclients = conf->maxclients;
     src.loading = atomic_load(&cmd->loading);
     src.memory_used = mem_used_bytes();
-    src.memory_rss = resident_bytes();
+    src.memory_rss = machine_rss_bytes();
     src.memory_peak = mem_peak_bytes();
     src.memory_max = conf->maxmemory;
     src.memory_data = mem_class_bytes(MEM_DATA);

@@ -78,7 +78,6 @@ static void on_tick(uv_timer_t *timer)
 
     w->now_ms = clock_wall_ms();
     bool more = tier_worker_tick(w, atomic_load_explicit(&loop->all->cmd->active_expire, memory_order_relaxed));
-    cmd_worker_tick(w);
     net_worker_tick(w);
     if (w->id == 0)
         mem_peak_bytes();

@@ -30,7 +30,7 @@ PEERS = {RANK["conf"], RANK["resp"]}
 
 # Every header of include/tiercel/, and the module whose contract it is.
 HEADER_LAYER = {
-    "base": "status check slice buf chain list clock hash mbox alloc rcbuf glob num worker version",
+    "base": "status check slice buf chain list clock hash mbox alloc rcbuf glob num worker version machine",
     "conf": "conf",
     "log": "log",
     "stats": "stats",
@@ -40,9 +40,9 @@ HEADER_LAYER = {
     "mem": "mem",
     "disk": "disk",
     "upstream": "upstream",
-    "tier": "tier",
+    "tier": "tier warm",
     "cmd": "cmd command keyspace session pubsub",
-    "net": "net",
+    "net": "net http loop figures",
 }
 HEADER_MODULE = {name + ".h": module for module, names in HEADER_LAYER.items() for name in names.split()}
 
