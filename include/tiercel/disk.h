@@ -45,7 +45,7 @@ struct disk_record {
     int64_t expire_ms;    /* 0 = none */
     uint64_t origin;      /* opaque; 0 = none */
     struct slice payload; /* object_serialise(); with payload_ref: its prefix only */
-    struct rcbuf *payload_ref; /* append: the reference is taken; reads: NULL */
+    struct rcbuf *payload_ref; /* append: the caller keeps its reference; reads: NULL */
     uint64_t ticket;      /* append: comes back in committed() */
 };
 
@@ -96,7 +96,8 @@ struct disk_options {
  * writer and the readers; else disk_start() does, for an owner that needs disk_hash_seed() to
  * come to life. A file that
  * cannot be used (truncated, of a newer version) is renamed to tiercel.mdb.bad-<time> and a
- * new one made, with a notice. Before other threads exist.
+ * new one made, with a notice. Before other threads exist. With threads, callbacks may come
+ * before this returns; *out is set before.
  * ST_BUSY: another process holds it. ST_IO, ST_BAD: *err says why, one line. */
 enum status disk_open(const struct disk_options *opt, struct disk **out, char err[256]);
 
@@ -155,7 +156,8 @@ struct disk_read {
     uint32_t block;
     bool header_only;     /* key and expiry only; the checksum is not verified */
     /* On a reader thread, no lock held. `rec` (ST_OK) is valid during the call only.
-     * ST_NOT_FOUND: the block is gone, or holds another key. ST_CORRUPT, ST_IO. */
+     * ST_NOT_FOUND: the block is gone, or holds another key. ST_CORRUPT, ST_IO.
+     * Short: it holds a read transaction. It must not call disk_read_now(). */
     void (*done)(struct disk_read *rd, enum status st, const struct disk_record *rec);
 };
 

@@ -31,12 +31,13 @@ struct mem_bucket {
 };
 
 struct mem_shard {
+    /* What a lookup needs is one cache line. Atomic: mem_prefetch_bucket() reads them unlocked. */
     _Alignas(64) pthread_mutex_t lock;
-    struct mem_bucket *table; /* 1 << bits buckets */
-    struct mem_bucket *old;   /* while growing: 1 << (bits - 1) buckets, those below `moved` are empty */
+    struct mem_bucket *_Atomic table; /* 1 << bits buckets */
+    _Atomic unsigned bits;
+    unsigned index;         /* this shard's number */
+    struct mem_bucket *old; /* while growing: 1 << (bits - 1) buckets, those below `moved` are empty */
     uint64_t moved;
-    unsigned bits;
-    unsigned index; /* this shard's number */
     uint64_t count; /* objects, of all databases and states */
     uint64_t sweep; /* bucket where the expiry sweep goes on */
 };
@@ -102,11 +103,16 @@ void mem_lock_all(struct mem *m);
 void mem_unlock_all(struct mem *m);
 
 /* ---- table ---- */
+/* Brings a key's lines into the cache, in three steps with other keys' between them, each of
+ * which needs what the one before it brought: shard, bucket, object. Hints: any thread, no lock
+ * held, nothing waits. */
 static inline void mem_prefetch(const struct mem *m, uint64_t hash)
 {
     const struct mem_shard *s = mem_shard_of(m, hash);
     __builtin_prefetch(s);
 }
+void mem_prefetch_bucket(const struct mem *m, uint64_t hash);
+void mem_prefetch_object(const struct mem *m, uint64_t hash);
 /* NULL: not there. The slot is valid until the next insertion or removal in the shard. */
 mem_slot *mem_find_locked(const struct mem *m, struct mem_shard *s, const struct key *key);
 struct object *mem_object(mem_slot slot);

@@ -78,9 +78,6 @@ struct tier_options {
     struct disk *disk; /* NULL: none. Set with tier_set_disk() once it is open */
     bool upstream;
     int nworkers;
-    /* The command layer's: a key with registrations changed. Shard locked; must not block. */
-    void (*change)(void *arg, const struct key *key, enum tier_change why);
-    void *change_arg;
 };
 
 /* Settings that threads without a conf snapshot need too; stored relaxed. */
@@ -96,6 +93,8 @@ struct tier {
     int nworkers;
     struct tier_shard *shard; /* parallel to mem->shard, under the same locks */
     struct tier_limits limit;
+    /* The command layer's, set before the loops run: a key of a shard with registrations
+     * changed. Shard locked; must not block. */
     void (*change)(void *arg, const struct key *key, enum tier_change why);
     void *change_arg;
     struct worker **workers;

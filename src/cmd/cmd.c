@@ -24,6 +24,8 @@ struct cmd *cmd_create(struct tier *tier, struct conf *conf, const struct cmd_se
     unsigned shards = tier->mem->shards;
 
     cmd->tier = tier;
+    tier->change = cmd_key_changed;
+    tier->change_arg = cmd;
     cmd->ops = *ops;
     cmd->conf = conf_ref(conf);
     cmd->nworkers = tier->nworkers;

@@ -91,7 +91,7 @@ void multi_destroy(struct session *s);
 int multi_exec_keys(struct session *s, struct call_key *keys, int max, bool *all);
 void watch_touch_db(struct worker *w, int db); /* all shards locked: before a flush or swap of this database */
 void watch_rehash(struct worker *w);           /* all shards locked: after it */
-/* tier_options.change, arg = struct cmd *. */
+/* tier.change, arg = struct cmd *. */
 void cmd_key_changed(void *arg, const struct key *key, enum tier_change why);
 
 /* Watched and waited-for keys of one shard, under its lock. */
@@ -221,12 +221,11 @@ struct memory_figures {
 void memory_figures(const struct cmd *cmd, struct memory_figures *f);
 double memory_share(int64_t part, int64_t whole); /* 0 when whole is 0 */
 
-/* Per second, over about the last second and a half. */
+/* Per second, since an earlier INFO that is at least a second ago (or since the start). */
 struct rates {
     int64_t commands;
     double input_kb, output_kb;
 };
-void rates_sample(struct cmd *cmd); /* from one worker's tick */
 void rates_get(struct cmd *cmd, struct rates *out);
 
 #endif

@@ -153,7 +153,7 @@ void cmd_echo(struct call *c)
 void cmd_select(struct call *c)
 {
     int64_t db;
-    if (!call_arg_i64(c, 1, &db, NULL))
+    if (!cmd_arg_between(c, 1, INT32_MIN, INT32_MAX, &db, NULL))
         return;
     if (db < 0 || db >= c->w->conf->databases) {
         call_error(c, "ERR DB index is out of range");

@@ -1,4 +1,5 @@
 /* From a request to its handler: checks, keys, locks, residency, statistics. */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "tiercel/clock.h"
@@ -394,6 +395,17 @@ static void unknown_subcommand(struct call *c)
     call_errorf(c, "ERR unknown subcommand '%.*s'. Try %s HELP.", len, c->argv[1].ptr, upper);
 }
 
+/* Refuses a command before it runs. EXEC refused is the end of its transaction. */
+static void refuse(struct call *c, const char *text)
+{
+    if (LIKELY(!c->cmd || c->cmd->id != CMDID_exec)) {
+        call_error(c, text);
+        return;
+    }
+    call_errorf(c, "EXECABORT Transaction discarded because of: %s", text + (strncmp(text, "ERR ", 4) == 0 ? 4 : 0));
+    multi_discard(c->s);
+}
+
 static bool arity_ok(const struct command *cmd, int argc)
 {
     return cmd->arity >= 0 ? argc == cmd->arity : argc >= -cmd->arity;
@@ -407,7 +419,9 @@ static bool known(struct call *c)
     } else if (UNLIKELY(c->cmd->flags & CMD_CONTAINER && c->argc > 1)) {
         unknown_subcommand(c);
     } else if (UNLIKELY(!arity_ok(c->cmd, c->argc))) {
-        call_errorf(c, "ERR wrong number of arguments for '%s' command", c->cmd->full);
+        char text[128];
+        snprintf(text, sizeof(text), "ERR wrong number of arguments for '%s' command", c->cmd->full);
+        refuse(c, text);
     } else {
         return true;
     }
@@ -419,7 +433,7 @@ static bool allowed(struct call *c)
     struct session *s = c->s;
 
     if (UNLIKELY(!(s->flags & SESSION_AUTHENTICATED)) && !(c->cmd->flags & CMD_NO_AUTH)) {
-        call_error(c, "NOAUTH Authentication required.");
+        refuse(c, "NOAUTH Authentication required.");
         return false;
     }
     if (UNLIKELY(s->flags & SESSION_MULTI) && c->cmd->flags & CMD_NO_MULTI) {

@@ -425,7 +425,7 @@ static const struct section {
     {"stats", "Stats", section_stats, true, true},
     {"replication", "Replication", section_replication, true, true},
     {"cpu", "CPU", section_cpu, true, true},
-    {"modules", "Modules", section_modules, true, false},
+    {"modules", "Modules", section_modules, true, true},
     {"commandstats", "Commandstats", section_commandstats, false, true},
     {"errorstats", "Errorstats", section_errorstats, true, true},
     {"latencystats", "Latencystats", section_latencystats, false, true},

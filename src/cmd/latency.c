@@ -33,7 +33,7 @@ struct latency {
     struct rate_sample {
         int64_t mono_ms;
         uint64_t commands, input, output;
-    } rate[RATE_SAMPLES]; /* by time, `rate_next` is the oldest */
+    } rate[RATE_SAMPLES]; /* taken when INFO is asked for; `rate_next` is the oldest */
     unsigned rate_next;
 };
 
@@ -41,6 +41,7 @@ struct latency *latency_create(void)
 {
     struct latency *l = mem_calloc(MEM_OTHER, sizeof(*l));
     pthread_mutex_init(&l->lock, NULL);
+    l->rate[l->rate_next++].mono_ms = clock_mono_ms();
     return l;
 }
 
@@ -374,35 +375,45 @@ void cmd_latency_histogram(struct call *c)
 /* ---- rates, for INFO ---- */
 
 #define RATE_STEP_MS 100
+#define RATE_SPAN_MS 1000
 
-void rates_sample(struct cmd *cmd)
+static struct rate_sample *rate_at(struct latency *l, unsigned back)
 {
-    struct latency *l = cmd->latency;
-    struct rate_sample now = {clock_mono_ms(), stats_sum(STAT_total_commands_processed),
-                              stats_sum(STAT_total_net_input_bytes), stats_sum(STAT_total_net_output_bytes)};
-    pthread_mutex_lock(&l->lock);
-    struct rate_sample *last = &l->rate[(l->rate_next + RATE_SAMPLES - 1) % RATE_SAMPLES];
-    if (now.commands < last->commands) /* CONFIG RESETSTAT */
-        memset(l->rate, 0, sizeof(l->rate));
-    if (now.mono_ms - last->mono_ms >= RATE_STEP_MS) {
-        l->rate[l->rate_next] = now;
-        l->rate_next = (l->rate_next + 1) % RATE_SAMPLES;
+    return &l->rate[(l->rate_next + RATE_SAMPLES - back) % RATE_SAMPLES];
+}
+
+/* Where the rate is measured from: the newest sample that is a second old, else the oldest. */
+static struct rate_sample rate_base_locked(struct latency *l, int64_t now_ms)
+{
+    struct rate_sample base = {0};
+    for (unsigned back = 1; back <= RATE_SAMPLES && rate_at(l, back)->mono_ms; back++) {
+        base = *rate_at(l, back);
+        if (now_ms - base.mono_ms >= RATE_SPAN_MS)
+            break;
     }
-    pthread_mutex_unlock(&l->lock);
+    return base;
 }
 
 void rates_get(struct cmd *cmd, struct rates *out)
 {
     struct latency *l = cmd->latency;
+    struct rate_sample now = {clock_mono_ms(), stats_sum(STAT_total_commands_processed),
+                              stats_sum(STAT_total_net_input_bytes), stats_sum(STAT_total_net_output_bytes)};
     *out = (struct rates){0};
     pthread_mutex_lock(&l->lock);
-    struct rate_sample to = l->rate[(l->rate_next + RATE_SAMPLES - 1) % RATE_SAMPLES];
-    struct rate_sample from = l->rate[l->rate_next];
+    struct rate_sample last = *rate_at(l, 1);
+    if (now.commands < last.commands) /* CONFIG RESETSTAT */
+        memset(l->rate, 0, sizeof(l->rate));
+    struct rate_sample base = rate_base_locked(l, now.mono_ms);
+    if (now.mono_ms - last.mono_ms >= RATE_STEP_MS) {
+        l->rate[l->rate_next] = now;
+        l->rate_next = (l->rate_next + 1) % RATE_SAMPLES;
+    }
     pthread_mutex_unlock(&l->lock);
-    int64_t ms = to.mono_ms - from.mono_ms;
-    if (from.mono_ms == 0 || ms <= 0)
+    int64_t ms = now.mono_ms - base.mono_ms;
+    if (base.mono_ms == 0 || ms < RATE_STEP_MS)
         return;
-    out->commands = (int64_t)(to.commands - from.commands) * 1000 / ms;
-    out->input_kb = (double)(to.input - from.input) * 1000 / 1024 / (double)ms;
-    out->output_kb = (double)(to.output - from.output) * 1000 / 1024 / (double)ms;
+    out->commands = (int64_t)(now.commands - base.commands) * 1000 / ms;
+    out->input_kb = (double)(now.input - base.input) * 1000 / 1024 / (double)ms;
+    out->output_kb = (double)(now.output - base.output) * 1000 / 1024 / (double)ms;
 }

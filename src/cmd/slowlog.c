@@ -62,12 +62,12 @@ void slowlog_destroy(struct slowlog *log)
 /* ---- adding ---- */
 
 /* Passwords must not be readable here. */
-static bool is_secret(int argc, const struct slice *argv, int i)
+static bool is_secret(const struct slice *argv, int i)
 {
     if (i == 0)
         return false;
     if (slice_is(argv[0], "auth"))
-        return i == argc - 1;
+        return true;
     if (slice_is(argv[0], "hello"))
         return (i >= 2 && slice_is(argv[i - 1], "auth")) || (i >= 3 && slice_is(argv[i - 2], "auth"));
     if (slice_is(argv[0], "config") && slice_is(argv[1], "set"))
@@ -81,7 +81,7 @@ static void copy_arg(struct buf *to, int argc, const struct slice *argv, int i)
     buf_init(to, MEM_OTHER);
     if (argc > SLOWLOG_ARGS_MAX && i == SLOWLOG_ARGS_MAX - 1) {
         buf_printf(to, "... (%d more arguments)", argc - SLOWLOG_ARGS_MAX + 1);
-    } else if (is_secret(argc, argv, i)) {
+    } else if (is_secret(argv, i)) {
         buf_printf(to, "(redacted)");
     } else if (s.len > SLOWLOG_STRING_MAX) {
         buf_append(to, s.ptr, SLOWLOG_STRING_MAX);

@@ -258,16 +258,16 @@ enum status disk_open(const struct disk_options *opt, struct disk **out, char er
     if (st == ST_OK) {
         atomic_store(&d->used_bytes, d->data_bytes + d->keys_bytes + 4 * d->page);
         atomic_store(&d->n.block_bytes, d->data_bytes);
+        *out = d; /* a callback may come before we return */
         if (d->opt.owner.committed != NULL)
             st = start_threads(d, err);
     }
     if (st != ST_OK) {
+        *out = NULL;
         stop_threads(d);
         disk_free(d);
-        return st;
     }
-    *out = d;
-    return ST_OK;
+    return st;
 }
 
 enum status disk_start(struct disk *d, const struct disk_owner *owner, char err[256])

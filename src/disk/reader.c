@@ -3,6 +3,8 @@
  * from being used again. */
 #include "disk_priv.h"
 
+#include "tiercel/log.h"
+
 static void read_serve(struct disk *d, MDB_txn *txn, struct disk_read *rd)
 {
     struct disk_record rec;
@@ -13,8 +15,10 @@ static void read_serve(struct disk *d, MDB_txn *txn, struct disk_read *rd)
         int rc = mdb_get(txn, d->dbi_data, &key, &val);
         if (rc == 0)
             st = block_find(d, SLICE(val.mv_data, val.mv_size), rd, &rec);
-        else if (rc != MDB_NOTFOUND)
+        else if (rc != MDB_NOTFOUND) {
+            log_warning("disk", "block %llu cannot be read: %s", (unsigned long long)id, mdb_strerror(rc));
             st = ST_IO;
+        }
     }
     COUNT(d, reads, 1);
     if (st == ST_NOT_FOUND)
@@ -54,6 +58,8 @@ static void reader_batch(struct reader *r, struct list *reads)
         mdb_txn_reset(r->txn);
     }
     pthread_rwlock_unlock(&d->map_lock);
+    if (rc != 0)
+        log_warning("disk", "no read transaction: %s", mdb_strerror(rc));
     read_fail(d, reads);
 }
 

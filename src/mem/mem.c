@@ -247,6 +247,34 @@ mem_slot *mem_find_object_locked(const struct mem *m, struct mem_shard *s, uint6
     }
 }
 
+void mem_prefetch_bucket(const struct mem *m, uint64_t hash)
+{
+    const struct mem_shard *s = mem_shard_of(m, hash);
+    unsigned bits = atomic_load_explicit(&s->bits, memory_order_relaxed);
+
+    /* While the table grows this may be the wrong line, or one of no use: no harm. */
+    __builtin_prefetch(atomic_load_explicit(&s->table, memory_order_relaxed) +
+                       bucket_index(hash, m->shard_bits, bits));
+}
+
+void mem_prefetch_object(const struct mem *m, uint64_t hash)
+{
+    struct mem_shard *s = mem_shard_of(m, hash);
+
+    if (pthread_mutex_trylock(&s->lock) != 0)
+        return;
+    const struct mem_bucket *b = bucket_of(m, s, hash);
+    uint64_t tag = tag_of(hash);
+    for (int i = 0; i < SLOTS; i++) {
+        if ((b->slot[i] ^ tag) >> SLOT_TAG_SHIFT == 0) {
+            const char *o = (const char *)mem_object(b->slot[i]);
+            __builtin_prefetch(o);
+            __builtin_prefetch(o + 64);
+        }
+    }
+    mem_unlock(s);
+}
+
 static void bucket_add(struct mem_bucket *b, mem_slot slot)
 {
     for (;;) {
@@ -365,9 +393,14 @@ void mem_scan_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, ui
 }
 
 /* Bucket number `i` of the buckets in use now: moved ones in the new table, the rest in the old. */
+static bool in_old(const struct mem_shard *s, uint64_t i)
+{
+    return s->old && (i >> 1) >= s->moved;
+}
+
 static struct mem_bucket *bucket_at(const struct mem_shard *s, uint64_t i)
 {
-    if (s->old && (i >> 1) >= s->moved)
+    if (in_old(s, i))
         return &s->old[i >> 1];
     return &s->table[i];
 }
@@ -392,7 +425,7 @@ size_t mem_sample_locked(const struct mem_shard *s, uint64_t random, struct obje
     size_t n = 0;
 
     for (int tries = 0; n < max && tries < 8 && (uint64_t)tries <= mask; tries++, i = (i + 1) & mask) {
-        if (s->old && (i & 1) && (i >> 1) >= s->moved && tries)
+        if (in_old(s, i) && ((i & 1) ? tries > 0 : i == ((random & mask) ^ 1)))
             continue; /* the same old bucket again */
         n += bucket_collect(bucket_at(s, i), out + n, max - n);
     }
@@ -433,7 +466,9 @@ size_t mem_sweep_locked(struct mem *m, struct mem_shard *s, unsigned buckets, in
         }
         if (all)
             break; /* this bucket again next time: what was found is removed by then */
-        if (++s->sweep >> s->bits) {
+        /* An old bucket is the place of two: once is enough, and twice would report its objects twice. */
+        s->sweep += in_old(s, s->sweep) ? 2 - (s->sweep & 1) : 1;
+        if (s->sweep >> s->bits) {
             s->sweep = 0;
             *wrapped = true;
         }

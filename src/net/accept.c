@@ -207,7 +207,8 @@ enum status net_worker_start(struct net *net, struct worker *w)
     *nw = (struct net_worker){.net = net, .w = w};
     list_init(&nw->conns);
     list_init(&nw->ready);
-    request_init(&nw->req);
+    for (int i = 0; i < NET_BATCH; i++)
+        request_init(&nw->batch[i]);
     uv_prepare_init(w->loop, &nw->prepare);
     uv_check_init(w->loop, &nw->check);
     uv_idle_init(w->loop, &nw->idle);
@@ -244,7 +245,8 @@ void net_handle_closed(struct net_worker *nw)
     CHECK(nw->handles > 0);
     if (--nw->handles > 0)
         return;
-    request_deinit(&nw->req);
+    for (int i = 0; i < NET_BATCH; i++)
+        request_deinit(&nw->batch[i]);
     mem_free(MEM_OTHER, nw->listeners);
     nw->listeners = NULL;
     nw->w->net_worker = NULL; /* the memory stays until net_close() */

@@ -277,39 +277,84 @@ static bool can_run(struct conn *c)
     return !session_full(s);
 }
 
+/* Requests that were parsed together, in nw->batch. */
+struct batch {
+    int n;
+    size_t end[NET_BATCH]; /* of each request in the input */
+    enum resp_rc rc;       /* what the parser said behind the last one */
+    char err[128];
+};
+
+static void parse_batch(struct conn *c, struct slice in, size_t pos, struct batch *b)
+{
+    struct net_worker *nw = c->nw;
+    struct resp_limits lim;
+    /* One that may be AUTH changes the limits of those behind it. */
+    int max = must_authenticate(c) ? 1 : NET_BATCH;
+    size_t used, stop = pos + NET_TURN_BYTES;
+    limits_of(c, &lim);
+    b->n = 0;
+    do {
+        b->rc = resp_parse(&c->parser, SLICE(in.ptr + pos, in.len - pos), &lim, &used, &nw->batch[b->n], b->err);
+        if (b->rc != RESP_OK)
+            return;
+        pos += used;
+        b->end[b->n++] = pos;
+    } while (b->n < max && pos < in.len && pos < stop);
+}
+
+enum feed_rc { FEED_OK, FEED_STALLED, FEED_ENDED };
+
+/* Feeds the batch, whose first request may run, and moves *pos behind what was fed. */
+static enum feed_rc feed_batch(struct conn *c, const struct batch *b, size_t *pos)
+{
+    struct session *s = c->s;
+    const struct request *reqs = c->nw->batch;
+    if (b->n > 1)
+        session_look_ahead(s, reqs, b->n);
+    for (int i = 0; i < b->n; i++) {
+        if (i > 0 && UNLIKELY(s->close_after_reply || s->close_asap))
+            return FEED_ENDED;
+        if (i > 0 && UNLIKELY(!can_run(c)))
+            return FEED_STALLED;
+        if (LIKELY(reqs[i].argc > 0))
+            session_feed(s, &reqs[i]);
+        *pos = b->end[i];
+    }
+    return FEED_OK;
+}
+
 /* Feeds whole requests to the session. Returns how many bytes they had. Sets c->more when it
  * stopped before the input did. */
 static size_t run_requests(struct conn *c, struct slice in)
 {
-    struct net_worker *nw = c->nw;
     struct session *s = c->s;
-    struct resp_limits lim;
+    struct batch b;
     size_t pos = 0;
-    bool unauth = must_authenticate(c);
-    limits_of(c, &lim);
     c->more = false;
     while (pos < in.len) {
-        size_t used;
-        char err[128];
         if (UNLIKELY(c->bad || s->close_after_reply || s->close_asap))
             return in.len; /* nobody will answer the rest */
         if (UNLIKELY(pos >= NET_TURN_BYTES) || UNLIKELY(!can_run(c))) {
             c->more = true;
             return pos;
         }
-        enum resp_rc rc = resp_parse(&c->parser, SLICE(in.ptr + pos, in.len - pos), &lim, &used, &nw->req, err);
-        if (rc == RESP_MORE)
+        parse_batch(c, in, pos, &b);
+        switch (feed_batch(c, &b, &pos)) {
+        case FEED_ENDED: return in.len;
+        case FEED_STALLED:
+            resp_parser_deinit(&c->parser); /* what it knows is of a request behind those not fed */
+            c->more = true;
+            return pos;
+        case FEED_OK: break;
+        }
+        if (b.rc == RESP_MORE)
             break;
-        if (UNLIKELY(rc == RESP_BAD)) {
-            log_verbose("net", "client %llu at %s: %s", (unsigned long long)s->id, s->addr, err);
-            c->bad = mem_strdup(MEM_CLIENT, err);
+        if (UNLIKELY(b.rc == RESP_BAD)) {
+            log_verbose("net", "client %llu at %s: %s", (unsigned long long)s->id, s->addr, b.err);
+            c->bad = mem_strdup(MEM_CLIENT, b.err);
             return in.len;
         }
-        pos += used;
-        if (LIKELY(nw->req.argc > 0))
-            session_feed(s, &nw->req);
-        if (UNLIKELY(unauth)) /* that may have been AUTH */
-            limits_of(c, &lim);
     }
     return pos;
 }

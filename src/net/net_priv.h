@@ -29,6 +29,7 @@
 #define NET_STALLED_INPUT ((size_t)1 << 20)
 #define NET_STALLED_INPUT_ALL ((int64_t)128 << 20)
 #define NET_IOVECS 64
+#define NET_BATCH 16 /* requests parsed before the first of them runs, so that their keys are prefetched */
 #define NET_FDS_RESERVED 64 /* descriptors that are no clients': files, upstream, pollers */
 
 struct conn {
@@ -101,7 +102,7 @@ struct net_worker {
     int handles;      /* open ones, connections too */
     bool stopping;
     void (*closed)(struct worker *w);
-    struct request req;
+    struct request batch[NET_BATCH];
     uint64_t tick;
     char read_buf[NET_READ_HEAD + NET_READ_BYTES];
 };

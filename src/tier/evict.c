@@ -176,8 +176,8 @@ static enum status demote_locked(struct worker *w, struct mem_shard *shard, cons
     struct residency *r = residency_attach_locked(t, shard, key, slot, o);
     rec.ticket = (uint64_t)(uintptr_t)r;
     enum status st = disk_append_locked(t->disk, &rec);
+    rcbuf_unref(rec.payload_ref);
     if (st != ST_OK) {
-        rcbuf_unref(rec.payload_ref); /* taken only by a successful append */
         residency_unwrap_locked(t, shard, r);
         return st;
     }

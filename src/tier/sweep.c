@@ -212,9 +212,9 @@ static bool append_now(struct tier *t, const struct hot *h, struct buf *serial, 
         mem_lock(shard);
         enum status st = disk_append_locked(t->disk, &rec);
         mem_unlock(shard);
+        rcbuf_unref(rec.payload_ref);
         if (st == ST_OK)
             return true;
-        rcbuf_unref(rec.payload_ref);
         int64_t left = until_ms - clock_mono_ms();
         if (st != ST_FULL || left <= 0 || disk_queue_bytes(t->disk) == 0)
             return false;

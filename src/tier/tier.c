@@ -30,8 +30,6 @@ struct tier *tier_create(const struct tier_options *opt, const struct conf *conf
     t->mem = opt->mem;
     t->has_upstream = opt->upstream;
     t->nworkers = opt->nworkers;
-    t->change = opt->change;
-    t->change_arg = opt->change_arg;
     t->shard = mem_calloc(MEM_OTHER, t->mem->shards * sizeof(*t->shard));
     t->workers = mem_calloc(MEM_OTHER, n * sizeof(*t->workers));
     t->generation = mem_calloc(MEM_OTHER, n * sizeof(*t->generation));

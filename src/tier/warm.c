@@ -81,6 +81,7 @@ struct warm_load {
     struct tier_wait wait;
     struct warm_job *job;
     int tries;
+    bool joined; /* somebody else was fetching it already */
     uint32_t len;
     char name[];
 };
@@ -389,7 +390,7 @@ static void scan_next(struct warm_job *job)
 
 /* ---- loading ------------------------------------------------------------------------- */
 
-/* What came of it. true: it is done, and freed. */
+/* What came of it: counts and frees it, or leaves it in `again`. */
 static void load_settle(struct warm_load *load, bool at_once)
 {
     struct warm_job *job = load->job;
@@ -410,7 +411,7 @@ static void load_settle(struct warm_load *load, bool at_once)
         list_push_back(&job->again, &load->link); /* it was written meanwhile */
         return;
     }
-    if (kept && !at_once) {
+    if (kept && !at_once && !load->joined) {
         count(&job->loaded, 1);
         count(&job->bytes, bytes);
     } else if (kept || wait->st == ST_NOT_FOUND) {
@@ -437,6 +438,19 @@ static void load_ready(struct tier_request *req)
     job_kick(job);
 }
 
+static bool being_fetched(const struct warm_load *load)
+{
+    const struct tier *t = load->job->w->tier;
+    struct mem_shard *shard = tier_shard_of(t, load->wait.key.hash);
+
+    mem_lock(shard);
+    mem_slot *slot = mem_find_locked(t->mem, shard, &load->wait.key);
+    const struct object *o = slot ? mem_object(*slot) : NULL;
+    bool yes = o && o->type == OBJ_RESIDENCY && residency_of(o)->fetching;
+    mem_unlock(shard);
+    return yes;
+}
+
 /* false: there is no room for more look-ahead; it is first in `again`. */
 static bool load_start(struct warm_load *load)
 {
@@ -447,6 +461,7 @@ static bool load_start(struct warm_load *load)
     list_init(&load->req.admission);
     load->wait = (struct tier_wait){.need = TIER_VALUE};
     mem_key_init(job->w->tier->mem, (unsigned)job->db, SLICE(load->name, load->len), &load->wait.key);
+    load->joined = being_fetched(load);
     bool urgent = job->busy_ms != 0 && job->outstanding == 0 && now - job->busy_ms >= BUSY_MAX_MS;
     switch (tier_fault(job->w, &load->req, urgent)) {
     case ST_BUSY:

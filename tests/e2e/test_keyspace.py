@@ -130,7 +130,8 @@ def test_walks_of_keys_that_are_only_on_disk(tiercel):
     assert sum(pages) == len(keys)
     assert max(pages) <= 200, "a page is bounded, however many keys a bucket has on disk"
     assert set(c.keys()) == keys
-    assert c.execute_command("SCAN", "0", "COUNT", "20000")[0] == b"0"
+    cursor, page = c.scan(0, count=20000)
+    assert cursor == 0 and set(page) == keys
 
 
 def test_walks_in_a_transaction(tiercel):

@@ -23,7 +23,8 @@ def write(t, keys, version=0, size=1024):
         p = c.pipeline(transaction=False)
         for k in keys[start:start + 500]:
             p.set(k, value_of(k, version, size))
-        p.execute()
+        replies = p.execute(raise_on_error=False)  # its exception would show 500 values
+        assert set(map(str, replies)) == {"True"}, set(map(str, replies))
 
 
 def read_wrong(t, keys, version=0, size=1024):
@@ -113,8 +114,8 @@ def test_expiry_is_kept_on_disk(tiercel):
     t.restart()
     c = t.client()
     assert 900 < c.ttl("k:0") <= 1000
-    wait_until(lambda: c.get("k:1") is None, what="k:1 expires")
-    assert c.mget(keys[1::2]) == [None] * 2000
+    wait_until(lambda: c.get(keys[-1]) is None, what="the last one expires")
+    assert sum(v is not None for v in c.mget(keys[1::2])) == 0
     assert not read_wrong(t, keys[0::2])
     assert c.dbsize() == 2000
 

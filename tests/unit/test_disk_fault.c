@@ -1,0 +1,411 @@
+/* The disk tier under failing writes, damaged files, crashes, and many threads. */
+#include "disk_world.h"
+
+/* ---- failures ---- */
+
+static void test_write_failure(void **state)
+{
+    (void)state;
+    struct world *w = world_new(2000);
+    struct rlimit was, tight;
+    signal(SIGXFSZ, SIG_IGN);
+    world_open(w);
+    for (uint32_t k = 0; k < w->nkeys; k++)
+        put_value(w, k, 1000, 0, 0);
+    sync_ok(w);
+    getrlimit(RLIMIT_FSIZE, &was);
+    tight = was;
+    tight.rlim_cur = 4096; /* nothing but the first page can be written */
+    setrlimit(RLIMIT_FSIZE, &tight);
+    for (uint32_t k = 0; k < 1000; k++)
+        put_value(w, k, 1000, 0, 0);
+    assert_int_equal(disk_sync(w->disk, 10000), ST_IO);
+    assert_false(disk_healthy(w->disk));
+    assert_true(atomic_load(&w->unhealthy) == 1 && atomic_load(&w->failed) > 0);
+    assert_int_equal(put_value(w, 0, 1000, 0, 0), ST_IO);
+    forget_key(w, 1500); /* its tombstone waits */
+    usleep(1300000);     /* one retry fails */
+    assert_false(disk_healthy(w->disk));
+    check_all(w); /* reading goes on */
+    setrlimit(RLIMIT_FSIZE, &was);
+    for (int i = 0; i < 500 && !noticed(w, "writable"); i++)
+        usleep(10000);
+    assert_true(disk_healthy(w->disk));
+    check_all(w);
+    assert_int_equal(put_value(w, 3, 1000, 0, 0), ST_OK);
+    sync_ok(w);
+    world_reopen(w);
+    assert_int_equal(w->keys[0].on_disk, 0);
+    assert_int_equal(w->keys[1500].on_disk, 0);
+    check_all(w);
+    world_free(w);
+}
+
+static void test_busy(void **state)
+{
+    (void)state;
+    struct world *w = world_new(1);
+    char err[256];
+    struct disk *second = NULL;
+    world_open(w);
+    assert_int_equal(disk_open(&w->opt, &second, err), ST_BUSY);
+    assert_true(strstr(err, "in use") != NULL);
+    world_free(w);
+}
+
+static void file_patch(const struct world *w, off_t at, const void *p, size_t len)
+{
+    char path[128];
+    snprintf(path, sizeof(path), "%s/tiercel.mdb", w->dir);
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+    CHECK(fd >= 0);
+    if (p == NULL)
+        CHECK(ftruncate(fd, at) == 0);
+    else
+        CHECK(pwrite(fd, p, len, at) == (ssize_t)len);
+    close(fd);
+}
+
+static void fill(struct world *w, uint32_t n)
+{
+    memset(w->keys, 0, w->nkeys * sizeof(*w->keys));
+    for (uint32_t k = 0; k < n; k++)
+        put_value(w, k, 300, 0, 0);
+    sync_ok(w);
+    disk_close(w->disk);
+    w->disk = NULL;
+}
+
+static void expect_fresh(struct world *w, const char *why)
+{
+    uint64_t before = atomic_load(&w->notices);
+    struct disk_stats st;
+    world_open(w);
+    disk_get_stats(w->disk, &st);
+    assert_int_equal(st.keys, 0);
+    assert_true(atomic_load(&w->notices) == before + 1);
+    assert_true(noticed(w, why));
+    fill(w, 500);
+}
+
+static void meta_patch(const struct world *w, uint32_t version)
+{
+    MDB_env *env;
+    MDB_txn *txn;
+    MDB_dbi dbi;
+    MDB_val key = {7, (void *)(uintptr_t)"tiercel"}, val;
+    char path[128], copy[4096];
+    snprintf(path, sizeof(path), "%s/tiercel.mdb", w->dir);
+    CHECK(mdb_env_create(&env) == 0 && mdb_env_set_maxdbs(env, 4) == 0 && mdb_env_set_mapsize(env, 256 * MB) == 0);
+    CHECK(mdb_env_open(env, path, MDB_NOSUBDIR, 0600) == 0 && mdb_txn_begin(env, NULL, 0, &txn) == 0);
+    CHECK(mdb_dbi_open(txn, "meta", MDB_CREATE, &dbi) == 0);
+    if (version == 0) {
+        CHECK(mdb_drop(txn, dbi, 0) == 0);
+    } else {
+        CHECK(mdb_get(txn, dbi, &key, &val) == 0 && val.mv_size < sizeof(copy));
+        memcpy(copy, val.mv_data, val.mv_size);
+        memcpy(copy + 4, &version, 4);
+        val.mv_data = copy;
+        CHECK(mdb_put(txn, dbi, &key, &val, 0) == 0);
+    }
+    CHECK(mdb_txn_commit(txn) == 0);
+    mdb_env_close(env);
+}
+
+static void test_set_aside(void **state)
+{
+    (void)state;
+    struct world *w = world_new(1000);
+    static char junk[300000];
+    world_open(w);
+    fill(w, 500);
+    meta_patch(w, 2);
+    expect_fresh(w, "another version");
+    meta_patch(w, 0);
+    expect_fresh(w, "not a file of ours");
+    file_patch(w, (off_t)file_size(w) / 2 & ~4095, NULL, 0);
+    expect_fresh(w, "truncated");
+    file_patch(w, 100, NULL, 0);
+    expect_fresh(w, "not a file of ours");
+    file_patch(w, 4096 + 20, NULL, 0);
+    expect_fresh(w, "truncated");
+    uint64_t seed = 5;
+    for (size_t i = 0; i < sizeof(junk); i++)
+        junk[i] = (char)rng_next(&seed);
+    file_patch(w, 0, junk, sizeof(junk));
+    expect_fresh(w, "not a file of ours");
+    /* an empty one is no reason for a notice */
+    file_patch(w, 0, NULL, 0);
+    world_open(w);
+    fill(w, 500);
+    world_open(w);
+    check_all(w);
+    world_free(w);
+}
+
+/* Wherever a page is overwritten: no crash, and no value that is not one. */
+static void test_garbage(void **state)
+{
+    (void)state;
+    uint64_t seed = 9;
+    struct world *w = world_new(3000);
+    for (int round = 0; round < 40; round++) {
+        world_open(w);
+        memset(w->keys, 0, w->nkeys * sizeof(*w->keys));
+        for (uint32_t k = 0; k < w->nkeys; k++) { /* the model is not kept here */
+            forget_quietly(w, k);
+            put_value(w, k, 40 + rng_next(&seed) % 400, 0, 0);
+            if (k % 1000 == 0)
+                sync_ok(w);
+        }
+        sync_ok(w);
+        disk_close(w->disk);
+        uint64_t pages = file_size(w) / 4096;
+        for (int i = 0; i < 3; i++) {
+            char junk[4096];
+            size_t len = round % 2 ? sizeof(junk) : 1 + rng_next(&seed) % 16;
+            for (size_t j = 0; j < len; j++)
+                junk[j] = round % 5 == 0 ? 0 : (char)rng_next(&seed);
+            uint64_t page = round % 4 == 0 ? 2 + rng_next(&seed) % 12 : rng_next(&seed) % pages;
+            file_patch(w, (off_t)(page * 4096 + (len < 4096 ? rng_next(&seed) % 4000 : 0)), junk, len);
+        }
+        world_open(w);
+        struct get g;
+        for (uint32_t k = 0; k < w->nkeys; k++)
+            get_version(w, k, true, &g); /* CHECKs what it gets */
+        for (uint32_t k = 0; k < w->nkeys; k++)
+            forget_quietly(w, k);
+        sync_ok(w);
+        disk_close(w->disk);
+        w->disk = NULL;
+    }
+    world_free(w);
+}
+
+/* ---- crash ---- */
+
+#define CRASH_KEYS 400u
+
+struct crash_log { /* shared with the child */
+    _Atomic uint32_t issued[CRASH_KEYS]; /* event: version * 2 + (1: tombstone) */
+    _Atomic uint32_t synced[CRASH_KEYS];
+    _Atomic uint32_t rounds;
+};
+
+static struct crash_log *crash_map(const char *dir)
+{
+    char path[160];
+    snprintf(path, sizeof(path), "%s/log", dir);
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+    CHECK(fd >= 0 && ftruncate(fd, sizeof(struct crash_log)) == 0);
+    struct crash_log *log = mmap(NULL, sizeof(*log), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(log != MAP_FAILED);
+    close(fd);
+    return log;
+}
+
+static int crash_child(const char *dir, uint64_t seed)
+{
+    struct world *w = world_new(CRASH_KEYS);
+    rmdir(w->dir);
+    snprintf(w->dir, sizeof(w->dir), "%s", dir);
+    w->opt.commit_ms = 2;
+    w->opt.commit_bytes = 256 * 1024;
+    world_open(w);
+    struct crash_log *log = crash_map(dir);
+    for (uint32_t k = 0; k < CRASH_KEYS; k++) {
+        /* From here on what counts is what survived. */
+        struct get g;
+        uint32_t version = log->issued[k] / 2, v = get_version(w, k, true, &g);
+        w->keys[k] = (struct entry){.version = version, .on_disk = v};
+        atomic_store(&log->synced[k], v ? v * 2 : version * 2 + 1);
+        atomic_store(&log->issued[k], v ? v * 2 : version * 2 + 1);
+    }
+    for (;;) {
+        uint32_t n = 50 + (uint32_t)(rng_next(&seed) % 1000), snap[CRASH_KEYS];
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t k = (uint32_t)(rng_next(&seed) % CRASH_KEYS);
+            if (rng_next(&seed) % 4 == 0) {
+                atomic_store(&log->issued[k], w->keys[k].version * 2 + 1);
+                forget_key(w, k);
+            } else {
+                /* the put forgets first, so the older version may be gone already */
+                atomic_store(&log->issued[k], (w->keys[k].version + 1) * 2);
+                put_value(w, k, rng_next(&seed) % 50 ? rng_next(&seed) % 3000 : 70000, 0, 0);
+            }
+        }
+        for (uint32_t k = 0; k < CRASH_KEYS; k++)
+            snap[k] = log->issued[k];
+        if (disk_sync(w->disk, 10000) != ST_OK)
+            _exit(3);
+        for (uint32_t k = 0; k < CRASH_KEYS; k++)
+            atomic_store(&log->synced[k], snap[k]);
+        atomic_fetch_add(&log->rounds, 1);
+        if (rng_next(&seed) % 40 == 0)
+            _exit(0); /* an end without close */
+    }
+}
+
+static void crash_check(struct world *w, const struct crash_log *log)
+{
+    struct get g;
+    for (uint32_t k = 0; k < CRASH_KEYS; k++) {
+        uint32_t issued = log->issued[k], synced = log->synced[k], v = get_version(w, k, true, &g);
+        if (v != 0)
+            CHECK(v * 2 >= synced && v * 2 <= issued); /* never older than what was synced */
+        else if (issued == synced)
+            CHECK(issued == 0 || (issued & 1)); /* nothing happened since: it must be there */
+    }
+}
+
+static void test_crash(void **state)
+{
+    (void)state;
+    struct world *w = world_new(CRASH_KEYS);
+    struct crash_log *log = crash_map(w->dir);
+    uint64_t seed = 11;
+    uint32_t rounds = 0;
+    for (int i = 0; i < 14; i++) {
+        char arg[32];
+        snprintf(arg, sizeof(arg), "%llu", (unsigned long long)rng_next(&seed));
+        pid_t pid = fork();
+        CHECK(pid >= 0);
+        if (pid == 0) {
+            execl("/proc/self/exe", "test_disk", "--crash-child", w->dir, arg, (char *)NULL);
+            _exit(4);
+        }
+        for (int ms = 0; ms < 5000 && log->rounds == rounds; ms++)
+            usleep(1000); /* it is at work */
+        usleep((useconds_t)(rng_next(&seed) % 200000));
+        int wstatus;
+        kill(pid, SIGKILL);
+        CHECK(waitpid(pid, &wstatus, 0) == pid);
+        CHECK(WIFSIGNALED(wstatus) ? WTERMSIG(wstatus) == SIGKILL : WEXITSTATUS(wstatus) == 0);
+        world_open(w);
+        crash_check(w, log);
+        disk_close(w->disk);
+        w->disk = NULL;
+        rounds = log->rounds;
+    }
+    assert_true(rounds >= 14);
+    munmap(log, sizeof(*log));
+    world_free(w);
+}
+
+/* ---- all at once ---- */
+
+struct player {
+    struct world *w;
+    pthread_t thread;
+    uint64_t seed;
+    unsigned ops;
+};
+
+/* A read may find a newer record of the key in the same block, never another key's, and
+ * finds nothing only if the copy was given up meanwhile. */
+static void play_read(struct world *w, uint32_t k)
+{
+    struct get g = {.w = w, .k = k};
+    struct list reads;
+    g.rd.key = world_key(w, k, g.name);
+    g.rd.incarnation = world_inc(w);
+    g.rd.done = get_done;
+    pthread_mutex_t *m = world_lock(w, g.rd.key.hash);
+    bool found = disk_find_locked(w->disk, g.rd.key.hash, &g.rd.block, NULL);
+    uint32_t want = w->keys[k].on_disk;
+    CHECK(found == (want != 0));
+    pthread_mutex_unlock(m);
+    if (!found)
+        return;
+    list_init(&reads);
+    list_push_back(&reads, &g.rd.link);
+    disk_read_submit(w->disk, &reads);
+    while (!atomic_load(&g.ended))
+        usleep(10);
+    if (g.st == ST_OK) {
+        CHECK(g.version >= want);
+        return;
+    }
+    CHECK(g.st == ST_NOT_FOUND);
+    m = world_lock(w, g.rd.key.hash);
+    CHECK(w->keys[k].on_disk != want);
+    pthread_mutex_unlock(m);
+}
+
+static void *play(void *arg)
+{
+    struct player *p = arg;
+    for (unsigned i = 0; i < p->ops; i++) {
+        uint64_t r = rng_next(&p->seed);
+        uint32_t k = (uint32_t)(r >> 32) % p->w->nkeys;
+        unsigned what = r % 100;
+        if (what < 45)
+            put_value(p->w, k, r >> 8 & 0xfff, r & 0x10000 ? 50 : 0, r & 0x20000 ? clock_wall_ms() + 50 : 0);
+        else if (what < 47)
+            put_value(p->w, k, 40000 + (r >> 8 & 0xfff), 12, 0);
+        else if (what < 65)
+            forget_key(p->w, k);
+        else
+            play_read(p->w, k);
+        if (what == 99 && i % 16 == 0)
+            disk_sync(p->w->disk, 10000);
+    }
+    return NULL;
+}
+
+static void test_model(void **state)
+{
+    (void)state;
+    struct world *w = world_new(2000);
+    struct player p[4];
+    w->opt.max_bytes = 6 * MB;
+    w->opt.commit_bytes = 256 * 1024;
+    w->opt.commit_ms = 3;
+    w->opt.queue_max_bytes = MB;
+    world_open(w);
+    for (int round = 0; round < 3; round++) {
+        for (unsigned i = 0; i < 4; i++) {
+            p[i] = (struct player){.w = w, .seed = (uint64_t)round * 100 + i, .ops = 4000};
+            pthread_create(&p[i].thread, NULL, play, &p[i]);
+        }
+        for (unsigned i = 0; i < 4; i++)
+            pthread_join(p[i].thread, NULL);
+        sync_ok(w);
+        disk_close(w->disk); /* first, so that the model stands still */
+        struct entry *keys = malloc(w->nkeys * sizeof(*keys));
+        memcpy(keys, w->keys, w->nkeys * sizeof(*keys));
+        w->loose = true;
+        world_open(w);
+        struct get g;
+        for (uint32_t k = 0; k < w->nkeys; k++) {
+            uint32_t v = get_version(w, k, true, &g);
+            /* an expired copy may show again: its removal needs no tombstone */
+            pthread_mutex_t *m = world_lock(w, w->hashes[k]);
+            CHECK(v == keys[k].on_disk || (keys[k].on_disk == 0 && v == keys[k].version && g.expire_ms != 0) ||
+                  (v == 0 && w->keys[k].on_disk == 0));
+            disk_forget_locked(w->disk, w->hashes[k], false, NULL);
+            w->keys[k].on_disk = 0;
+            pthread_mutex_unlock(m);
+        }
+        w->loose = false;
+        free(keys);
+    }
+    assert_true(atomic_load(&w->dropped) > 0);
+    world_free(w);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 4 && strcmp(argv[1], "--crash-child") == 0)
+        return crash_child(argv[2], strtoull(argv[3], NULL, 10));
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_write_failure),
+        cmocka_unit_test(test_busy),
+        cmocka_unit_test(test_set_aside),
+        cmocka_unit_test(test_garbage),
+        cmocka_unit_test(test_crash),
+        cmocka_unit_test(test_model),
+    };
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
