@@ -148,6 +148,8 @@ static bool make_tiers(struct server *sv, int threads, char err[256])
         sv->upstream.backoff_max_ms = 2000;
         sv->upstream.queue_max = (unsigned)c->upstream_queue_max;
         sv->upstream.pins_max = (unsigned)c->upstream_pins_max;
+        /* Copies on disk carry the generation of the run that fetched them, and must not look current in this one. */
+        random_bytes(&sv->upstream.first_generation, sizeof(sv->upstream.first_generation));
     }
     random_bytes(&seed, sizeof(seed));
     if (c->disk) {

@@ -1,6 +1,7 @@
 #ifndef TIERCEL_CHAIN_H
 #define TIERCEL_CHAIN_H
 
+#include "tiercel/check.h"
 #include "tiercel/rcbuf.h"
 #include "tiercel/slice.h"
 
@@ -27,8 +28,6 @@ struct chain {
 void chain_init(struct chain *c);
 void chain_deinit(struct chain *c);
 void chain_append(struct chain *c, const void *ptr, size_t len);
-char *chain_reserve(struct chain *c, size_t len); /* contiguous room in the tail block; commit with chain_commit */
-void chain_commit(struct chain *c, size_t len);
 void chain_append_ref(struct chain *c, struct rcbuf *ref, bool packed); /* takes the reference */
 void chain_move(struct chain *to, struct chain *from);                  /* appends all of from */
 
@@ -40,6 +39,26 @@ bool chain_unpack(struct chain *c, struct rcbuf *(*inflate)(void *arg, const str
 struct iovec;
 int chain_iov(const struct chain *c, struct iovec *iov, int max);
 void chain_consume(struct chain *c, size_t n);
+
+/* Contiguous room in the tail block, or in a new one; commit with chain_commit(). */
+char *chain_reserve_block(struct chain *c, size_t len);
+static inline char *chain_reserve(struct chain *c, size_t len)
+{
+    struct chain_seg *s = c->tail;
+    if (UNLIKELY(!s || s->ref || s->cap - s->len < len))
+        return chain_reserve_block(c, len);
+    return s->block + s->len;
+}
+
+static inline void chain_commit(struct chain *c, size_t len)
+{
+    struct chain_seg *s = c->tail;
+    if (len == 0)
+        return;
+    CHECK(s && !s->ref && len <= s->cap - s->len);
+    s->len += (uint32_t)len;
+    c->bytes += len;
+}
 
 static inline bool chain_empty(const struct chain *c)
 {

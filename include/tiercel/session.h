@@ -88,6 +88,11 @@ void session_destroy(struct session *s); /* cancels what waits; `out` is freed *
 void session_look_ahead(struct session *s, const struct request *reqs, int n);
 /* Runs the request now, or queues a copy of it. Replies go to s->out. The caller keeps `req`. */
 void session_feed(struct session *s, const struct request *req);
+/* The net layer's, after output was written: goes on with requests that waited for room there. */
+#define SESSION_OUT_MAX (1 << 20) /* replies not taken: waiting requests do not run beyond it */
+void session_resume(struct session *s);
+/* Receives pub/sub messages, from here or through the upstream. */
+bool session_subscribed(const struct session *s);
 /* Nothing was read for this client, and the queue is as long as it may get: stop reading. */
 bool session_full(const struct session *s);
 /* Memory held for the client: input, queue, output. */

@@ -242,7 +242,7 @@ void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *ne
 struct tier_figures {
     int64_t memory_keys, memory_bytes, disk_keys, disk_bytes, demoting_bytes, inflight_bytes;
     bool disk_on, disk_healthy;
-    const char *upstream_state;  /* "none", "connecting", "up", "down" */
+    const char *upstream_state;  /* "none", "up", "degraded" (some workers), "down" */
     const char *coherence_mode;  /* "none", "tracking" */
     int64_t coherence_bound_ms;
     int64_t disk_queue_bytes, disk_commits, disk_index_bytes, disk_corrupt, disk_io_errors, disk_written_bytes;

@@ -4,9 +4,10 @@
 
 #include "tiercel/check.h"
 
-/* Most replies fit a small first block; a stream of them deserves a large one; between two
- * references there is only the framing of the protocol. All less the segment's header. */
-#define BLOCK_FIRST (1024 - sizeof(struct chain_seg))
+/* The replies to a short pipeline fit a first block, and so need one write of one piece; a
+ * stream of them deserves a large one; between two references there is only the framing of
+ * the protocol. All less the segment's header. */
+#define BLOCK_FIRST (4096 - sizeof(struct chain_seg))
 #define BLOCK_NEXT (16384 - sizeof(struct chain_seg))
 #define BLOCK_AFTER_REF (256 - sizeof(struct chain_seg))
 #define BLOCK_MAX ((size_t)1 << 30)
@@ -49,24 +50,10 @@ static struct chain_seg *block_append(struct chain *c, size_t len)
     return seg_append(c, cap < len ? len : cap);
 }
 
-char *chain_reserve(struct chain *c, size_t len)
+char *chain_reserve_block(struct chain *c, size_t len)
 {
-    struct chain_seg *s = c->tail;
-    if (UNLIKELY(!s || s->ref || s->cap - s->len < len)) {
-        CHECK(len <= BLOCK_MAX);
-        s = block_append(c, len);
-    }
-    return s->block + s->len;
-}
-
-void chain_commit(struct chain *c, size_t len)
-{
-    if (len == 0)
-        return;
-    struct chain_seg *s = c->tail;
-    CHECK(s && !s->ref && len <= s->cap - s->len);
-    s->len += (uint32_t)len;
-    c->bytes += len;
+    CHECK(len <= BLOCK_MAX);
+    return block_append(c, len)->block;
 }
 
 void chain_append(struct chain *c, const void *ptr, size_t len)

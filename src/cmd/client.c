@@ -15,7 +15,7 @@
 static void append_flags(struct buf *b, const struct session *s)
 {
     size_t before = b->len;
-    if (pubsub_active(s))
+    if (session_subscribed(s))
         buf_byte(b, 'P');
     if (multi_length(s) >= 0)
         buf_byte(b, 'x');
@@ -83,7 +83,7 @@ struct filter {
 
 static bool filter_match(const struct filter *f, const struct session *s)
 {
-    enum client_type type = pubsub_active(s) ? TYPE_PUBSUB : TYPE_NORMAL;
+    enum client_type type = session_subscribed(s) ? TYPE_PUBSUB : TYPE_NORMAL;
     bool listed = f->nids == 0;
     for (int i = 0; i < f->nids && !listed; i++)
         listed = f->ids[i] == s->id;
@@ -105,8 +105,8 @@ struct visit {
     void (*reply)(struct call *c, struct visit *v);
     struct filter filter;
     uint64_t self;
-    bool error;    /* UNBLOCK ERROR */
-    bool one;      /* KILL addr: replies OK or an error */
+    bool error; /* UNBLOCK ERROR */
+    bool one;   /* KILL addr: replies OK or an error */
     bool kill_self;
     int64_t count;
     struct buf text;  /* LIST: lines ... */

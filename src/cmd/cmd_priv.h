@@ -6,9 +6,32 @@
 #include "tiercel/session.h"
 #include "tiercel/tier.h"
 
-#include "cmd/cmd_handlers.h"
-
 /* What the files of the command layer share among themselves. */
+
+/* The index of each row of tbl/cmd.def in command_table. */
+enum command_id {
+#define CMD(id, ...) CMDID_##id,
+#define CMDX(id, ...) CMDID_##id,
+#define CONT(id, ...) CMDID_##id,
+#define SUB(container, id, ...) CMDID_##id,
+#include "cmd.def"
+#undef CMD
+#undef CMDX
+#undef CONT
+#undef SUB
+    CMDID_COUNT
+};
+
+/* Prototypes of all command handlers, one per row (containers have none). */
+#define CMD(id, ...) void cmd_##id(struct call *c);
+#define CMDX(id, ...) void cmd_##id(struct call *c);
+#define CONT(id, ...)
+#define SUB(container, id, ...) void cmd_##id(struct call *c);
+#include "cmd.def"
+#undef CMD
+#undef CMDX
+#undef CONT
+#undef SUB
 
 /* ---- a request that waits (session.c) ---- */
 
@@ -112,6 +135,8 @@ enum forward_route forward_route(const struct session *s, const struct command *
 enum dispatch_rc forward_send(struct call *c, enum forward_route route);
 void forward_drop(struct session *s); /* the client went, or RESET */
 bool forward_pin_takes_more(const struct session *s); /* a transaction that is not ending */
+/* In RESP2 a client in subscribed mode may only do what concerns subscriptions. */
+bool forward_allows(const struct session *s, const struct command *cmd);
 bool forward_subscribed(const struct session *s); /* its pinned connection is in subscribed mode */
 
 /* ---- the command table (command.c) ---- */

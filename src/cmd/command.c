@@ -6,44 +6,44 @@
 
 /* The command table and the way from a name to its row. */
 
-#define ROW(id_, name_, full_, container_, run_, find_keys_, find_access_, arity_, flags_, first_, last_, step_,       \
-            access_, group_, acl_, key_flags_, tips_, since_, complexity_, summary_)                                   \
-    {.name = name_,                                                                                                    \
-     .full = full_,                                                                                                    \
-     .run = run_,                                                                                                      \
-     .find_keys = find_keys_,                                                                                          \
-     .find_access = find_access_,                                                                                      \
-     .arity = arity_,                                                                                                  \
-     .flags = flags_,                                                                                                  \
-     .first = first_,                                                                                                  \
-     .last = last_,                                                                                                    \
-     .step = step_,                                                                                                    \
-     .access = access_,                                                                                                \
-     .group = group_,                                                                                                  \
-     .acl = acl_,                                                                                                      \
-     .key_flags = key_flags_,                                                                                          \
-     .tips = tips_,                                                                                                    \
-     .since = since_,                                                                                                  \
-     .complexity = complexity_,                                                                                        \
-     .summary = summary_,                                                                                              \
-     .container = container_,                                                                                          \
+#define ROW(id_, name_, full_, container_, run_, find_keys_, find_access_, arity_, flags_, first_, last_, step_, \
+            access_, group_, acl_, key_flags_, tips_, since_, complexity_, summary_)                             \
+    {.name = name_,                                                                                              \
+     .full = full_,                                                                                              \
+     .run = run_,                                                                                                \
+     .find_keys = find_keys_,                                                                                    \
+     .find_access = find_access_,                                                                                \
+     .arity = arity_,                                                                                            \
+     .flags = flags_,                                                                                            \
+     .first = first_,                                                                                            \
+     .last = last_,                                                                                              \
+     .step = step_,                                                                                              \
+     .access = access_,                                                                                          \
+     .group = group_,                                                                                            \
+     .acl = acl_,                                                                                                \
+     .key_flags = key_flags_,                                                                                    \
+     .tips = tips_,                                                                                              \
+     .since = since_,                                                                                            \
+     .complexity = complexity_,                                                                                  \
+     .summary = summary_,                                                                                        \
+     .container = container_,                                                                                    \
      .id = id_},
 
-#define CMDX(id, name, arity, flags, first, last, step, access, group, acl, key_flags, tips, since, complexity,        \
-             summary, find_keys, find_access)                                                                          \
-    ROW(CMDID_##id, name, name, -1, cmd_##id, find_keys, find_access, arity, flags, first, last, step, access,            \
+#define CMDX(id, name, arity, flags, first, last, step, access, group, acl, key_flags, tips, since, complexity, \
+             summary, find_keys, find_access)                                                                   \
+    ROW(CMDID_##id, name, name, -1, cmd_##id, find_keys, find_access, arity, flags, first, last, step, access,  \
         GROUP_##group, acl, key_flags, tips, since, complexity, summary)
 #define CMD(id, name, arity, flags, first, last, step, access, group, acl, key_flags, tips, since, complexity,         \
             summary)                                                                                                   \
-    ROW(CMDID_##id, name, name, -1, cmd_##id, NULL, NULL, arity, flags, first, last, step, access, GROUP_##group, acl,    \
+    ROW(CMDID_##id, name, name, -1, cmd_##id, NULL, NULL, arity, flags, first, last, step, access, GROUP_##group, acl, \
         key_flags, tips, since, complexity, summary)
-#define CONT(id, name, arity, flags, group, acl, tips, since, complexity, summary)                                     \
-    ROW(CMDID_##id, name, name, -1, cmd_container, NULL, NULL, arity, flags, 0, 0, 0, KEY_NONE, GROUP_##group, acl, "",   \
-        tips, since, complexity, summary)
-#define SUB(container, id, name, arity, flags, first, last, step, access, group, acl, key_flags, tips, since,          \
-            complexity, summary)                                                                                       \
-    ROW(CMDID_##id, name, #container "|" name, CMDID_##container, cmd_##id, NULL, NULL, arity, flags, first, last, step,     \
-        access, GROUP_##group, acl, key_flags, tips, since, complexity, summary)
+#define CONT(id, name, arity, flags, group, acl, tips, since, complexity, summary)                                  \
+    ROW(CMDID_##id, name, name, -1, cmd_container, NULL, NULL, arity, flags, 0, 0, 0, KEY_NONE, GROUP_##group, acl, \
+        "", tips, since, complexity, summary)
+#define SUB(container, id, name, arity, flags, first, last, step, access, group, acl, key_flags, tips, since,      \
+            complexity, summary)                                                                                   \
+    ROW(CMDID_##id, name, #container "|" name, CMDID_##container, cmd_##id, NULL, NULL, arity, flags, first, last, \
+        step, access, GROUP_##group, acl, key_flags, tips, since, complexity, summary)
 
 const struct command command_table[] = {
 #include "cmd.def"
@@ -109,7 +109,8 @@ static inline bool name_key_make(struct slice name, int container, struct name_k
     } else if (n >= 4) {
         head = load32(name.ptr) | (uint64_t)load32(name.ptr + n - 4) << 32;
     } else {
-        head = (uint8_t)name.ptr[0] | (uint64_t)(uint8_t)name.ptr[n / 2] << 8 | (uint64_t)(uint8_t)name.ptr[n - 1] << 16;
+        head =
+            (uint8_t)name.ptr[0] | (uint64_t)(uint8_t)name.ptr[n / 2] << 8 | (uint64_t)(uint8_t)name.ptr[n - 1] << 16;
     }
     k->head = fold64(head);
     k->tail = fold64(tail);

@@ -134,7 +134,7 @@ void cmd_ping(struct call *c)
 {
     if (c->argc > 2) {
         cmd_reply_bad_arity(c);
-    } else if (c->s->proto == 2 && pubsub_active(c->s)) {
+    } else if (c->s->proto == 2 && session_subscribed(c->s)) {
         reply_array(&c->r, 2);
         reply_bulk_str(&c->r, "pong");
         reply_bulk(&c->r, c->argc == 2 ? c->argv[1] : SLICE_LIT(""));

@@ -23,9 +23,14 @@ static const struct deprecation {
 };
 
 static const char *const group_names[] = {
-    [GROUP_GENERIC] = "generic",           [GROUP_STRING] = "string",         [GROUP_LIST] = "list",
-    [GROUP_PUBSUB] = "pubsub",             [GROUP_TRANSACTIONS] = "transactions",
-    [GROUP_CONNECTION] = "connection",     [GROUP_SERVER] = "server",         [GROUP_SCRIPTING] = "scripting",
+    [GROUP_GENERIC] = "generic",
+    [GROUP_STRING] = "string",
+    [GROUP_LIST] = "list",
+    [GROUP_PUBSUB] = "pubsub",
+    [GROUP_TRANSACTIONS] = "transactions",
+    [GROUP_CONNECTION] = "connection",
+    [GROUP_SERVER] = "server",
+    [GROUP_SCRIPTING] = "scripting",
     [GROUP_CACHE] = "cache",
 };
 

@@ -327,6 +327,10 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
                               : "UPSTREAMBUSY no upstream connection is free: upstream-pins-max is reached");
         return DISPATCH_DONE;
     }
+    if (fp && fp->mode == PIN_PUBSUB && !is_pubsub(c->cmd)) {
+        call_error(c, "ERR a subscribed connection cannot block or open a transaction at the upstream");
+        return DISPATCH_DONE;
+    }
     struct forward *f = mem_calloc(MEM_CLIENT, sizeof(*f));
     f->w = c->w;
     f->cmd = c->cmd;
@@ -369,6 +373,13 @@ void forward_drop(struct session *s)
 bool forward_subscribed(const struct session *s)
 {
     return s->pin && s->pin->mode == PIN_PUBSUB;
+}
+
+bool forward_allows(const struct session *s, const struct command *cmd)
+{
+    if (LIKELY(!forward_subscribed(s)) || s->proto == 3)
+        return true;
+    return is_pubsub(cmd) || (cmd && (cmd->id == CMDID_ping || cmd->id == CMDID_quit || cmd->id == CMDID_reset));
 }
 
 bool forward_pin_takes_more(const struct session *s)

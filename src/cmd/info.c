@@ -127,8 +127,13 @@ static void section_clients(struct info *in)
 static void section_memory(struct info *in)
 {
     static const char *const none1[] = {"used_memory_lua", "used_memory_vm_eval", NULL};
-    static const char *const none2[] = {"used_memory_scripts_eval", "number_of_cached_scripts", "number_of_functions",
-                                        "number_of_libraries", "used_memory_vm_functions", "used_memory_vm_total", NULL};
+    static const char *const none2[] = {"used_memory_scripts_eval",
+                                        "number_of_cached_scripts",
+                                        "number_of_functions",
+                                        "number_of_libraries",
+                                        "used_memory_vm_functions",
+                                        "used_memory_vm_total",
+                                        NULL};
     static const char *const none3[] = {"used_memory_functions", "used_memory_scripts", NULL};
     static const char *const policies[] = {"volatile-lru",    "allkeys-lru",    "volatile-lfu", "allkeys-lfu",
                                            "volatile-random", "allkeys-random", "volatile-ttl", "noeviction"};
@@ -218,21 +223,12 @@ static void section_stats(struct info *in)
     static const char *const none1[] = {"sync_full", "sync_partial_ok", "sync_partial_err", NULL};
     static const char *const none2[] = {"expired_time_cap_reached_count", "expire_cycle_cpu_milliseconds", NULL};
     static const char *const none3[] = {"total_eviction_exceeded_time", "current_eviction_exceeded_time", NULL};
-    static const char *const none4[] = {"pubsubshard_channels",
-                                        "latest_fork_usec",
-                                        "total_forks",
-                                        "migrate_cached_sockets",
-                                        "slave_expires_tracked_keys",
-                                        "active_defrag_hits",
-                                        "active_defrag_misses",
-                                        "active_defrag_key_hits",
-                                        "active_defrag_key_misses",
-                                        "total_active_defrag_time",
-                                        "current_active_defrag_time",
-                                        "tracking_total_keys",
-                                        "tracking_total_items",
-                                        "tracking_total_prefixes",
-                                        NULL};
+    static const char *const none4[] = {
+        "pubsubshard_channels",     "latest_fork_usec",           "total_forks",
+        "migrate_cached_sockets",   "slave_expires_tracked_keys", "active_defrag_hits",
+        "active_defrag_misses",     "active_defrag_key_hits",     "active_defrag_key_misses",
+        "total_active_defrag_time", "current_active_defrag_time", "tracking_total_keys",
+        "tracking_total_items",     "tracking_total_prefixes",    NULL};
     struct rates rate;
     rates_get(in->cmd, &rate);
     stat_field(in, STAT_total_connections_received);
@@ -374,13 +370,12 @@ static void section_keyspace(struct info *in)
 
 static void section_tiers(struct info *in)
 {
-    static const enum stats_id disk[] = {STAT_tier_disk_hits, STAT_tier_disk_misses, STAT_tier_disk_filter_negatives,
-                                     STAT_tier_demotions, STAT_tier_promotions,  STAT_tier_clean_drops,
-                                     STAT_tier_dirty_drops};
-    static const enum stats_id upstream[] = {STAT_tier_upstream_requests, STAT_tier_upstream_hits,
-                                         STAT_tier_upstream_misses,   STAT_tier_upstream_errors,
-                                         STAT_tier_coalesced_misses,  STAT_tier_negative_hits,
-                                         STAT_tier_stale_hits,        STAT_tier_invalidations};
+    static const enum stats_id disk[] = {STAT_tier_disk_hits,  STAT_tier_disk_misses, STAT_tier_disk_filter_negatives,
+                                         STAT_tier_demotions,  STAT_tier_promotions,  STAT_tier_clean_drops,
+                                         STAT_tier_dirty_drops};
+    static const enum stats_id upstream[] = {
+        STAT_tier_upstream_requests, STAT_tier_upstream_hits, STAT_tier_upstream_misses, STAT_tier_upstream_errors,
+        STAT_tier_coalesced_misses,  STAT_tier_negative_hits, STAT_tier_stale_hits,      STAT_tier_invalidations};
     struct tier_figures f;
     tier_get_figures(in->c->w->tier, &f);
     stat_field(in, STAT_tier_memory_hits);
@@ -440,8 +435,8 @@ static bool is_asked(const struct call *c, const struct section *s)
     if (c->argc == 1)
         return s->by_default;
     for (int i = 1; i < c->argc; i++) {
-        if (call_arg_is(c, i, s->name) || call_arg_is(c, i, "everything") ||
-            (call_arg_is(c, i, "all") && s->in_all) || (call_arg_is(c, i, "default") && s->by_default))
+        if (call_arg_is(c, i, s->name) || call_arg_is(c, i, "everything") || (call_arg_is(c, i, "all") && s->in_all) ||
+            (call_arg_is(c, i, "default") && s->by_default))
             return true;
     }
     return false;

@@ -129,7 +129,7 @@ static const struct {
 #define NFLAGS (sizeof(flag_names) / sizeof(flag_names[0]))
 
 static const char *const category_names[CAT_COUNT] = {
-    "keyspace", "read", "write", "list",     "string",    "pubsub",     "admin",
+    "keyspace", "read", "write",    "list",      "string",     "pubsub",      "admin",
     "fast",     "slow", "blocking", "dangerous", "connection", "transaction",
 };
 

@@ -4,7 +4,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "cmd/cmd_handlers.h"
+#include "cmd/cmd_priv.h"
 #include "tiercel/check.h"
 #include "tiercel/cmd.h"
 #include "tiercel/glob.h"

@@ -1,5 +1,5 @@
 /* PUBSUB, and what a RESP2 client that subscribed may still do. */
-#include "cmd/cmd_handlers.h"
+#include "cmd/cmd_priv.h"
 #include "tiercel/cmd.h"
 #include "tiercel/glob.h"
 #include "tiercel/keyspace.h"

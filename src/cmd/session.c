@@ -192,12 +192,18 @@ static void queue_run(struct session *s)
     if (s->running)
         return;
     s->running = true;
-    while (!list_empty(&s->queue) && !s->close_asap)
+    while (!list_empty(&s->queue) && !s->close_asap && s->out.bytes <= SESSION_OUT_MAX)
         if (!run_head(LIST_ENTRY(s->queue.next, struct parked, link)))
             break;
     if (!list_empty(&s->queue) && s->w->tier->has_upstream)
         send_ahead(s);
     s->running = false;
+}
+
+void session_resume(struct session *s)
+{
+    if (UNLIKELY(!list_empty(&s->queue)))
+        queue_run(s);
 }
 
 void session_run(struct session *s)
@@ -265,9 +271,14 @@ size_t session_bytes(const struct session *s)
     return sizeof(*s) + s->query_bytes + s->query_free + s->queued_bytes + s->out.bytes + s->name.cap + multi_bytes(s);
 }
 
+bool session_subscribed(const struct session *s)
+{
+    return pubsub_active(s) || forward_subscribed(s);
+}
+
 int session_obuf_class(const struct session *s)
 {
-    return pubsub_active(s) ? OBUF_PUBSUB : OBUF_NORMAL;
+    return session_subscribed(s) ? OBUF_PUBSUB : OBUF_NORMAL;
 }
 
 void session_destroy(struct session *s)

@@ -135,7 +135,8 @@ void cmd_slowlog_get(struct call *c)
         cmd_reply_bad_subcommand(c);
         return;
     }
-    if (c->argc == 3 && !cmd_arg_between(c, 2, -1, INT64_MAX, &count, "ERR count should be greater than or equal to -1"))
+    if (c->argc == 3 &&
+        !cmd_arg_between(c, 2, -1, INT64_MAX, &count, "ERR count should be greater than or equal to -1"))
         return;
     pthread_mutex_lock(&log->lock);
     if (count < 0 || count > log->len)

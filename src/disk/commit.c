@@ -202,6 +202,7 @@ static void commit_note(struct disk *d, const struct batch *batch, size_t delete
         m->bytes = 0;
     }
     d->doomed_n -= deleted;
+    d->drop_pending = d->drop_pending && d->doomed_n != 0;
     if (d->doomed_n != 0)
         memmove(d->doomed, d->doomed + deleted, d->doomed_n * sizeof(*d->doomed));
     if (d->retained_n != 0) {

@@ -276,9 +276,19 @@ enum status disk_start(struct disk *d, const struct disk_owner *owner, char err[
     return start_threads(d, err);
 }
 
+/* The disk did not take what ends older values: better no file than one with stale values. */
+static void give_up_file(struct disk *d)
+{
+    if (PEEK(d->healthy) || (d->retained_n == 0 && !PEEK(d->any_dirty) && !d->drop_pending))
+        return;
+    if (unlink(d->path) == 0)
+        writer_notice(d, false, "disk file removed: it could not be written, and holds values that have changed");
+}
+
 void disk_close(struct disk *d)
 {
     stop_threads(d);
+    give_up_file(d);
     disk_free(d);
 }
 

@@ -246,6 +246,7 @@ struct disk {
     int64_t soft_until_us, retry_at_us, doomed_at_us;
     uint64_t reclaim_cursor, reclaim_end, dead_cursor, dead_end, expire_cursor;
     bool reclaiming, dead_scan, env_broken;
+    bool drop_pending; /* records were dropped without tombstones: their blocks must go soon */
     int64_t house_at_us, dead_at_us;
     struct disk_gone *gone;
     size_t gone_n, gone_cap;

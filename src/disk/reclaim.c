@@ -98,6 +98,7 @@ static void drop_blocks(struct disk *d, const uint64_t *ids, size_t n)
                 gone_add_block(d, ids[i], false);
         }
         mdb_txn_reset(d->scan_txn);
+        d->drop_pending = true;
         gone_flush(d);
         for (size_t j = from; j < i; j++)
             doom(d, ids[j], block_meta(d, ids[j]));
@@ -284,8 +285,9 @@ bool reclaim_slice(struct disk *d)
     return more || d->doomed_n >= DOOM_MAX;
 }
 
-/* Deletions ride on the next commit; where none comes they get one of their own. */
+/* Deletions ride on the next commit; where none comes they get one of their own. A dropped
+ * record has no tombstone, so until its block is gone a crash would bring it back. */
 bool reclaim_commit_due(const struct disk *d, int64_t now_us)
 {
-    return d->doomed_n >= 256 || (d->doomed_n != 0 && now_us - d->doomed_at_us >= DOOMED_WAIT_US);
+    return d->drop_pending || d->doomed_n >= 256 || (d->doomed_n != 0 && now_us - d->doomed_at_us >= DOOMED_WAIT_US);
 }

@@ -289,10 +289,12 @@ void *writer_main(void *arg)
         if (!batch.closing)
             writer_house(d);
     } while (!batch.closing);
-    if (PEEK(d->healthy)) {
-        int rc = commit_run(d, &batch, true);
-        if (rc != 0)
-            writer_fail(d, rc);
-    }
+    int rc = 0;
+    if (PEEK(d->healthy))
+        do
+            rc = commit_run(d, &batch, true);
+        while (rc == 0 && d->doomed_n != 0);
+    if (rc != 0)
+        writer_fail(d, rc);
     return NULL;
 }

@@ -309,19 +309,27 @@ enum feed_rc { FEED_OK, FEED_STALLED, FEED_ENDED };
 static enum feed_rc feed_batch(struct conn *c, const struct batch *b, size_t *pos)
 {
     struct session *s = c->s;
+    struct worker *w = c->nw->w;
     const struct request *reqs = c->nw->batch;
+    enum feed_rc rc = FEED_OK;
     if (b->n > 1)
         session_look_ahead(s, reqs, b->n);
+    w->mono_us = clock_mono_us();
     for (int i = 0; i < b->n; i++) {
-        if (i > 0 && UNLIKELY(s->close_after_reply || s->close_asap))
-            return FEED_ENDED;
-        if (i > 0 && UNLIKELY(!can_run(c)))
-            return FEED_STALLED;
+        if (i > 0 && UNLIKELY(s->close_after_reply || s->close_asap)) {
+            rc = FEED_ENDED;
+            break;
+        }
+        if (i > 0 && UNLIKELY(!can_run(c))) {
+            rc = FEED_STALLED;
+            break;
+        }
         if (LIKELY(reqs[i].argc > 0))
             session_feed(s, &reqs[i]);
         *pos = b->end[i];
     }
-    return FEED_OK;
+    w->mono_us = 0;
+    return rc;
 }
 
 /* Feeds whole requests to the session. Returns how many bytes they had. Sets c->more when it
@@ -644,6 +652,12 @@ void conn_turn(struct conn *c)
         flush(c);
         if (!c->s)
             return;
+        if (UNLIKELY(c->s->queued)) { /* what waited for room in the output */
+            session_resume(c->s);
+            flush(c);
+            if (!c->s)
+                return;
+        }
     }
     settle(c);
 }

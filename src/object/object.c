@@ -314,6 +314,10 @@ size_t object_string_len(const struct object *o)
 enum status object_string(const struct object *o, struct codec *codec, char scratch[OBJ_SCRATCH], struct slice *out)
 {
     CHECK(o->type == OBJ_STRING);
+    if (LIKELY(o->enc == ENC_EMBED && !(o->flags & OBJ_F_PACKED))) {
+        *out = embedded(o);
+        return ST_OK;
+    }
     if (o->enc == ENC_INT) {
         *out = SLICE(scratch, num_format_i64(scratch, object_int(o)));
         return ST_OK;

@@ -10,6 +10,7 @@
 /* Arrays that grew larger than this for one request are given back at the next small one. */
 #define ARGS_KEPT 1024
 #define ARGS_FIRST 16
+#define SHORT_ARG 9999 /* the longest argument that parse_short() takes */
 
 void request_init(struct request *req)
 {
@@ -236,14 +237,55 @@ static enum resp_rc parse_inline(struct resp_parser *p, struct slice in, const s
     return RESP_OK;
 }
 
+/* Nearly every request is whole, of few arguments, and none of them long. false: it is not, or
+ * something is wrong with it; nothing was done, and the general parser begins at its start. */
+static inline bool parse_short(struct slice in, const struct resp_limits *lim, size_t *used, struct request *req)
+{
+    const char *s = in.ptr, *end = in.ptr + in.len;
+    if (end - s < 4 || s[2] != '\r')
+        return false;
+    unsigned argc = (unsigned)(unsigned char)s[1] - '0';
+    if (argc == 0 || argc > 9 || (int)argc > req->cap)
+        return false;
+    struct slice *arg = req->argv, *last = arg + argc;
+    size_t bytes = 0;
+    for (s += 4; arg < last; arg++) {
+        if (end - s < 7 || *s++ != '$')
+            return false;
+        size_t len = (unsigned)(unsigned char)*s++ - '0';
+        if (len - 1 > 8) /* a zero, or no digit */
+            return false;
+        for (unsigned digit; (digit = (unsigned)(unsigned char)*s - '0') <= 9; s++) {
+            len = len * 10 + digit;
+            if (len > SHORT_ARG)
+                return false;
+        }
+        if (*s != '\r' || (size_t)(end - s) < len + 4)
+            return false;
+        *arg = SLICE(s + 2, len);
+        bytes += len;
+        s += len + 4;
+    }
+    if (UNLIKELY((int64_t)argc > lim->max_multibulk || lim->max_bulk < SHORT_ARG))
+        return false;
+    req->argc = (int)argc;
+    req->bytes = bytes;
+    *used = (size_t)(s - in.ptr);
+    return true;
+}
+
 enum resp_rc resp_parse(struct resp_parser *p, struct slice in, const struct resp_limits *lim, size_t *used,
                         struct request *req, char err[128])
 {
     *used = 0;
     if (in.len == 0 || in.len < p->need)
         return RESP_MORE;
-    if (LIKELY(in.ptr[0] == '*'))
+    if (LIKELY(in.ptr[0] == '*')) {
+        if (LIKELY(p->multibulk == 0 && p->scanned == 0) && LIKELY(req->cap <= ARGS_KEPT) &&
+            LIKELY(parse_short(in, lim, used, req)))
+            return RESP_OK;
         return parse_multibulk(p, in, lim, used, req, err);
+    }
     return parse_inline(p, in, lim, used, req, err);
 }
 

@@ -180,11 +180,14 @@ void tier_get_figures(struct tier *t, struct tier_figures *out)
         out->disk_written_bytes = (int64_t)ds.written_bytes;
     }
     if (t->has_upstream) {
-        int up = 0;
-        for (int i = 0; i < t->nworkers; i++)
-            up += atomic_load(&t->generation[i]) != 0;
+        int up = 0, tracking = 0;
+        for (int i = 0; i < t->nworkers; i++) {
+            const struct upstream *link = t->workers[i]->tier_worker->up;
+            up += link && upstream_state(link) == UPSTREAM_UP;
+            tracking += atomic_load(&t->generation[i]) != 0;
+        }
         out->upstream_state = up == t->nworkers ? "up" : up > 0 ? "degraded" : "down";
-        out->coherence_mode = "tracking";
+        out->coherence_mode = tracking > 0 || up == 0 ? "tracking" : "none";
         out->coherence_bound_ms = TIER_COHERENCE_BOUND_MS;
     }
 }

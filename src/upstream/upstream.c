@@ -343,10 +343,20 @@ static bool fetch_greeted(struct link *ln, enum greeting_step step, const redisR
     return true;
 }
 
+/* What one connection found out holds for the others: they need not sit out their back-off. */
+static void retry_now(struct upstream *up, int64_t *retry_ms)
+{
+    if (*retry_ms == DUE_NEVER)
+        return;
+    *retry_ms = clock_mono_ms();
+    upstream_wake(up, *retry_ms);
+}
+
 static void fetch_ready(struct link *ln)
 {
     struct upstream *up = ln->up;
     up->pair_failures = 0;
+    retry_now(up, &up->write_retry_ms);
     if (up->refusal[0]) {
         link_cancel(&up->inval);
         coherence_set(up);
@@ -369,6 +379,7 @@ static void write_greet(struct link *ln)
 static void write_ready(struct link *ln)
 {
     ln->up->write_failures = 0;
+    retry_now(ln->up, &ln->up->pair_retry_ms);
     state_set(ln->up);
 }
 
@@ -563,7 +574,7 @@ void upstream_destroy(struct upstream *up)
 
 enum upstream_state upstream_state(const struct upstream *up)
 {
-    return up->state;
+    return atomic_load_explicit(&up->state, memory_order_relaxed);
 }
 
 uint32_t upstream_generation(const struct upstream *up)

@@ -240,7 +240,7 @@ struct upstream {
     int64_t addrs_ms; /* when they were looked up; 0 = unknown */
     int addr_good;    /* the one that worked last */
 
-    enum upstream_state state;
+    _Atomic(enum upstream_state) state; /* read by other threads */
     uint32_t generation, generation_next;
     long long inval_id;
     char refusal[200]; /* why there is no tracking; "" = there is, or not known yet */

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from harness import wait_until
-from rawconn import RawConn, RespError
+from rawconn import RawConn, RespError, encode
 from test_command import tree
 
 
@@ -224,7 +224,6 @@ def test_client_kill(tiercel):
 def test_client_reply(pair):
     steps = [("CLIENT", "REPLY", "SKIP"), ("SET", "k", 1), ("GET", "k"), ("CLIENT", "REPLY", "OFF"), ("INCR", "k"),
              ("CLIENT", "REPLY", "SKIP"), ("CLIENT", "REPLY", "ON"), ("GET", "k")]
-    from rawconn import encode
     out = []
     for c in pair:
         c.send(b"".join(encode(*s) for s in steps))

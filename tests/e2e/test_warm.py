@@ -320,3 +320,17 @@ def test_warm_on_start(tiercel, redis_server):
     wait_until(lambda: t.call("WARM", "LIST") and status(t)["state"] == "done", what="it was warmed")
     assert status(t)["loaded"] == 200
     assert t.tiers()["tier_memory_keys"] >= 200
+
+
+def test_stopping_while_keys_are_promoted(tiercel, tmp_path):
+    t = tiercel(threads=2)
+    fill(t, 20000, name="k:%d")
+    path = tmp_path / "keys"
+    path.write_text("".join("k:%d\n" % i for i in range(20000)))
+    for _ in range(3):
+        t.restart()
+        t.call("WARM", "FILE", str(path), "RATE", "20000")
+        t.call("WARM", "FILE", str(path))
+        time.sleep(0.02)
+    t.restart()
+    assert t.client().dbsize() == 20000

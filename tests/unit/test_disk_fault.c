@@ -38,6 +38,15 @@ static void test_write_failure(void **state)
     assert_int_equal(w->keys[0].on_disk, 0);
     assert_int_equal(w->keys[1500].on_disk, 0);
     check_all(w);
+    /* a stop while it fails: what was changed must not come back */
+    setrlimit(RLIMIT_FSIZE, &tight);
+    forget_key(w, 1600);
+    assert_int_equal(disk_sync(w->disk, 10000), ST_IO);
+    disk_close(w->disk);
+    setrlimit(RLIMIT_FSIZE, &was);
+    world_open(w);
+    struct get g;
+    assert_int_equal(get_version(w, 1600, true, &g), 0);
     world_free(w);
 }
 
@@ -358,7 +367,7 @@ static void test_model(void **state)
     (void)state;
     struct world *w = world_new(2000);
     struct player p[4];
-    w->opt.max_bytes = 6 * MB;
+    w->opt.max_bytes = 2 * MB; /* less than what is alive */
     w->opt.commit_bytes = 256 * 1024;
     w->opt.commit_ms = 3;
     w->opt.queue_max_bytes = MB;

@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "cmd/cmd_handlers.h"
+#include "cmd/cmd_priv.h"
 #include "tiercel/check.h"
 #include "tiercel/cmd.h"
 #include "tiercel/hash.h"
