@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "tiercel/check.h"
@@ -217,12 +216,6 @@ static void wait_for_stop(const sigset_t *set)
     pthread_sigmask(SIG_UNBLOCK, &second, NULL);
 }
 
-static void sleep_ms(long ms)
-{
-    struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
-    nanosleep(&ts, NULL);
-}
-
 static void stop(struct server *sv)
 {
     int64_t timeout_ms = sv->conf->shutdown_timeout * 1000;
@@ -230,8 +223,8 @@ static void stop(struct server *sv)
     notify_send("STOPPING=1");
     http_stop(sv->http);
     loops_quiesce(sv->loops, DRAIN_MS < timeout_ms ? DRAIN_MS : timeout_ms);
-    for (int64_t end = clock_mono_ms() + FETCH_DRAIN_MS; atomic_load(&sv->tier->fetches) > 0 && clock_mono_ms() < end;)
-        sleep_ms(2);
+    if (!loops_settle(sv->loops, FETCH_DRAIN_MS))
+        log_warning("main", "reads from disk are still under way");
     if (sv->disk) {
         if (atomic_load(&sv->save_at_stop)) {
             int64_t lost = tier_write_out(sv->tier, timeout_ms);

@@ -16,7 +16,11 @@ enum status loops_start(struct loops *l, struct cmd *cmd, struct tier *tier, str
 /* Stops accepting, gives clients drain_ms to take their replies, closes them. The loops go
  * on turning, for what the tiers still have under way. */
 void loops_quiesce(struct loops *l, int64_t drain_ms);
-/* Ends the loops and joins the threads. */
+/* Then: stops warming, closes the upstream, waits for fetches under way. After it no loop
+ * touches a tier any more; disk readers and writer may still post to them. false: some
+ * fetches did not end in time. */
+bool loops_settle(struct loops *l, int64_t timeout_ms);
+/* Ends the loops and joins the threads. The disk is closed. */
 void loops_end(struct loops *l);
 void loops_destroy(struct loops *l);
 /* Runs fn on worker 0's thread, soon. */

@@ -43,7 +43,8 @@
  *                                                      stale-if-error; waiters get the error
  *              local replace or delete                 RESIDENT or ABSENT; detached, waiters run again
  *              own write upstream, invalidation,       detached (no-keep, not joinable): its waiters get what
- *              generation change, flush                it brings, later requests start another fetch
+ *              generation change                       it brings, later requests start another fetch
+ *              flush, swap of its database             goes on under its incarnation; its waiters run again
  *   RESIDENT   a request waits for other keys          PINNED
  *              evicted, clean                          ON_DISK or ABSENT
  *              evicted, dirty                          DEMOTING (ABSENT without a disk tier)
@@ -60,7 +61,8 @@
  * numbers of the design amount to here, since a residency is never attached twice.
  *
  * Demotion publishes the index entry, then removes the object, under one hold of the lock,
- * after the commit. tests/unit/test_tier.c walks the table with delays at every step. */
+ * after the commit. tests/unit/test_tier.c takes the table row by row, test_tier_model.c
+ * walks all of it with delays and failures at every step. */
 
 struct tier_worker;
 struct upstream;
@@ -175,6 +177,7 @@ struct tier_request {
     int nwaits;
     struct tier_wait *waits;
     void (*ready)(struct tier_request *req); /* the worker's thread */
+    _Atomic bool has_error; /* the first failure writes it */
     char error[160]; /* the upstream's text when a wait's st is ST_BAD */
 };
 

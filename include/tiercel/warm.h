@@ -19,6 +19,7 @@ struct tier;
 struct warm;
 
 #define WARM_ERROR_MAX 256
+#define WARM_REASON_MAX 96
 #define WARM_LOADS_MAX 128      /* of one job, outstanding */
 #define WARM_JOBS_MAX 64        /* running at a time */
 #define WARM_FINISHED_MAX 16    /* ended jobs that stay listed */
@@ -54,7 +55,7 @@ const char *warm_state_name(enum warm_state state);
 struct warm_status {
     uint64_t id;
     enum warm_state state;
-    char reason[96]; /* of WARM_FAILED and WARM_STOPPED, else "" */
+    char reason[WARM_REASON_MAX]; /* of WARM_FAILED and WARM_STOPPED, else "" */
     uint64_t seen;
     uint64_t loaded;
     uint64_t skipped; /* resident and current already, or nowhere */

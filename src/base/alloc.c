@@ -149,6 +149,15 @@ void mem_free(enum mem_class cls, void *ptr)
     sdallocx(ptr, usable, 0);
 }
 
+void mem_free_sized(enum mem_class cls, void *ptr, size_t bytes)
+{
+    if (!ptr)
+        return;
+    bytes += bytes == 0;
+    count(cls, -(int64_t)nallocx(bytes, 0));
+    sdallocx(ptr, bytes, 0);
+}
+
 #define STR_(x) #x
 #define STR(x) STR_(x)
 
@@ -186,6 +195,12 @@ void mem_free(enum mem_class cls, void *ptr)
         return;
     count(cls, -(int64_t)malloc_usable_size(ptr));
     free(ptr);
+}
+
+void mem_free_sized(enum mem_class cls, void *ptr, size_t bytes)
+{
+    (void)bytes;
+    mem_free(cls, ptr);
 }
 
 const char *mem_allocator_name(void)

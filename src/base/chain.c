@@ -20,7 +20,7 @@ void chain_init(struct chain *c)
 static void seg_free(struct chain_seg *s)
 {
     rcbuf_unref(s->ref);
-    mem_free(MEM_CLIENT, s);
+    mem_free_sized(MEM_CLIENT, s, sizeof(*s) + s->cap);
 }
 
 void chain_deinit(struct chain *c)

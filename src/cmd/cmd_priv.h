@@ -49,6 +49,7 @@ struct parked {
     struct session *s;
     enum parked_state state;
     bool barrier;
+    bool last; /* the client is closed after its answer */
     int argc;
     struct slice *argv; /* in its own memory */
     size_t bytes;

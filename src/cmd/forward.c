@@ -42,7 +42,8 @@ struct forward {
     const struct command *cmd;
     int db;
     bool writes;
-    struct slice reply; /* during done() */
+    bool in_transaction; /* or watching keys for one */
+    struct slice reply;  /* during done() */
     enum status st;
     bool sent;
 };
@@ -148,6 +149,8 @@ static void forward_reply(struct call *c, void *arg)
         return;
     }
     stats_inc(c->w->stats, STAT_tier_upstream_errors);
+    /* What is left of a transaction must not run outside of it: the client has to begin anew, on a new connection. */
+    c->parked->last = f->in_transaction;
     if (f->sent) /* its outcome is unknown, and it is never sent again */
         call_error(c, "UPSTREAMTIMEOUT the upstream did not answer; the command may or may not have been executed");
     else
@@ -325,6 +328,7 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     if (route == ROUTE_PIN && !(fp = pin_of(c))) {
         call_error(c, had_pin ? "UPSTREAMDOWN the upstream connection of this transaction was lost"
                               : "UPSTREAMBUSY no upstream connection is free: upstream-pins-max is reached");
+        s->close_after_reply |= had_pin || pin_mode_of(c->cmd) == PIN_MULTI; /* see forward_reply() */
         return DISPATCH_DONE;
     }
     if (fp && fp->mode == PIN_PUBSUB && !is_pubsub(c->cmd)) {
@@ -335,6 +339,7 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->w = c->w;
     f->cmd = c->cmd;
     f->fp = fp;
+    f->in_transaction = fp && fp->mode == PIN_MULTI;
     f->db = fp ? fp->db : s->db;
     f->writes = writes(c->cmd);
     f->call.done = forward_done;

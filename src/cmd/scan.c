@@ -61,6 +61,7 @@ struct walk {
     uint64_t buckets, empty; /* SCAN: left to look at: with something in them, whoever's, and without */
     bool touched;            /* the step under way found something */
     unsigned probes;         /* RANDOMKEY: random buckets left */
+    bool wrap;               /* ... and it goes on from 0 at the end */
     uint64_t on_disk, from_memory;
 
     struct buf stage; /* struct staged and names */
@@ -225,7 +226,9 @@ static void walk_step(struct walk *k)
         next = k->stop;
     walk_unstage(k, next);
     k->cursor = next;
-    k->finished = next == 0;
+    k->finished = next == 0 && !k->wrap;
+    if (next == 0)
+        k->wrap = false;
     if (k->kind == WALK_SCAN)
         --*(k->touched ? &k->buckets : &k->empty);
 }
@@ -360,8 +363,10 @@ static void random_probe(struct walk *k)
         tier_scan_step(k->w, k->locked, k->cursor, &next, walk_object, random_slot, k);
         walk_unstage(k, 0);
         k->from_memory = k->nfound;
-        if (--k->probes == 0) /* from here on all of them, in order */
-            k->cursor = 0;
+        if (--k->probes == 0) { /* from here on all of them, in order */
+            k->cursor = random_bucket(k);
+            k->wrap = true;
+        }
     }
 }
 

@@ -82,8 +82,9 @@ static void parked_remove(struct parked *p)
 /* Brings the keys in; PARKED_READY when they are there already. */
 static void parked_fault(struct parked *p, bool urgent)
 {
-    if (!p->waits)
-        dispatch_prepare(p);
+    /* Once more: the keys anew, for a flush or a swap changes what a name stands for. */
+    mem_free(MEM_CLIENT, p->waits);
+    dispatch_prepare(p);
     switch (tier_fault(p->s->w, &p->treq, urgent)) {
     case ST_OK:
         p->state = PARKED_READY;
@@ -142,6 +143,7 @@ static bool run_head(struct parked *p)
 
     if (p->state == PARKED_DONE) {
         chain_move(&s->out, &p->reply);
+        s->close_after_reply |= p->last;
         parked_remove(p);
         parked_free(p);
         return true;
@@ -187,15 +189,21 @@ static void send_ahead(struct session *s)
     }
 }
 
+/* What is still queued behind a QUIT, say, does not run. */
+static bool session_closing(const struct session *s)
+{
+    return s->close_asap || s->close_after_reply;
+}
+
 static void queue_run(struct session *s)
 {
     if (s->running)
         return;
     s->running = true;
-    while (!list_empty(&s->queue) && !s->close_asap && s->out.bytes <= SESSION_OUT_MAX)
+    while (!list_empty(&s->queue) && !session_closing(s) && s->out.bytes <= SESSION_OUT_MAX)
         if (!run_head(LIST_ENTRY(s->queue.next, struct parked, link)))
             break;
-    if (!list_empty(&s->queue) && s->w->tier->has_upstream)
+    if (!list_empty(&s->queue) && s->w->tier->has_upstream && !session_closing(s))
         send_ahead(s);
     s->running = false;
 }
@@ -238,7 +246,7 @@ void session_look_ahead(struct session *s, const struct request *reqs, int n)
 void session_feed(struct session *s, const struct request *req)
 {
     s->last_ms = s->w->now_ms;
-    if (s->close_after_reply || s->close_asap)
+    if (session_closing(s))
         return;
     if (LIKELY(list_empty(&s->queue))) {
         s->running = true;

@@ -64,8 +64,7 @@ void block_forget_until(struct disk *d, uint64_t from, uint64_t to)
         if (m != NULL)
             atomic_store_explicit(&m->flags, 0, memory_order_release);
         if (number / META_CHUNK != next / META_CHUNK)
-            mem_free(MEM_DATA,
-                     atomic_exchange_explicit(&d->chunks[number / META_CHUNK], NULL, memory_order_acq_rel));
+            mem_free(MEM_DATA, atomic_exchange_explicit(&d->chunks[number / META_CHUNK], NULL, memory_order_acq_rel));
     }
 }
 

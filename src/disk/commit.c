@@ -197,7 +197,8 @@ static void commit_note(struct disk *d, const struct batch *batch, size_t delete
         struct block_meta *m = block_meta(d, d->doomed[i]);
         if (m == NULL)
             continue;
-        atomic_fetch_and_explicit(&m->flags, ~(BLOCK_DATA | BLOCK_DOOMED | BLOCK_DIRTY | BLOCK_DELETING), memory_order_acq_rel);
+        atomic_fetch_and_explicit(&m->flags, ~(BLOCK_DATA | BLOCK_DOOMED | BLOCK_DIRTY | BLOCK_DELETING),
+                                  memory_order_acq_rel);
         d->doomed_bytes -= m->bytes;
         m->bytes = 0;
     }

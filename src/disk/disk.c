@@ -96,8 +96,8 @@ static enum status check_file_system(struct disk *d, char err[256])
         return ST_IO;
     }
     switch ((uint32_t)fs.f_type) {
-    case 0x6969u: /* NFS */
-    case 0x517Bu: /* SMB */
+    case 0x6969u:     /* NFS */
+    case 0x517Bu:     /* SMB */
     case 0xFF534D42u: /* CIFS */
     case 0xFE534D42u: /* SMB 2 */
     case 0x5346414Fu: /* AFS */
@@ -209,10 +209,17 @@ static void disk_free(struct disk *d)
     pthread_mutex_destroy(&d->read_mu);
     pthread_cond_destroy(&d->read_wake);
     mem_free(MEM_DATA, d->index);
-    void *other[] = {d->path,           d->lmdb_lock_path, (void *)(uintptr_t)d->opt.dir,
-                     d->incarnation,    d->loaded_keys,    d->loaded_expires,
-                     d->readers,        d->retained,       d->doomed,
-                     d->gone,           d->done};
+    void *other[] = {d->path,
+                     d->lmdb_lock_path,
+                     (void *)(uintptr_t)d->opt.dir,
+                     d->incarnation,
+                     d->loaded_keys,
+                     d->loaded_expires,
+                     d->readers,
+                     d->retained,
+                     d->doomed,
+                     d->gone,
+                     d->done};
     for (size_t i = 0; i < sizeof(other) / sizeof(*other); i++)
         mem_free(MEM_OTHER, other[i]);
     mem_free(MEM_OTHER, d);

@@ -30,30 +30,30 @@
 
 /* ---- limits ---- */
 
-#define BLOCK_BYTES     65520u /* 16 pages of 4096 less LMDB's page header */
-#define LARGE_PAYLOAD   32768u /* a longer payload gets an entry of its own */
-#define RECORD_MAX      (1u << 30)
-#define BLOCK_MODULUS   ((1u << 24) - 1) /* block numbers in a slot: 1 .. 2^24 - 1, 0 = empty slot */
-#define META_CHUNK      4096u
-#define META_CHUNKS     4096u
-#define WINDOW_MAX      (BLOCK_MODULUS - 4 * META_CHUNK) /* newest id less oldest id */
-#define QUOTA_MAX       ((uint64_t)(WINDOW_MAX - (WINDOW_MAX >> 4)) * 65536)
-#define QUOTA_MIN       (1u << 20)
-#define OPS_PER_BLOCK   16384u
-#define PALETTE_MAX     255u
-#define RETAIN_MAX      1000000u /* tombstones kept while the disk cannot be written */
-#define DOOM_MAX        4096u    /* blocks deleted in one transaction */
-#define TRIM_MAX        65536u   /* keys entries deleted in one transaction */
-#define READ_BATCH      64
-#define RETRY_US        1000000
-#define EXPIRE_AGAIN_S  60u /* a swept block is not swept again sooner */
+#define BLOCK_BYTES 65520u   /* 16 pages of 4096 less LMDB's page header */
+#define LARGE_PAYLOAD 32768u /* a longer payload gets an entry of its own */
+#define RECORD_MAX (1u << 30)
+#define BLOCK_MODULUS ((1u << 24) - 1) /* block numbers in a slot: 1 .. 2^24 - 1, 0 = empty slot */
+#define META_CHUNK 4096u
+#define META_CHUNKS 4096u
+#define WINDOW_MAX (BLOCK_MODULUS - 4 * META_CHUNK) /* newest id less oldest id */
+#define QUOTA_MAX ((uint64_t)(WINDOW_MAX - (WINDOW_MAX >> 4)) * 65536)
+#define QUOTA_MIN (1u << 20)
+#define OPS_PER_BLOCK 16384u
+#define PALETTE_MAX 255u
+#define RETAIN_MAX 1000000u /* tombstones kept while the disk cannot be written */
+#define DOOM_MAX 4096u      /* blocks deleted in one transaction */
+#define TRIM_MAX 65536u     /* keys entries deleted in one transaction */
+#define READ_BATCH 64
+#define RETRY_US 1000000
+#define EXPIRE_AGAIN_S 60u /* a swept block is not swept again sooner */
 
 /* ---- bytes on disk (little endian; see record.c) ---- */
 
 #define FORMAT_VERSION 1u
-#define META_MAGIC     0x4c435254u /* TRCL */
-#define BLOCK_MAGIC    0x314b4c42u /* BLK1 */
-#define KEYS_MAGIC     0x3159454bu /* KEY1 */
+#define META_MAGIC 0x4c435254u  /* TRCL */
+#define BLOCK_MAGIC 0x314b4c42u /* BLK1 */
+#define KEYS_MAGIC 0x3159454bu  /* KEY1 */
 
 #define REC_EXPIRE 1u
 #define REC_ORIGIN 2u
@@ -77,8 +77,8 @@ struct disk_op {
     uint32_t word; /* tombstone 1 | expire 1 | 6 zero | palette 8 | record number 16 */
 } __attribute__((packed));
 
-#define OP_TOMB          0x80000000u
-#define OP_EXPIRE        0x40000000u
+#define OP_TOMB 0x80000000u
+#define OP_EXPIRE 0x40000000u
 #define OP_PALETTE(word) (((word) >> 16) & 0xff)
 
 struct keys_head {
@@ -109,8 +109,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the format is written
 /* ---- index ---- */
 
 /* A slot: tag 39 | has_expire 1 | block number 24. The low 25 bits are its `place`. */
-#define PLACE_BITS   25
-#define PLACE_MASK   ((1u << PLACE_BITS) - 1)
+#define PLACE_BITS 25
+#define PLACE_MASK ((1u << PLACE_BITS) - 1)
 #define PLACE_EXPIRE (1u << 24)
 
 struct index_shard {
@@ -134,11 +134,11 @@ void index_prefetch(const struct index_shard *s, uint64_t tag);
 
 /* ---- blocks ---- */
 
-#define BLOCK_DATA   1u /* has an entry in `data` */
-#define BLOCK_KEYS   2u /* has an entry in `keys` */
-#define BLOCK_DOOMED 4u /* nothing refers to it; to be deleted */
+#define BLOCK_DATA 1u      /* has an entry in `data` */
+#define BLOCK_KEYS 2u      /* has an entry in `keys` */
+#define BLOCK_DOOMED 4u    /* nothing refers to it; to be deleted */
 #define BLOCK_DELETING 16u /* in the transaction that is being made */
-#define BLOCK_DIRTY  8u /* tombstones of its records were lost: must go before the disk counts as healthy */
+#define BLOCK_DIRTY 8u     /* tombstones of its records were lost: must go before the disk counts as healthy */
 
 struct block_meta {
     _Atomic uint32_t live;  /* index slots that name it */
@@ -264,7 +264,7 @@ struct disk {
 };
 
 #define COUNT(d, field, by) atomic_fetch_add_explicit(&(d)->n.field, (uint64_t)(by), memory_order_relaxed)
-#define PEEK(x)             atomic_load_explicit(&(x), memory_order_relaxed)
+#define PEEK(x) atomic_load_explicit(&(x), memory_order_relaxed)
 
 static inline size_t disk_shard_of(const struct disk *d, uint64_t hash)
 {
@@ -297,7 +297,7 @@ static inline uint64_t load64(const void *p)
 
 /* blocks.c. An id that a slot or a caller names is at most `head`, and at most WINDOW_MAX older. */
 uint64_t block_id_of_number(const struct disk *d, uint32_t number);
-uint64_t block_id_of_api(const struct disk *d, uint32_t block); /* 0: cannot be */
+uint64_t block_id_of_api(const struct disk *d, uint32_t block);   /* 0: cannot be */
 struct block_meta *block_meta(const struct disk *d, uint64_t id); /* NULL: unknown */
 struct block_meta *block_meta_make(struct disk *d, uint64_t id);
 bool block_has(const struct disk *d, uint64_t id, uint32_t flag);

@@ -20,10 +20,10 @@
 #endif
 
 #define META_CHECKSUM_SEED 0x6d657461ULL
-#define MAP_SMALL          (256ULL << 20)
-#define MAP_LARGE          (64ULL << 30)
-#define MAP_HUGE           (16ULL << 40)
-#define MAP_SANITIZED      (8ULL << 30)
+#define MAP_SMALL (256ULL << 20)
+#define MAP_LARGE (64ULL << 30)
+#define MAP_HUGE (16ULL << 40)
+#define MAP_SANITIZED (8ULL << 30)
 
 static const char meta_name[] = "tiercel";
 
@@ -105,11 +105,8 @@ int env_put_meta(struct disk *d, MDB_txn *txn, bool clean)
 {
     size_t len = sizeof(struct meta_value) + (size_t)d->opt.databases * 4;
     MDB_val key = {sizeof(meta_name) - 1, (void *)(uintptr_t)meta_name}, val = {.mv_size = len};
-    struct meta_value m = {.magic = META_MAGIC,
-                           .format = FORMAT_VERSION,
-                           .seed = d->seed,
-                           .clean = clean,
-                           .databases = d->opt.databases};
+    struct meta_value m = {
+        .magic = META_MAGIC, .format = FORMAT_VERSION, .seed = d->seed, .clean = clean, .databases = d->opt.databases};
     for (size_t i = 0; clean && i < d->shards; i++)
         m.keys_hint += PEEK(d->index[i].count);
     int rc = mdb_put(txn, d->dbi_meta, &key, &val, MDB_RESERVE);

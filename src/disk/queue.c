@@ -126,10 +126,8 @@ static void block_push_record(struct block *b, const struct disk_record *rec)
         b->offs = mem_realloc(MEM_OTHER, b->offs, b->rec_cap * sizeof(*b->offs));
     }
     b->offs[b->nrec] = (uint32_t)b->data_len;
-    b->done[b->nrec] = (struct disk_done){.hash = rec->key.hash,
-                                          .ticket = rec->ticket,
-                                          .block = (uint32_t)b->id,
-                                          .has_expire = rec->expire_ms != 0};
+    b->done[b->nrec] = (struct disk_done){
+        .hash = rec->key.hash, .ticket = rec->ticket, .block = (uint32_t)b->id, .has_expire = rec->expire_ms != 0};
     uint32_t word = b->nrec | block_palette(b, rec->incarnation) << 16 | (rec->expire_ms ? OP_EXPIRE : 0);
     block_push_op(b, rec->key.hash, word);
     b->nrec++;

@@ -3,12 +3,12 @@
  * transaction deletes it. All of this runs on the writer thread, in bounded slices. */
 #include "disk_priv.h"
 
-#define GONE_FLUSH     4096
-#define SCAN_BLOCKS    65536u /* entries of the block table looked at in a slice */
-#define SLICE_BLOCKS   32     /* blocks or keys entries read in a slice */
-#define DEAD_EVERY_US  200000
+#define GONE_FLUSH 4096
+#define SCAN_BLOCKS 65536u /* entries of the block table looked at in a slice */
+#define SLICE_BLOCKS 32    /* blocks or keys entries read in a slice */
+#define DEAD_EVERY_US 200000
 #define DOOMED_WAIT_US 1000000
-#define KEYS_SPARE     (64u << 20)
+#define KEYS_SPARE (64u << 20)
 
 static bool scan_begin(struct disk *d)
 {
@@ -30,8 +30,8 @@ static void gone_add(struct disk *d, uint64_t hash, uint64_t id, uint32_t incarn
         d->gone_cap = d->gone_cap ? d->gone_cap * 2 : GONE_FLUSH;
         d->gone = mem_realloc(MEM_OTHER, d->gone, d->gone_cap * sizeof(*d->gone));
     }
-    d->gone[d->gone_n++] = (struct disk_gone){
-        .hash = hash, .block = (uint32_t)id, .incarnation = incarnation, .has_expire = has_expire};
+    d->gone[d->gone_n++] =
+        (struct disk_gone){.hash = hash, .block = (uint32_t)id, .incarnation = incarnation, .has_expire = has_expire};
 }
 
 /* No transaction is open here: the owner takes its time. */

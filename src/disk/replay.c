@@ -3,8 +3,8 @@
 #include "disk_priv.h"
 
 #define REPLAY_AHEAD 24
-#define DB_MIXED     0xffffu
-#define DB_NONE      0xfffeu
+#define DB_MIXED 0xffffu
+#define DB_NONE 0xfffeu
 
 struct replay {
     struct disk *d;

@@ -10,19 +10,19 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define LMDB_MAGIC        0xBEEFC0DEu
+#define LMDB_MAGIC 0xBEEFC0DEu
 #define LMDB_DATA_VERSION 1u
-#define PAGE_HEAD         16u
-#define P_BRANCH          0x01u
-#define P_LEAF            0x02u
-#define P_OVERFLOW        0x04u
-#define P_META            0x08u
-#define P_LEAF2           0x20u
-#define F_BIGDATA         0x01u
-#define F_SUBDATA         0x02u
-#define F_DUPDATA         0x04u
-#define DEPTH_MAX         24
-#define NO_PAGE           UINT64_MAX
+#define PAGE_HEAD 16u
+#define P_BRANCH 0x01u
+#define P_LEAF 0x02u
+#define P_OVERFLOW 0x04u
+#define P_META 0x08u
+#define P_LEAF2 0x20u
+#define F_BIGDATA 0x01u
+#define F_SUBDATA 0x02u
+#define F_DUPDATA 0x04u
+#define DEPTH_MAX 24
+#define NO_PAGE UINT64_MAX
 
 struct lmdb_db {
     uint32_t pad;

@@ -6,9 +6,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#define HOUSE_US    250000
-#define SOFT_US     60000000
-#define TRIES       3
+#define HOUSE_US 250000
+#define SOFT_US 60000000
+#define TRIES 3
 #define ROOM_MARGIN 64
 
 void writer_notice(struct disk *d, bool healthy, const char *fmt, ...)

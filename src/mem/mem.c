@@ -253,8 +253,7 @@ void mem_prefetch_bucket(const struct mem *m, uint64_t hash)
     unsigned bits = atomic_load_explicit(&s->bits, memory_order_relaxed);
 
     /* While the table grows this may be the wrong line, or one of no use: no harm. */
-    __builtin_prefetch(atomic_load_explicit(&s->table, memory_order_relaxed) +
-                       bucket_index(hash, m->shard_bits, bits));
+    __builtin_prefetch(atomic_load_explicit(&s->table, memory_order_relaxed) + bucket_index(hash, m->shard_bits, bits));
 }
 
 void mem_prefetch_object(const struct mem *m, uint64_t hash)
@@ -392,12 +391,13 @@ void mem_scan_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, ui
     }
 }
 
-/* Bucket number `i` of the buckets in use now: moved ones in the new table, the rest in the old. */
+/* Is bucket number `i` of the table not moved yet? */
 static bool in_old(const struct mem_shard *s, uint64_t i)
 {
     return s->old && (i >> 1) >= s->moved;
 }
 
+/* Bucket number `i` of the buckets in use now: moved ones in the new table, the rest in the old. */
 static struct mem_bucket *bucket_at(const struct mem_shard *s, uint64_t i)
 {
     if (in_old(s, i))

@@ -251,6 +251,7 @@ static void input_trim(struct conn *c)
 /* ---- requests ------------------------------------------------------------------------------------ */
 
 static void flush(struct conn *c);
+static void flush_and_resume(struct conn *c);
 
 static bool must_authenticate(const struct conn *c)
 {
@@ -470,7 +471,7 @@ static void on_read(uv_stream_t *stream, ssize_t got, const uv_buf_t *buf)
     }
     if (!c->s)
         return;
-    flush(c);
+    flush_and_resume(c);
     settle(c);
 }
 
@@ -574,6 +575,18 @@ static void flush(struct conn *c)
     }
 }
 
+/* Writes, and goes on with requests that waited for room in the output. */
+static void flush_and_resume(struct conn *c)
+{
+    flush(c);
+    while (UNLIKELY(c->s && c->s->queued && chain_empty(&c->s->out) && !c->writing)) {
+        session_resume(c->s);
+        if (chain_empty(&c->s->out))
+            return; /* the head of the queue waits for something else */
+        flush(c);
+    }
+}
+
 /* ---- what comes next --------------------------------------------------------------------------------- */
 
 static bool may_read(const struct conn *c)
@@ -648,16 +661,7 @@ void conn_turn(struct conn *c)
         if (!c->s)
             return;
     }
-    if (!c->s->close_asap) {
-        flush(c);
-        if (!c->s)
-            return;
-        if (UNLIKELY(c->s->queued)) { /* what waited for room in the output */
-            session_resume(c->s);
-            flush(c);
-            if (!c->s)
-                return;
-        }
-    }
+    if (!c->s->close_asap)
+        flush_and_resume(c);
     settle(c);
 }

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdio.h>
+#include <time.h>
 #include <uv.h>
 
 #include "tiercel/check.h"
@@ -164,6 +165,25 @@ static void end_run(struct mbox_msg *msg, void *owner)
     sem_post(&loop_of(w)->all->step);
 }
 
+static void pass_run(struct mbox_msg *msg, void *owner)
+{
+    (void)msg;
+    sem_post(&loop_of(owner)->all->step);
+}
+
+bool loops_settle(struct loops *l, int64_t timeout_ms)
+{
+    int64_t end = clock_mono_ms() + timeout_ms;
+
+    tell_all(l, end_run);
+    while (atomic_load(&l->tier->fetches) > 0 && clock_mono_ms() < end)
+        nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
+    /* What the last of them sent around is seen to when every mailbox was emptied twice. */
+    tell_all(l, pass_run);
+    tell_all(l, pass_run);
+    return atomic_load(&l->tier->fetches) == 0;
+}
+
 static void close_run(struct mbox_msg *msg, void *owner)
 {
     struct worker *w = owner;
@@ -175,7 +195,6 @@ static void close_run(struct mbox_msg *msg, void *owner)
 
 void loops_end(struct loops *l)
 {
-    tell_all(l, end_run);
     tell_all(l, close_run);
     for (int i = 0; i < l->n; i++)
         pthread_join(l->loop[i].thread, NULL);

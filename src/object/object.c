@@ -213,7 +213,8 @@ struct object *object_new_none(const struct key *key, int64_t expire_ms, uint64_
 
 static void object_free_shell(struct object *o)
 {
-    mem_free(MEM_DATA, o);
+    size_t value_len = o->enc == ENC_EMBED ? embedded(o).len : 0;
+    mem_free_sized(MEM_DATA, o, key_offset(o) + key_len(o) + value_len);
 }
 
 void object_free(struct object *o)

@@ -85,15 +85,11 @@ static uint64_t victim_score(struct worker *w, const struct object *o, int polic
 {
     switch (policy) {
     case POLICY_VOLATILE_LFU:
-    case POLICY_ALLKEYS_LFU:
-        return 255 - lfu_counter(w->tier, o, w->now_ms);
-    case POLICY_VOLATILE_TTL:
-        return o->flags & OBJ_F_EXPIRE ? UINT64_MAX - (uint64_t)object_expire(o) : 0;
+    case POLICY_ALLKEYS_LFU: return 255 - lfu_counter(w->tier, o, w->now_ms);
+    case POLICY_VOLATILE_TTL: return o->flags & OBJ_F_EXPIRE ? UINT64_MAX - (uint64_t)object_expire(o) : 0;
     case POLICY_VOLATILE_RANDOM:
-    case POLICY_ALLKEYS_RANDOM:
-        return rng_next(&w->rng);
-    default:
-        return (lru_clock(w->now_ms) - o->access) & ACCESS_MASK;
+    case POLICY_ALLKEYS_RANDOM: return rng_next(&w->rng);
+    default: return (lru_clock(w->now_ms) - o->access) & ACCESS_MASK;
     }
 }
 
@@ -157,7 +153,8 @@ static void fill_record(struct worker *w, const struct key *key, const struct ob
 {
     struct buf *serial = &w->tier_worker->serial;
 
-    *rec = (struct disk_record){.key = *key, .type = o->type, .expire_ms = object_expire(o), .origin = object_origin(o)};
+    *rec =
+        (struct disk_record){.key = *key, .type = o->type, .expire_ms = object_expire(o), .origin = object_origin(o)};
     rec->incarnation = atomic_load_explicit(&w->tier->mem->full_inc[o->inc], memory_order_relaxed);
     serial->len = 0;
     if (!object_serial_ref(o, serial, &rec->payload_ref))
@@ -220,6 +217,9 @@ static enum evict_rc evict_locked(struct worker *w, struct mem_shard *shard, mem
     uint32_t block;
     bool has_expire;
 
+    /* The pool knows objects by their address: this may be another one by now, or have changed. */
+    if (o->type == OBJ_RESIDENCY || (only_volatile(t, policy) && !(o->flags & OBJ_F_EXPIRE)))
+        return EVICT_NONE;
     mem_object_key(t->mem, o, &key);
     if (o->type == OBJ_NONE || mem_db_of(t->mem, o->inc) < 0) {
         drop_locked(w, shard, &key, slot, false);
@@ -329,8 +329,8 @@ enum status tier_make_room(struct worker *w)
 
 /* ---- what the disk reports, on its writer thread ---- */
 
-static void commit_one_locked(struct tier *t, struct mem_shard *shard, const struct disk_done *item, struct residency *r,
-                              bool ok)
+static void commit_one_locked(struct tier *t, struct mem_shard *shard, const struct disk_done *item,
+                              struct residency *r, bool ok)
 {
     atomic_fetch_sub_explicit(&t->demoting_bytes, (int64_t)r->bytes, memory_order_relaxed);
     if (!r->demoting)
@@ -391,11 +391,11 @@ void tier_dropped(void *arg, const struct disk_gone *items, size_t n)
 
     for (size_t i = 0; i < n; i++) {
         struct mem_shard *shard = tier_shard_of(t, items[i].hash);
-        int db = mem_db_of(t->mem, (uint16_t)items[i].incarnation);
-        bool live = db >= 0 && atomic_load(&t->mem->db[db].incarnation) == items[i].incarnation;
         struct presence p = {.t = t, .bits = disk_hash_bits(t->disk, items[i].hash)};
         uint64_t end;
         mem_lock(shard);
+        int db = mem_db_of(t->mem, (uint16_t)items[i].incarnation);
+        bool live = db >= 0 && atomic_load(&t->mem->db[db].incarnation) == items[i].incarnation;
         if (disk_drop_locked(t->disk, items[i].hash, items[i].block) && live) {
             mem_scan_locked(t->mem, shard, items[i].hash, &end, presence_fn, &p);
             if (!p.found) {

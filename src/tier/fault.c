@@ -52,7 +52,7 @@ void tier_wake_waiters_locked(struct worker *w, struct residency *r, enum status
         struct tier_wait *wait = LIST_ENTRY(l, struct tier_wait, link);
         wait->waiting = false;
         wait->st = st;
-        if (error)
+        if (error && !atomic_exchange(&wait->req->has_error, true)) /* keys fail on several threads at once */
             snprintf(wait->req->error, sizeof(wait->req->error), "%s", error);
         if (pin) {
             r->pins++;
@@ -112,7 +112,8 @@ static struct fetch *fetch_create(struct worker *w, struct residency *r, const s
 }
 
 /* Queues the fetch of a key: from `block` on disk, or from the upstream. Sent when no lock is held. */
-static void fetch_start_locked(struct worker *w, struct residency *r, const struct key *key, bool on_disk, uint32_t block)
+static void fetch_start_locked(struct worker *w, struct residency *r, const struct key *key, bool on_disk,
+                               uint32_t block)
 {
     struct tier_worker *tw = w->tier_worker;
     struct fetch *f = fetch_create(w, r, key);
@@ -179,7 +180,8 @@ static bool usable(struct worker *w, const struct object *o, enum liveness l)
                          tier_stale_allowed(w->tier, object_origin(o), w->now_ms));
 }
 
-static void fault_key_locked(struct worker *w, struct mem_shard *shard, struct tier_request *req, struct tier_wait *wait)
+static void fault_key_locked(struct worker *w, struct mem_shard *shard, struct tier_request *req,
+                             struct tier_wait *wait)
 {
     struct tier *t = w->tier;
     mem_slot *slot = mem_find_locked(t->mem, shard, &wait->key);
@@ -297,6 +299,7 @@ enum status tier_fault(struct worker *w, struct tier_request *req, bool urgent)
     }
     leave_admission(t, req);
     req->error[0] = '\0';
+    atomic_store_explicit(&req->has_error, false, memory_order_relaxed);
     atomic_store_explicit(&req->pending, 1, memory_order_relaxed); /* ours, until all keys are seen to */
     for (int i = 0; i < req->nwaits; i++) {
         struct tier_wait *wait = &req->waits[i];
@@ -415,7 +418,8 @@ static void install_locked(struct worker *w, struct mem_shard *shard, struct res
 }
 
 /* It is nowhere, or could not be had. */
-static void fail_locked(struct worker *w, struct mem_shard *shard, struct residency *r, enum status st, const char *error)
+static void fail_locked(struct worker *w, struct mem_shard *shard, struct residency *r, enum status st,
+                        const char *error)
 {
     r->fetching = false;
     tier_wake_waiters_locked(w, r, st, error);
@@ -423,10 +427,13 @@ static void fail_locked(struct worker *w, struct mem_shard *shard, struct reside
         residency_detach_locked(w->tier, shard, r);
 }
 
-static void uncount(struct worker *w, const struct key *key, bool expires)
+/* In the database that the key belongs to now: it may have been swapped or flushed since. */
+static void count_key(struct worker *w, const struct key *key, int keys, bool expires)
 {
-    if (mem_key_current(w->tier->mem, key))
-        mem_db_count(w->tier->mem, key->db, -1, -(int)expires);
+    int db = mem_db_of(w->tier->mem, key->inc);
+
+    if (db >= 0)
+        mem_db_count(w->tier->mem, (unsigned)db, keys, expires ? keys : 0);
 }
 
 /* The index was wrong, or its record is dead by now. */
@@ -438,7 +445,7 @@ static void drop_index_locked(struct worker *w, struct fetch *f, bool expired)
 
     if (disk_find_locked(t->disk, f->key.hash, &block, &has_expire) && block == f->rd.block &&
         disk_drop_locked(t->disk, f->key.hash, block)) {
-        uncount(w, &f->key, has_expire);
+        count_key(w, &f->key, -1, has_expire);
         if (expired)
             stats_inc(w->stats, STAT_expired_keys);
     }
@@ -452,14 +459,15 @@ static bool finish_disk_locked(struct worker *w, struct mem_shard *shard, struct
     struct object *o = f->found;
     uint32_t block;
     bool has_expire, expired = o && object_expired(o, w->now_ms);
-    bool current = o && !expired && (!(o->flags & OBJ_F_ORIGIN) ? !t->has_upstream : tier_origin_current(t, object_origin(o)));
+    bool current =
+        o && !expired && (!(o->flags & OBJ_F_ORIGIN) ? !t->has_upstream : tier_origin_current(t, object_origin(o)));
 
     f->found = NULL;
     if (current && r->attached) {
         stats_inc(w->stats, STAT_tier_disk_hits);
         stats_inc(w->stats, STAT_tier_promotions);
         if (!disk_find_locked(t->disk, f->key.hash, &block, &has_expire)) /* its block was dropped meanwhile */
-            mem_db_count(t->mem, f->key.db, 1, object_expire(o) != 0);
+            count_key(w, &f->key, 1, object_expire(o) != 0);
         install_locked(w, shard, r, o);
         return true;
     }
@@ -534,6 +542,22 @@ static void discard_suspect(struct worker *w, struct residency *r)
     }
 }
 
+/* What was held of the key, a suspect or on disk, is not to be kept. */
+static void forget_copies_locked(struct worker *w, const struct fetch *f, struct residency *r)
+{
+    bool had = r->value != NULL, expires = had && object_expire(r->value) != 0, disk_expires;
+
+    if (r->attached) {
+        if (tier_forget_disk_locked(w->tier, f->key.hash, false, &disk_expires) && !had) {
+            had = true;
+            expires = disk_expires;
+        }
+        if (had)
+            count_key(w, &f->key, -1, expires);
+    }
+    discard_suspect(w, r);
+}
+
 /* Its answer: a value, or an OBJ_NONE. */
 static void finish_upstream_locked(struct worker *w, struct mem_shard *shard, struct fetch *f, struct object *o,
                                    uint32_t generation)
@@ -542,17 +566,17 @@ static void finish_upstream_locked(struct worker *w, struct mem_shard *shard, st
     struct residency *r = f->res;
     bool keep = r->attached && generation != 0 && tier_origin_current(t, tier_origin(w->id, generation)) &&
                 mem_key_current(t->mem, &f->key) && (o->type != OBJ_NONE || t->limit.negative_ttl_ms > 0);
-    bool had_expire;
 
-    if (keep)
+    if (keep) {
+        bool had_expire;
         count_copy(w, f, r, o);
-    else if (r->attached && r->value)
-        uncount(w, &f->key, object_expire(r->value) != 0);
-    discard_suspect(w, r);
-    if (r->attached)
+        discard_suspect(w, r);
         tier_forget_disk_locked(t, f->key.hash, false, &had_expire);
-    if (!keep && r->attached)
-        residency_detach_locked(t, shard, r);
+    } else {
+        forget_copies_locked(w, f, r);
+        if (r->attached)
+            residency_detach_locked(t, shard, r);
+    }
     install_locked(w, shard, r, o);
 }
 
@@ -580,9 +604,10 @@ static void fail_upstream_locked(struct worker *w, struct mem_shard *shard, stru
             residency_unwrap_locked(t, shard, r);
         return;
     }
-    if (r->attached && r->value)
-        uncount(w, &f->key, object_expire(r->value) != 0);
-    discard_suspect(w, r);
+    if (st == ST_WRONGTYPE)
+        forget_copies_locked(w, f, r);
+    else
+        discard_suspect(w, r); /* detached: it was taken off the books when that happened */
     fail_locked(w, shard, r, st, error);
 }
 
@@ -633,19 +658,27 @@ static void fetch_upstream(struct fetch *f)
     f->uf.db = f->key.db;
     f->uf.done = upstream_fetch_done;
     stats_inc(f->w->stats, STAT_tier_upstream_requests);
-    upstream_fetch(f->w->tier_worker->up, &f->uf);
+    if (f->w->tier_worker->up)
+        upstream_fetch(f->w->tier_worker->up, &f->uf);
+    else /* the server stops */
+        upstream_fetch_done(&f->uf, ST_CANCELLED, SLICE_NONE, -1, 0);
 }
 
 void tier_forget_upstream(struct worker *w, unsigned db, struct slice name)
 {
     struct tier *t = w->tier;
     struct key key;
+    bool current;
 
-    mem_key_init(t->mem, db, name, &key);
-    struct mem_shard *shard = tier_shard_of(t, key.hash);
-    mem_lock(shard);
-    tier_delete_locked(w, shard, &key, TIER_DELETED);
-    mem_unlock(shard);
+    do { /* again, when the database was flushed or swapped before the lock was had */
+        mem_key_init(t->mem, db, name, &key);
+        struct mem_shard *shard = tier_shard_of(t, key.hash);
+        mem_lock(shard);
+        current = mem_key_current(t->mem, &key);
+        if (current)
+            tier_delete_locked(w, shard, &key, TIER_DELETED);
+        mem_unlock(shard);
+    } while (!current);
 }
 
 void tier_forget_all_upstream(struct worker *w)

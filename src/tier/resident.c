@@ -126,19 +126,14 @@ static enum status resolve_slow_locked(struct worker *w, struct mem_shard *shard
                                        struct object *o, struct tier_found *out)
 {
     switch (tier_liveness(w, o)) {
-    case LIVE:
-        return found(w, o, true, out);
-    case NEGATIVE_LIVE:
-        stats_inc(w->stats, STAT_tier_negative_hits);
-        return ST_OK;
+    case LIVE: return found(w, o, true, out);
+    case NEGATIVE_LIVE: stats_inc(w->stats, STAT_tier_negative_hits); return ST_OK;
     case SUSPECT:
         if (!upstream_away(w) || !tier_stale_allowed(w->tier, object_origin(o), w->now_ms))
             return ST_PENDING;
         stats_inc(w->stats, STAT_tier_stale_hits);
         return found(w, o, true, out);
-    case GONE:
-        tier_delete_locked(w, shard, key, TIER_EXPIRED);
-        break;
+    case GONE: tier_delete_locked(w, shard, key, TIER_EXPIRED); break;
     }
     return w->tier->has_upstream ? ST_PENDING : ST_OK;
 }
@@ -193,7 +188,9 @@ enum status tier_resolve_locked(struct worker *w, struct mem_shard *shard, const
     enum status st;
 
     *out = (struct tier_found){.kept = true};
-    if (UNLIKELY(wait != NULL) && resolve_from_wait(w, wait, out, &st))
+    /* Its hash is another one when the database was flushed or swapped meanwhile: then what was
+     * waited for belongs to another shard's lock, and is not an answer any more. */
+    if (UNLIKELY(wait != NULL) && wait->key.hash == key->hash && resolve_from_wait(w, wait, out, &st))
         return st;
     if (LIKELY(slot != NULL)) {
         struct object *o = mem_object(*slot);
@@ -305,22 +302,31 @@ void tier_put_locked(struct worker *w, struct mem_shard *shard, const struct key
     }
     if (o->flags & OBJ_F_ORIGIN && counted(o))
         atomic_fetch_add_explicit(&t->tracked_keys, 1, memory_order_relaxed);
-    mem_db_count(t->mem, key->db, (int)counted(o) - existed, (counted(o) && object_expire(o) != 0) - (existed && expires));
+    mem_db_count(t->mem, key->db, (int)counted(o) - existed,
+                 (counted(o) && object_expire(o) != 0) - (existed && expires));
     tier_notify_locked(t, shard, key, TIER_WRITTEN);
 }
 
 bool tier_delete_locked(struct worker *w, struct mem_shard *shard, const struct key *key, enum tier_change why)
 {
     bool existed, expires;
+    struct key told = *key;
+    char *name = NULL;
 
+    if (UNLIKELY(w->tier->shard[shard->index].watched > 0)) { /* the key may be that of the object that goes */
+        name = mem_alloc(MEM_OTHER, key->len);
+        memcpy(name, key->ptr, key->len);
+        told.ptr = name;
+    }
     clear_locked(w, shard, key, &existed, &expires);
-    if (!existed)
-        return false;
-    mem_db_count(w->tier->mem, key->db, -1, -(int)expires);
-    if (why == TIER_EXPIRED)
-        stats_inc(w->stats, STAT_expired_keys);
-    tier_notify_locked(w->tier, shard, key, why);
-    return true;
+    if (existed) {
+        mem_db_count(w->tier->mem, told.db, -1, -(int)expires);
+        if (why == TIER_EXPIRED)
+            stats_inc(w->stats, STAT_expired_keys);
+        tier_notify_locked(w->tier, shard, &told, why);
+    }
+    mem_free(MEM_OTHER, name);
+    return existed;
 }
 
 void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *old,
@@ -332,7 +338,7 @@ void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct
 
     if (slot) {
         mem_replace_locked(slot, o); /* also when it is the same: its expiry may have come or gone */
-    } else { /* pinned or demoting */
+    } else {                         /* pinned or demoting */
         slot = mem_find_locked(t->mem, shard, key);
         CHECK(slot && mem_object(*slot)->type == OBJ_RESIDENCY);
         struct residency *r = residency_of(mem_object(*slot));

@@ -4,10 +4,10 @@
 #include "tiercel/clock.h"
 #include "tier_priv.h"
 
-#define SWEEP_BUCKETS 64     /* per hold of a shard's lock */
-#define SWEEP_BATCH 64       /* objects removed per hold */
-#define SWEEP_SLICE_US 500   /* when little is found */
-#define SWEEP_BUSY_US 2000   /* while a tenth or more of what is looked at is due */
+#define SWEEP_BUCKETS 64   /* per hold of a shard's lock */
+#define SWEEP_BATCH 64     /* objects removed per hold */
+#define SWEEP_SLICE_US 500 /* when little is found */
+#define SWEEP_BUSY_US 2000 /* while a tenth or more of what is looked at is due */
 
 /* ---- expiry and dead incarnations ---- */
 
@@ -23,7 +23,7 @@ static void remove_due_locked(struct worker *w, struct mem_shard *shard, struct 
     }
     if (o->type == OBJ_RESIDENCY) {
         struct residency *r = residency_of(o);
-        if (r->value && !r->fetching)
+        if (r->value)
             tier_object_gone(t, r->value);
         residency_detach_locked(t, shard, r);
         return;
@@ -198,7 +198,8 @@ static int hot_compare(const void *a, const void *b)
 
 static bool append_now(struct tier *t, const struct hot *h, struct buf *serial, int64_t until_ms)
 {
-    struct disk_record rec = {.type = h->obj->type, .expire_ms = object_expire(h->obj), .origin = object_origin(h->obj)};
+    struct disk_record rec = {
+        .type = h->obj->type, .expire_ms = object_expire(h->obj), .origin = object_origin(h->obj)};
     struct mem_shard *shard = tier_shard_of(t, h->hash);
 
     mem_object_key(t->mem, h->obj, &rec.key);

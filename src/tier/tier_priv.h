@@ -6,6 +6,7 @@
 #include "tiercel/stats.h"
 #include "tiercel/tier.h"
 #include "tiercel/upstream.h"
+#include "tiercel/warm.h"
 
 /* The record of a key that is not plainly resident. Everything in it is under the lock of
  * the shard of `hash`. References: one of the table while attached, one of its fetch, one
@@ -85,6 +86,25 @@ void tier_committed(void *arg, const struct disk_done *items, size_t n, enum sta
 void tier_dropped(void *arg, const struct disk_gone *items, size_t n);
 void tier_room(void *arg);
 bool tier_over_limit(struct tier *t);
+
+/* warm_source.c: where a job's names come from. On the job's worker. */
+struct warm_source;
+enum warm_next {
+    WARM_NEXT_NAME,
+    WARM_NEXT_BAD,   /* one that cannot be a key */
+    WARM_NEXT_LATER, /* wake() comes, or with *retry_ms > 0: ask again then */
+    WARM_NEXT_NONE,  /* that was all */
+    WARM_NEXT_BROKEN /* warm_source_error() says why */
+};
+enum status warm_source_create(struct worker *w, int db, const struct warm_spec *spec, void (*wake)(void *arg),
+                               void *arg, struct warm_source **out, char err[WARM_ERROR_MAX]);
+/* *name is valid until the next call, and until the loop turns. May call wake() before it returns. */
+enum warm_next warm_source_next(struct warm_source *src, struct slice *name, int64_t *retry_ms);
+const char *warm_source_error(const struct warm_source *src);
+/* In keys or bytes; *total 0: unknown. */
+void warm_source_progress(const struct warm_source *src, int64_t *done, int64_t *total);
+bool warm_source_busy(const struct warm_source *src); /* it waits for wake(): must not be destroyed */
+void warm_source_destroy(struct warm_source *src);
 
 static inline struct mem_shard *tier_shard_of(const struct tier *t, uint64_t hash)
 {

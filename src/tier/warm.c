@@ -1,26 +1,19 @@
-/* WARM's jobs: where their names come from, how keys are loaded, when they stop. */
-#include <errno.h>
-#include <fcntl.h>
+/* WARM's jobs: how keys are loaded, and when it stops. Their names come from warm_source.c. */
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "tiercel/clock.h"
 #include "tiercel/log.h"
-#include "tiercel/num.h"
 #include "tiercel/warm.h"
 
 #include "tier_priv.h"
 
 #define SLICE_US 500       /* of one turn */
-#define FILE_CHUNK 65536   /* read per turn */
 #define BURST_NS 100000000 /* RATE makes up for this much lost time */
 #define BUSY_MS 5          /* the look-ahead budget is taken: look again */
 #define BUSY_MAX_MS 100    /* ... and no longer yield to others than this, with nothing under way */
 #define AWAY_POLL_MS 50    /* how often to look whether the upstream is back */
-#define SCAN_RETRY_MS 100
-#define LOAD_TRIES 3 /* of a key that is written while it is fetched */
+#define LOAD_TRIES 3       /* of a key that is written while it is fetched */
 
 struct warm {
     struct tier *tier;
@@ -36,13 +29,11 @@ struct warm_job {
     struct worker *w;
     uint64_t id;
     int db;
-    enum warm_kind kind;
-    int64_t count;
     uint64_t key_ns; /* time that a key takes at most RATE; 0 = no limit */
     int64_t started_ms;
 
     /* Under the list's lock. */
-    char reason[96];
+    char reason[WARM_REASON_MAX];
     bool cancel_posted;
     bool final; /* the worker is done with it */
 
@@ -56,19 +47,8 @@ struct warm_job {
     struct mbox_msg run_msg, cancel_msg;
     struct mbox_timer *timer;
     bool run_posted;
-    struct buf names; /* length and name, from `at` on not loaded yet */
-    size_t at;
-    uint64_t npending, ntaken;
-    bool exhausted; /* the source has no more */
-    int fd;         /* FILE; -1 = none */
-    struct buf line;
-    bool line_too_long;
-    struct buf pattern; /* MATCH */
-    struct buf cursor;
-    struct upstream_call scan;
-    bool scanning;
-    int64_t scan_failed_ms, scan_after_ms; /* since when it fails, when to try again; mono, 0 = not */
-    struct list loads, again;              /* struct warm_load: under way; to be tried again */
+    struct warm_source *source; /* NULL: the job has ended */
+    struct list loads, again;   /* struct warm_load: under way; to be tried again */
     unsigned outstanding;
     uint64_t next_ns; /* when RATE allows the next key */
     int64_t away_ms, busy_ms;
@@ -148,244 +128,6 @@ static void job_status_locked(const struct warm_job *job, struct warm_status *ou
     out->bytes = atomic_load(&job->bytes);
     out->elapsed_ms = (ended ? ended : clock_mono_ms()) - job->started_ms;
     out->eta_ms = job_eta(job, out->elapsed_ms);
-}
-
-/* ---- names --------------------------------------------------------------------------- */
-
-static void names_add(struct warm_job *job, struct slice name)
-{
-    uint32_t len = (uint32_t)name.len;
-
-    buf_append(&job->names, &len, sizeof(len));
-    buf_slice_append(&job->names, name);
-    job->npending++;
-}
-
-/* The next name, copied; NULL: none is waiting. */
-static struct warm_load *names_take(struct warm_job *job)
-{
-    struct list *l = list_pop_front(&job->again);
-    uint32_t len;
-
-    if (l)
-        return LIST_ENTRY(l, struct warm_load, link);
-    if (job->npending == 0)
-        return NULL;
-    memcpy(&len, job->names.ptr + job->at, sizeof(len));
-    struct warm_load *load = mem_calloc(MEM_OTHER, sizeof(*load) + len);
-    memcpy(load->name, job->names.ptr + job->at + sizeof(len), len);
-    load->len = len;
-    load->job = job;
-    list_init(&load->link);
-    job->at += sizeof(len) + len;
-    job->ntaken++;
-    if (--job->npending == 0)
-        job->names.len = job->at = 0;
-    return load;
-}
-
-static void job_progress(struct warm_job *job)
-{
-    if (job->kind == WARM_MATCH) {
-        if (job->exhausted)
-            atomic_store(&job->total, (int64_t)(job->ntaken + job->npending));
-        atomic_store(&job->progress, (int64_t)job->ntaken);
-    } else if (job->kind == WARM_KEYS) {
-        atomic_store(&job->progress, (int64_t)job->ntaken);
-    }
-}
-
-/* ---- names from a file --------------------------------------------------------------- */
-
-static void line_end(struct warm_job *job)
-{
-    struct slice name = buf_slice(&job->line);
-
-    if (name.len > 0 && name.ptr[name.len - 1] == '\r')
-        name.len--;
-    if (job->line_too_long)
-        count(&job->failed, 1);
-    else if (name.len > 0)
-        names_add(job, name);
-    job->line.len = 0;
-    job->line_too_long = false;
-}
-
-static void line_add(struct warm_job *job, const char *ptr, size_t len)
-{
-    if (job->line_too_long || job->line.len + len > WARM_LINE_MAX) {
-        job->line_too_long = true;
-        job->line.len = 0;
-    } else {
-        buf_append(&job->line, ptr, len);
-    }
-}
-
-static void file_parse(struct warm_job *job, const char *p, size_t n)
-{
-    const char *end = p + n, *nl;
-
-    while ((nl = memchr(p, '\n', (size_t)(end - p))) != NULL) {
-        line_add(job, p, (size_t)(nl - p));
-        line_end(job);
-        p = nl + 1;
-    }
-    line_add(job, p, (size_t)(end - p));
-}
-
-static void file_next(struct warm_job *job)
-{
-    char chunk[FILE_CHUNK], text[96];
-    ssize_t n = read(job->fd, chunk, sizeof(chunk));
-
-    if (n > 0) {
-        file_parse(job, chunk, (size_t)n);
-        atomic_fetch_add(&job->progress, n);
-    } else if (n == 0) {
-        if (job->line.len > 0 || job->line_too_long)
-            line_end(job);
-        job->exhausted = true;
-    } else if (errno != EINTR) {
-        snprintf(text, sizeof(text), "reading the file: %s", strerror(errno));
-        job_end(job, WARM_FAILED, text);
-    }
-}
-
-static enum status file_open(struct warm_job *job, struct slice path, char err[WARM_ERROR_MAX])
-{
-    char name[4096];
-    struct stat st;
-
-    if (path.len == 0 || path.len >= sizeof(name) || memchr(path.ptr, '\0', path.len)) {
-        snprintf(err, WARM_ERROR_MAX, "not a path");
-        return ST_IO;
-    }
-    memcpy(name, path.ptr, path.len);
-    name[path.len] = '\0';
-    job->fd = open(name, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* a pipe must not stop the loop */
-    if (job->fd < 0 || fstat(job->fd, &st) != 0) {
-        snprintf(err, WARM_ERROR_MAX, "cannot read %.128s: %s", name, strerror(errno));
-        return ST_IO;
-    }
-    if (!S_ISREG(st.st_mode)) {
-        snprintf(err, WARM_ERROR_MAX, "cannot read %.128s: not a regular file", name);
-        return ST_IO;
-    }
-    atomic_store(&job->total, (int64_t)st.st_size);
-    return ST_OK;
-}
-
-/* ---- names from the upstream's SCAN -------------------------------------------------- */
-
-/* "<kind><number>\r\n" */
-static bool reply_number(struct slice *in, char kind, int64_t *out)
-{
-    const char *nl = in->len ? memchr(in->ptr, '\n', in->len) : NULL;
-
-    if (!nl || nl - in->ptr < 3 || in->ptr[0] != kind ||
-        !num_parse_i64(SLICE(in->ptr + 1, (size_t)(nl - in->ptr) - 2), out))
-        return false;
-    in->len -= (size_t)(nl + 1 - in->ptr);
-    in->ptr = nl + 1;
-    return true;
-}
-
-static bool reply_string(struct slice *in, struct slice *out)
-{
-    int64_t len;
-
-    if (!reply_number(in, '$', &len) || len < 0 || (uint64_t)len + 2 > in->len)
-        return false;
-    *out = SLICE(in->ptr, (size_t)len);
-    in->ptr += len + 2;
-    in->len -= (size_t)len + 2;
-    return true;
-}
-
-static bool scan_page(struct warm_job *job, struct slice in)
-{
-    int64_t n;
-    struct slice cursor, name;
-
-    if (!reply_number(&in, '*', &n) || n != 2 || !reply_string(&in, &cursor) || !reply_number(&in, '*', &n))
-        return false;
-    for (; n > 0; n--) {
-        if (!reply_string(&in, &name))
-            return false;
-        names_add(job, name);
-    }
-    job->exhausted = slice_eq(cursor, SLICE_LIT("0"));
-    job->cursor.len = 0;
-    buf_slice_append(&job->cursor, cursor);
-    return true;
-}
-
-/* An answer that a little later may be another. */
-static bool scan_may_retry(enum status st, struct slice reply, bool is_error)
-{
-    static const char *const outage[] = {"-LOADING", "-MASTERDOWN", "-CLUSTERDOWN", "-BUSY", "-TRYAGAIN"};
-
-    if (st != ST_OK)
-        return st == ST_UNAVAILABLE || st == ST_TIMEOUT;
-    for (size_t i = 0; is_error && i < sizeof(outage) / sizeof(*outage); i++)
-        if (reply.len > strlen(outage[i]) && memcmp(reply.ptr, outage[i], strlen(outage[i])) == 0)
-            return true;
-    return false;
-}
-
-static void scan_failed(struct warm_job *job, enum status st, struct slice reply, bool is_error)
-{
-    int64_t now = clock_mono_ms();
-    char text[96];
-
-    if (job->scan_failed_ms == 0)
-        job->scan_failed_ms = now;
-    if (scan_may_retry(st, reply, is_error) && now - job->scan_failed_ms < WARM_AWAY_MS) {
-        job->scan_after_ms = now + SCAN_RETRY_MS;
-        return;
-    }
-    if (is_error)
-        snprintf(text, sizeof(text), "SCAN: %.*s", (int)strcspn(reply.ptr + 1, "\r\n"), reply.ptr + 1);
-    else
-        snprintf(text, sizeof(text), "SCAN: %s", status_text(st));
-    job_end(job, WARM_FAILED, text);
-}
-
-static void scan_done(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
-{
-    struct warm_job *job = LIST_ENTRY(call, struct warm_job, scan);
-    (void)sent;
-
-    job->scanning = false;
-    if (st == ST_OK && !is_error && job_running(job)) {
-        if (scan_page(job, reply))
-            job->scan_failed_ms = 0;
-        else
-            job_end(job, WARM_FAILED, "SCAN: not an answer to it");
-    } else {
-        scan_failed(job, st, reply, is_error);
-    }
-    job_kick(job);
-}
-
-static void scan_next(struct warm_job *job)
-{
-    char n[NUM_I64_MAX];
-    struct slice argv[] = {SLICE_LIT("SCAN"),        buf_slice(&job->cursor), SLICE_LIT("MATCH"),
-                           buf_slice(&job->pattern), SLICE_LIT("COUNT"),      SLICE(n, num_format_i64(n, job->count)),
-                           SLICE_LIT("TYPE"),        SLICE_LIT("string")}; /* what can be kept */
-    int64_t now = clock_mono_ms();
-
-    if (job->scanning)
-        return;
-    if (job->scan_after_ms > now) {
-        job_later(job, job->scan_after_ms - now);
-        return;
-    }
-    job->scan_after_ms = 0;
-    job->scanning = true;
-    job->scan.done = scan_done;
-    upstream_call(tier_upstream(job->w), &job->scan, job->db, (int)(sizeof(argv) / sizeof(*argv)), argv);
 }
 
 /* ---- loading ------------------------------------------------------------------------- */
@@ -530,22 +272,52 @@ static int64_t wait_for_rate(struct warm_job *job)
 
 /* ---- a turn -------------------------------------------------------------------------- */
 
-/* More names, for now or soon. false: there will be none. */
-static bool job_produce(struct warm_job *job)
+static struct warm_load *load_create(struct warm_job *job, struct slice name)
 {
-    if (job->exhausted)
-        return false;
-    if (job->kind == WARM_MATCH)
-        scan_next(job);
-    else
-        file_next(job);
-    return true;
+    struct warm_load *load = mem_calloc(MEM_OTHER, sizeof(*load) + name.len);
+
+    load->job = job;
+    load->len = (uint32_t)name.len;
+    memcpy(load->name, name.ptr, name.len);
+    list_init(&load->link);
+    return load;
+}
+
+/* The next key to load; NULL: not now. *more: it makes sense to ask again at once. */
+static struct warm_load *job_next(struct warm_job *job, bool *more)
+{
+    struct list *l = list_pop_front(&job->again);
+    struct slice name;
+    int64_t retry_ms;
+
+    *more = false;
+    if (l)
+        return LIST_ENTRY(l, struct warm_load, link);
+    switch (warm_source_next(job->source, &name, &retry_ms)) {
+    case WARM_NEXT_NAME: job->next_ns += job->key_ns; return load_create(job, name);
+    case WARM_NEXT_BAD:
+        count(&job->failed, 1);
+        *more = true;
+        break;
+    case WARM_NEXT_LATER:
+        if (retry_ms > 0)
+            job_later(job, retry_ms);
+        break;
+    case WARM_NEXT_NONE:
+        if (job->outstanding == 0)
+            job_end(job, WARM_DONE, "");
+        break;
+    case WARM_NEXT_BROKEN: job_end(job, WARM_FAILED, warm_source_error(job->source)); break;
+    }
+    return NULL;
 }
 
 /* One key. false: not now; something will call again. */
 static bool job_step(struct warm_job *job)
 {
     int64_t ms = wait_for_upstream(job);
+    const char *limit;
+    bool more;
 
     if (ms == 0)
         ms = wait_for_rate(job);
@@ -555,23 +327,14 @@ static bool job_step(struct warm_job *job)
     }
     if (job->outstanding >= WARM_LOADS_MAX)
         return false;
-    if (job->kind == WARM_MATCH && job->npending < WARM_LOADS_MAX)
-        job_produce(job); /* the next page comes while this one is loaded */
-    if (job->npending == 0 && list_empty(&job->again)) {
-        if (job_produce(job))
-            return !job->scanning && job->scan_after_ms == 0;
-        if (job->outstanding == 0)
-            job_end(job, WARM_DONE, "");
-        return false;
-    }
-    const char *limit = limit_reached(job);
-    if (limit) {
+    struct warm_load *load = job_next(job, &more);
+    if (!load)
+        return more;
+    if ((limit = limit_reached(job)) != NULL) {
+        mem_free(MEM_OTHER, load);
         job_end(job, WARM_STOPPED, limit);
         return false;
     }
-    struct warm_load *load = names_take(job);
-    if (load->tries == 0)
-        job->next_ns += job->key_ns;
     if (!load_start(load)) {
         job_later(job, BUSY_MS);
         return false;
@@ -579,14 +342,18 @@ static bool job_step(struct warm_job *job)
     return true;
 }
 
+static void job_progress(struct warm_job *job)
+{
+    int64_t done, total;
+
+    warm_source_progress(job->source, &done, &total);
+    atomic_store(&job->progress, done);
+    atomic_store(&job->total, total);
+}
+
 static void job_free(struct warm_job *job)
 {
-    if (job->fd >= 0)
-        close(job->fd);
-    buf_deinit(&job->names);
-    buf_deinit(&job->line);
-    buf_deinit(&job->pattern);
-    buf_deinit(&job->cursor);
+    warm_source_destroy(job->source);
     mem_free(MEM_OTHER, job);
 }
 
@@ -620,20 +387,22 @@ static void job_settle(struct warm_job *job)
 
     while ((l = list_pop_front(&job->again)))
         mem_free(MEM_OTHER, LIST_ENTRY(l, struct warm_load, link));
-    if (job->outstanding > 0 || job->scanning)
-        return;
+    if (job->run_posted || job->outstanding > 0 || warm_source_busy(job->source))
+        return; /* it comes here again */
+    if (job->timer)
+        mbox_timer_cancel(job->timer);
+    job->timer = NULL;
     list_init(&waiters);
     pthread_mutex_lock(&wm->lock);
-    if (job->final || job->cancel_posted) {
+    if (job->cancel_posted) {
         pthread_mutex_unlock(&wm->lock);
         return;
     }
     job->final = true;
     wm->running--;
     list_splice(&waiters, &job->waiters);
-    buf_deinit(&job->names);
-    buf_deinit(&job->line);
-    job->names.len = job->line.len = 0;
+    warm_source_destroy(job->source);
+    job->source = NULL;
     job_status_locked(job, &status);
     trim_locked(wm);
     pthread_mutex_unlock(&wm->lock);
@@ -728,49 +497,26 @@ static struct warm_job *job_create(struct warm *wm, struct worker *w, int db, co
     job->warm = wm;
     job->w = w;
     job->db = db;
-    job->kind = spec->kind;
-    job->count = spec->count;
     job->key_ns = spec->rate > 0 ? 1000000000 / (uint64_t)spec->rate : 0;
-    job->fd = -1;
     job->started_ms = clock_mono_ms();
     job->next_ns = (uint64_t)clock_mono_us() * 1000;
     list_init(&job->link);
     list_init(&job->loads);
     list_init(&job->again);
     list_init(&job->waiters);
-    buf_init(&job->names, MEM_OTHER);
-    buf_init(&job->line, MEM_OTHER);
-    buf_init(&job->pattern, MEM_OTHER);
-    buf_init(&job->cursor, MEM_OTHER);
     return job;
 }
 
-static enum status job_source(struct warm_job *job, const struct warm_spec *spec, char err[WARM_ERROR_MAX])
+static void job_wake(void *arg)
 {
-    switch (spec->kind) {
-    case WARM_FILE: return file_open(job, spec->text, err);
-    case WARM_MATCH:
-        if (!job->w->tier->has_upstream) {
-            snprintf(err, WARM_ERROR_MAX, "WARM MATCH asks an upstream, and none is set");
-            return ST_UNAVAILABLE;
-        }
-        buf_slice_append(&job->pattern, spec->text);
-        buf_byte(&job->cursor, '0');
-        return ST_OK;
-    default:
-        for (int i = 0; i < spec->nkeys; i++)
-            names_add(job, spec->keys[i]);
-        atomic_store(&job->total, spec->nkeys);
-        job->exhausted = true;
-        return ST_OK;
-    }
+    job_kick(arg);
 }
 
 enum status warm_start(struct warm *wm, struct worker *w, int db, const struct warm_spec *spec,
                        struct warm_waiter *waiter, uint64_t *id, char err[WARM_ERROR_MAX])
 {
     struct warm_job *job = job_create(wm, w, db, spec);
-    enum status st = job_source(job, spec, err);
+    enum status st = warm_source_create(w, db, spec, job_wake, job, &job->source, err);
 
     pthread_mutex_lock(&wm->lock);
     if (st == ST_OK && wm->running >= WARM_JOBS_MAX) {

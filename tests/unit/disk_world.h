@@ -25,16 +25,16 @@
 #include "disk/disk_priv.h"
 
 #define SHARD_BITS 4
-#define SHARDS     (1u << SHARD_BITS)
-#define KEYS_MAX   65536u
-#define MB         (1u << 20)
+#define SHARDS (1u << SHARD_BITS)
+#define KEYS_MAX 65536u
+#define MB (1u << 20)
 
 /* ---- the owner: what the memory tier would be ---- */
 
 struct entry {
-    uint32_t version;  /* newest one made up so far */
-    uint32_t pending;  /* appended, not settled yet; 0 = none */
-    uint32_t on_disk;  /* published; 0 = none */
+    uint32_t version; /* newest one made up so far */
+    uint32_t pending; /* appended, not settled yet; 0 = none */
+    uint32_t on_disk; /* published; 0 = none */
     uint64_t ticket;
     bool pending_expire;
 };

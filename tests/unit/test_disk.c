@@ -145,8 +145,8 @@ static void test_scan(void **state)
 
 static void test_values(void **state)
 {
-    static const size_t lens[] = {12,    13,    100,   1000,  2010,  2030,   2100,    4096,   16000,
-                                  32700, 32768, 32769, 65000, 65519, 65520,  65521,   100000, 1000000};
+    static const size_t lens[] = {12,    13,    100,   1000,  2010,  2030,  2100,  4096,   16000,
+                                  32700, 32768, 32769, 65000, 65519, 65520, 65521, 100000, 1000000};
     enum { N = sizeof(lens) / sizeof(*lens) };
     struct get g;
     (void)state;
@@ -397,15 +397,9 @@ static void test_quota_refuses(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_index),
-        cmocka_unit_test(test_index_tail),
-        cmocka_unit_test(test_scan),
-        cmocka_unit_test(test_values),
-        cmocka_unit_test(test_read_any),
-        cmocka_unit_test(test_order),
-        cmocka_unit_test(test_incarnations),
-        cmocka_unit_test(test_expiry),
-        cmocka_unit_test(test_quota),
+        cmocka_unit_test(test_index),         cmocka_unit_test(test_index_tail), cmocka_unit_test(test_scan),
+        cmocka_unit_test(test_values),        cmocka_unit_test(test_read_any),   cmocka_unit_test(test_order),
+        cmocka_unit_test(test_incarnations),  cmocka_unit_test(test_expiry),     cmocka_unit_test(test_quota),
         cmocka_unit_test(test_quota_refuses),
     };
     setvbuf(stdout, NULL, _IOLBF, 0);

@@ -102,7 +102,7 @@ static void meta_patch(const struct world *w, uint32_t version)
     MDB_env *env;
     MDB_txn *txn;
     MDB_dbi dbi;
-    MDB_val key = {7, (void *)(uintptr_t)"tiercel"}, val;
+    MDB_val key = {7, (void *)(uintptr_t) "tiercel"}, val;
     char path[128], copy[4096];
     snprintf(path, sizeof(path), "%s/tiercel.mdb", w->dir);
     CHECK(mdb_env_create(&env) == 0 && mdb_env_set_maxdbs(env, 4) == 0 && mdb_env_set_mapsize(env, 256 * MB) == 0);
@@ -195,7 +195,7 @@ static void test_garbage(void **state)
 
 #define CRASH_KEYS 400u
 
-struct crash_log { /* shared with the child */
+struct crash_log {                       /* shared with the child */
     _Atomic uint32_t issued[CRASH_KEYS]; /* event: version * 2 + (1: tombstone) */
     _Atomic uint32_t synced[CRASH_KEYS];
     _Atomic uint32_t rounds;
@@ -408,12 +408,8 @@ int main(int argc, char **argv)
     if (argc == 4 && strcmp(argv[1], "--crash-child") == 0)
         return crash_child(argv[2], strtoull(argv[3], NULL, 10));
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_write_failure),
-        cmocka_unit_test(test_busy),
-        cmocka_unit_test(test_set_aside),
-        cmocka_unit_test(test_garbage),
-        cmocka_unit_test(test_crash),
-        cmocka_unit_test(test_model),
+        cmocka_unit_test(test_write_failure), cmocka_unit_test(test_busy),  cmocka_unit_test(test_set_aside),
+        cmocka_unit_test(test_garbage),       cmocka_unit_test(test_crash), cmocka_unit_test(test_model),
     };
     setvbuf(stdout, NULL, _IOLBF, 0);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -621,7 +621,10 @@ static inline void world_changed(void *arg, const struct key *key, enum tier_cha
 {
     struct world *wd = arg;
     wd->changes[why]++;
-    snprintf(wd->changed_key, sizeof(wd->changed_key), "%.*s", (int)key->len, key->ptr);
+    size_t n = key->len < sizeof(wd->changed_key) ? key->len : sizeof(wd->changed_key) - 1;
+    for (size_t i = 0; i < n; i++) /* byte by byte: sanitizers see it when the key is freed memory */
+        wd->changed_key[i] = key->ptr[i];
+    wd->changed_key[n] = '\0';
 }
 
 static inline struct world *world_create(int workers, bool disk, bool upstream)
