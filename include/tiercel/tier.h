@@ -235,10 +235,10 @@ int tier_object_freq(struct worker *w, const struct object *o);
 
 /* One step from `cursor` (a hash): all keys of one bucket's range, in memory and on disk. Takes and
  * leaves the shard's lock (locked: all are locked already). mem_fn gets objects under the lock; disk_fn
- * gets slots that are not in memory. *next: 0 = done. */
+ * gets slots that are not in memory, until it returns false. *next: 0 = done. */
 struct disk_slot;
 void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *next,
-                    void (*mem_fn)(void *arg, const struct object *o), void (*disk_fn)(void *arg, const struct disk_slot *slot),
+                    void (*mem_fn)(void *arg, const struct object *o), bool (*disk_fn)(void *arg, const struct disk_slot *slot),
                     void *arg);
 
 /* ---- for INFO ---- */

@@ -22,6 +22,7 @@
 #define SLICE_US 1000       /* walking before other clients get a turn */
 #define SLICE_READS 4096    /* names being read from disk at a time */
 #define REREADS 3           /* times a record that moved meanwhile is looked for again */
+#define RANDOM_SLOTS 1024 /* looked at under one hold of a shard's lock */
 #define RANDOM_SAMPLE 16    /* names read of one bucket's keys on disk */
 #define RANDOM_PROBES 32    /* random buckets looked at before all of them */
 
@@ -185,20 +186,19 @@ static void walk_fill_read(struct walk *k, struct walk_read *r, const struct dis
 }
 
 /* A key that is only on disk; slots come in the order of their hashes. */
-static void walk_slot(void *arg, const struct disk_slot *slot)
+static bool walk_slot(void *arg, const struct disk_slot *slot)
 {
     struct walk *k = arg;
     uint64_t at = slot->hash & ~CURSOR_LOW;
 
     k->touched = true;
-    if (k->stop)
-        return;
     if (k->nreads >= k->budget && at > k->cursor && (k->reads[k->nreads - 1].rd.key.hash & ~CURSOR_LOW) < at) {
         k->stop = at;
-        return;
+        return false;
     }
     k->seen++;
     walk_fill_read(k, walk_add_read(k), slot);
+    return true;
 }
 
 /* ---- one step ------------------------------------------------------------------------ */
@@ -295,12 +295,13 @@ static void search_object(void *arg, const struct object *o)
         walk_found(k, object_key(o));
 }
 
-static void search_slot(void *arg, const struct disk_slot *slot)
+static bool search_slot(void *arg, const struct disk_slot *slot)
 {
     struct search *s = arg;
 
     if (slot->hash == s->hash && slot->block != s->block)
         walk_fill_read(s->walk, walk_add_read(s->walk), slot);
+    return slot->hash <= s->hash;
 }
 
 /* All reads of the slice came back. Leaves in `reads` what is to be read again. */
@@ -323,18 +324,19 @@ static void walk_settle(struct walk *k)
 
 /* ---- RANDOMKEY ----------------------------------------------------------------------- */
 
-static void random_slot(void *arg, const struct disk_slot *slot)
+static bool random_slot(void *arg, const struct disk_slot *slot)
 {
     struct walk *k = arg;
 
     k->on_disk++;
     if (k->nreads < RANDOM_SAMPLE) {
         walk_fill_read(k, walk_add_read(k), slot);
-        return;
+        return true;
     }
     uint64_t i = rng_next(&k->w->rng) % k->on_disk;
     if (i < RANDOM_SAMPLE)
         walk_fill_read(k, &k->reads[i], slot);
+    return k->on_disk < RANDOM_SLOTS;
 }
 
 /* The first hash of the bucket that a random hash falls into. */

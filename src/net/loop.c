@@ -146,6 +146,7 @@ static void quiesce_run(struct mbox_msg *msg, void *owner)
     (void)msg;
 
     uv_close((uv_handle_t *)&loop->tick, NULL);
+    warm_worker_stop(w->cmd->warm, w); /* its jobs read from the disk, which is closed before the loops end */
     net_worker_stop(w, loop->all->drain_ms, net_closed);
 }
 
@@ -160,7 +161,6 @@ static void end_run(struct mbox_msg *msg, void *owner)
     struct worker *w = owner;
     (void)msg;
 
-    warm_worker_stop(w->cmd->warm, w);
     tier_worker_stop(w);
     sem_post(&loop_of(w)->all->step);
 }

@@ -125,7 +125,7 @@ static bool scan_seen(const struct scan_state *s, uint64_t bits)
 
 void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *next,
                     void (*mem_fn)(void *arg, const struct object *o),
-                    void (*disk_fn)(void *arg, const struct disk_slot *slot), void *arg)
+                    bool (*disk_fn)(void *arg, const struct disk_slot *slot), void *arg)
 {
     struct tier *t = w->tier;
     struct mem_shard *shard = tier_shard_of(t, cursor);
@@ -137,12 +137,13 @@ void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *ne
     mem_scan_locked(t->mem, shard, cursor, next, scan_object, &s);
     if (t->disk) {
         uint64_t hi = *next - 1, at = cursor; /* next 0: up to the last hash */
+        bool more = true;
         do {
             size_t n = disk_scan_locked(t->disk, shard->index, at, hi, slots, 64, &at);
-            for (size_t i = 0; i < n; i++)
+            for (size_t i = 0; i < n && more; i++)
                 if (!scan_seen(&s, slots[i].hash))
-                    disk_fn(arg, &slots[i]);
-        } while (at != 0 && at <= hi);
+                    more = disk_fn(arg, &slots[i]);
+        } while (more && at != 0 && at <= hi);
     }
     if (!locked)
         mem_unlock(shard);
