@@ -216,7 +216,8 @@ void tier_forget_all_upstream(struct worker *w);
 /* ---- memory ---- */
 
 /* Before a command that may add data. No lock held. ST_OK; ST_FULL: answer OOM; ST_PENDING:
- * the disk queue is full, try again when tier_room_waiters are woken or after a tick. */
+ * the disk queue is full, or all that could go is in use: try again when tier_wait_room() says
+ * so, at the latest after a tick. */
 enum status tier_make_room(struct worker *w);
 /* Called once, on this worker's thread, when the disk queue has room again. */
 struct tier_room_wait {

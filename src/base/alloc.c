@@ -119,7 +119,7 @@ char *mem_strdup(enum mem_class cls, const char *str)
 
 /* Read by jemalloc before main(). Few arenas, because each keeps free pages of its own; a
  * short decay, because a cache's memory limit is shared with its neighbours. */
-const char *malloc_conf = "background_thread:false,narenas:2,dirty_decay_ms:500,muzzy_decay_ms:0";
+const char *malloc_conf = "background_thread:false,narenas:4,dirty_decay_ms:200,muzzy_decay_ms:0";
 
 /* nallocx() and sdallocx() spare the look-up of a block's size that malloc and free repeat. */
 void *mem_alloc(enum mem_class cls, size_t bytes)

@@ -324,7 +324,11 @@ enum status tier_make_room(struct worker *w)
         return ST_OK;
     if (t->disk && t->demoting_bytes > 0)
         return stalled ? ST_OK : ST_PENDING;
-    return rc == EVICT_NONE ? ST_FULL : ST_OK;
+    if (rc != EVICT_NONE)
+        return ST_OK;
+    /* The oldest requests of other clients use what there is, and let go of it in any case: they do not wait for room
+     * while they hold it. */
+    return atomic_load(&t->inflight_urgent) > 0 ? ST_PENDING : ST_FULL;
 }
 
 /* ---- what the disk reports, on its writer thread ---- */

@@ -91,7 +91,8 @@ bool tier_stale_allowed(const struct tier *t, uint64_t origin, int64_t now_ms)
     if (worker >= (uint32_t)t->nworkers)
         return false;
     int64_t lost = atomic_load_explicit(&t->lost_ms[worker], memory_order_relaxed);
-    return lost != 0 && now_ms - lost < atomic_load_explicit(&t->limit.stale_if_error_ms, memory_order_relaxed);
+    int64_t max = atomic_load_explicit(&t->limit.stale_if_error_ms, memory_order_relaxed);
+    return lost != 0 && max > 0 && now_ms - lost < max; /* now_ms may be older than the loss */
 }
 
 enum liveness tier_liveness(struct worker *w, const struct object *o)

@@ -3,10 +3,17 @@
 #include "tiercel/log.h"
 #include "tier_priv.h"
 
+/* What is pinned cannot be evicted: it must not be all there is. */
+static int64_t inflight_max(const struct conf *c)
+{
+    int64_t share = c->maxmemory / 4;
+    return c->maxmemory > 0 && share < c->inflight_max_bytes ? share : c->inflight_max_bytes;
+}
+
 void tier_conf_changed(struct tier *t, const struct conf *c)
 {
     atomic_store(&t->limit.maxmemory, c->maxmemory);
-    atomic_store(&t->limit.inflight_max, c->inflight_max_bytes);
+    atomic_store(&t->limit.inflight_max, inflight_max(c));
     atomic_store(&t->limit.disk_queue_max, (int64_t)TIER_DISK_QUEUE(c->maxmemory / 8));
     atomic_store(&t->limit.negative_ttl_ms, c->negative_ttl_ms);
     atomic_store(&t->limit.stale_if_error_ms, c->stale_if_error_ms);

@@ -38,7 +38,7 @@ NONE = None  # no reply
 
 UPSTREAM_ERRORS = (b"-UPSTREAM", b"-LOADING", b"-EXECABORT", b"-ERR EXEC without MULTI", b"-ERR DISCARD without MULTI",
                    b"-ERR a subscribed connection cannot", b"-ERR no such key", b"-ERR source and destination objects are the same")
-STANDALONE_ERRORS = (b"-ERR no such key", b"-ERR source and destination objects are the same", b"-ERR WARM MATCH", b"-OOM", b"-EXECABORT")
+STANDALONE_ERRORS = (b"-ERR no such key", b"-ERR source and destination objects are the same", b"-ERR WARM MATCH")
 
 
 class Wrong(AssertionError):

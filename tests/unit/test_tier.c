@@ -1553,11 +1553,12 @@ static void count_mem(void *arg, const struct object *o)
     seen_mem++;
 }
 
-static void count_disk(void *arg, const struct disk_slot *slot)
+static bool count_disk(void *arg, const struct disk_slot *slot)
 {
     (void)arg;
     (void)slot;
     seen_disk++;
+    return true;
 }
 
 static void walk(void)

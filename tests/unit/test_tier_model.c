@@ -600,10 +600,11 @@ static void walk_nothing(void *arg, const struct object *o)
     (void)o;
 }
 
-static void walk_nothing_disk(void *arg, const struct disk_slot *s)
+static bool walk_nothing_disk(void *arg, const struct disk_slot *s)
 {
     (void)arg;
     (void)s;
+    return true;
 }
 
 /* What names no key, or waits for no tier. false: it is an operation on keys. */
@@ -790,14 +791,15 @@ static void census_mem(void *arg, const struct object *o)
     c->expires[db] += object_expire(o) != 0;
 }
 
-static void census_disk(void *arg, const struct disk_slot *s)
+static bool census_disk(void *arg, const struct disk_slot *s)
 {
     struct census *c = arg;
     int db = mem_db_of(wd->mem, (uint16_t)wd->disk->rec[s->block - 1].r.incarnation);
-    if (db < 0)
-        return;
-    c->keys[db]++;
-    c->expires[db] += s->has_expire;
+    if (db >= 0) {
+        c->keys[db]++;
+        c->expires[db] += s->has_expire;
+    }
+    return true;
 }
 
 static void census_wrapped(void *arg, struct object *o)
