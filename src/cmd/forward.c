@@ -5,7 +5,8 @@
  *   WRITE_LINK  the rest, on the worker's shared connection, in order
  *   PIN         what ties a client to a connection: transactions, blocking commands, pub/sub
  *
- * A write drops the local copies of its keys when it is sent and again at its reply. Where the
+ * A write drops the local copies of its keys when it is sent and again at its reply; one that cannot
+ * be sent leaves them to bridge the outage. Where the
  * table does not know a command's keys, every argument is taken for one: dropping too much
  * costs a fetch, dropping too little a stale read. */
 #include <stdio.h>
@@ -221,7 +222,7 @@ static void forward_done(struct upstream_call *call, enum status st, struct slic
     if (p) {
         struct session *s = p->s;
         struct forward_pin *fp = f->fp;
-        if (f->writes)
+        if (f->writes && (st == ST_OK || sent)) /* else the copies are as good as before */
             forget_keys(f->w, f->cmd, f->db, p->argc, p->argv);
         if (fp) {
             fp->outstanding--;
@@ -343,7 +344,7 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->db = fp ? fp->db : s->db;
     f->writes = writes(c->cmd);
     f->call.done = forward_done;
-    if (f->writes)
+    if (f->writes && upstream_state(tier_upstream(c->w)) == UPSTREAM_UP)
         forget_keys(c->w, c->cmd, f->db, c->argc, c->argv);
     f->p = call_suspend(c, &forward_ops, f);
     f->p->state = PARKED_SENT;
