@@ -105,7 +105,7 @@ struct tier {
     _Atomic int64_t inflight_urgent, inflight_ahead; /* bytes of requests that wait, see tier_fault() */
     _Atomic int64_t demoting_bytes, tracked_keys;
     _Atomic int64_t fetched_size;                    /* running mean of fetched objects, bytes */
-    _Atomic int admission_waiters;
+    _Atomic int admission_waiters, room_waiting;
     _Atomic int fetches; /* under way: the disk is not closed before they ended */
     _Atomic int64_t disk_full_since_ms; /* mono; when an append found the queue full; 0 = has room */
     struct stats_block *disk_stats;     /* of the disk's writer thread */
@@ -222,6 +222,7 @@ enum status tier_make_room(struct worker *w);
 /* Called once, on this worker's thread, when the disk queue has room again. */
 struct tier_room_wait {
     struct list link;
+    struct tier *tier; /* set by tier_wait_room() */
     void (*ready)(struct tier_room_wait *rw);
 };
 void tier_wait_room(struct worker *w, struct tier_room_wait *rw);

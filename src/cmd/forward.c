@@ -5,10 +5,10 @@
  *   WRITE_LINK  the rest, on the worker's shared connection, in order
  *   PIN         what ties a client to a connection: transactions, blocking commands, pub/sub
  *
- * A write drops the local copies of its keys when it is sent and again at its reply; one that cannot
- * be sent leaves them to bridge the outage. Where the
- * table does not know a command's keys, every argument is taken for one: dropping too much
- * costs a fetch, dropping too little a stale read. */
+ * A write drops the local copies of its keys when it is sent and again at its reply; one that
+ * cannot be sent leaves them, to bridge the outage. Where the table does not know a command's
+ * keys, every argument is taken for one: dropping too much costs a fetch, dropping too little a
+ * stale read. */
 #include <stdio.h>
 
 #include "tiercel/num.h"

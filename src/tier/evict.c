@@ -368,6 +368,7 @@ void tier_committed(void *arg, const struct disk_done *items, size_t n, enum sta
         }
         mem_unlock(shard);
     }
+    tier_wake_room(t);
 }
 
 struct presence {

@@ -85,6 +85,7 @@ void tier_access_init(struct tier *t, struct object *o, int64_t now_ms);
 void tier_committed(void *arg, const struct disk_done *items, size_t n, enum status st);
 void tier_dropped(void *arg, const struct disk_gone *items, size_t n);
 void tier_room(void *arg);
+void tier_wake_room(struct tier *t); /* memory became free; any thread */
 bool tier_over_limit(struct tier *t);
 
 /* warm_source.c: where a job's names come from. On the job's worker. */
