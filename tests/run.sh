@@ -84,9 +84,8 @@ stage_differential() {
     PYTHONPATH=tests/e2e${PYTHONPATH:+:$PYTHONPATH} run_pytest -m "not soak and not sanitize" tests/differential
 }
 
-# Unit tests and end-to-end tests on a sanitizer build: sanitized NAME SAN
-sanitized() {
-    local rc=0 build=build/$1
+# Builds with a sanitizer, and sets what it is to do: sanitizer_build NAME SAN
+sanitizer_build() {
     export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1}
     export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1:halt_on_error=1}
     # The deadlock detector stops at 64 locks held by one thread, fewer than a command with many keys takes.
@@ -95,7 +94,13 @@ sanitized() {
     export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=0:detect_deadlocks=0:history_size=4$supp}
     local why
     why=$(sanitizer_works "$2") || { echo "$1: the sanitizer does not run here: $why"; return 1; }
-    run_make CC=gcc WERROR=0 BUILD="$build" SAN="$2" all || return 1
+    run_make CC=gcc WERROR=0 BUILD="build/$1" SAN="$2" all
+}
+
+# Unit tests and end-to-end tests on a sanitizer build: sanitized NAME SAN
+sanitized() {
+    local rc=0 build=build/$1
+    sanitizer_build "$1" "$2" || return 1
     UNIT_TIMEOUT=600 run_make CC=gcc WERROR=0 BUILD="$build" SAN="$2" unit || rc=1
     # shellcheck disable=SC2086
     TIERCEL_BIN=$build/tiercel TIERCEL_SANITIZE=$1 run_pytest -m "not soak and not heavy" ${E2E:-tests/e2e} || rc=1
@@ -119,11 +124,20 @@ stage_tsan() { sanitized tsan thread; }
 
 stage_fuzz() { run_make FUZZ_SECONDS="${FUZZ_SECONDS:-30}" fuzz; }
 
+# The load once more on a sanitizer build, and on more threads than there may be cores: soak_load NAME SAN
+soak_load() {
+    sanitizer_build "$1" "$2" || return 1
+    LOAD_THREADS=${LOAD_THREADS:-4} TIERCEL_BIN=build/$1/tiercel TIERCEL_SANITIZE=$1 \
+        run_pytest -m soak tests/e2e/test_load.py
+}
+
 stage_soak() {
     local rc=0
     run_make CC=gcc all || return 1
     export TIERCEL_BIN=${TIERCEL_BIN:-build/tiercel}
     run_pytest -m "soak" tests/e2e || rc=1
+    soak_load asan address || rc=1
+    soak_load tsan thread || rc=1
     run_make FUZZ_SECONDS="${SOAK_SECONDS:-1800}" fuzz || rc=1
     return $rc
 }

@@ -96,7 +96,7 @@ static struct conn *largest_conn(struct net_worker *nw)
 
 void limits_memory(struct net_worker *nw)
 {
-    int64_t limit = nw->w->conf->maxmemory_clients;
+    int64_t limit = conf_maxmemory_clients(nw->w->conf, nw->w->conf->maxmemory);
     if (limit == 0)
         return;
     for (int i = 0; i < EVICT_AT_ONCE && mem_class_bytes(MEM_CLIENT) > limit; i++) {

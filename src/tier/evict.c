@@ -293,6 +293,14 @@ bool tier_over_limit(struct tier *t)
     return limit > 0 && mem_class_bytes(MEM_DATA) > limit;
 }
 
+/* Above the lower mark, not counting what is being demoted. */
+bool tier_over_mark(struct tier *t)
+{
+    int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
+
+    return limit > 0 && mem_class_bytes(MEM_DATA) - t->demoting_bytes > limit - room_for_queue(t, limit);
+}
+
 /* What is being demoted will be free soon, and is not counted against the lower mark; so
  * writes seldom meet the upper one, maxmemory itself, where they must wait. */
 enum status tier_make_room(struct worker *w)

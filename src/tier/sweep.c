@@ -57,6 +57,20 @@ static bool sweep_shard(struct worker *w, int64_t until_us, size_t *seen, size_t
     return false;
 }
 
+/* After maxmemory was lowered nobody may write for a while. true: there is more to do. */
+static bool shed_memory(struct worker *w, int64_t until_us)
+{
+    struct tier *t = w->tier;
+
+    while (tier_over_mark(t)) {
+        if (tier_make_room(w) == ST_FULL || atomic_load(&t->disk_full_since_ms) != 0)
+            return false; /* nothing may go, or the disk's queue is full: next time */
+        if (clock_mono_us() >= until_us)
+            return tier_over_mark(t);
+    }
+    return false;
+}
+
 bool tier_worker_tick(struct worker *w, bool expire)
 {
     struct tier *t = w->tier;
@@ -65,8 +79,9 @@ bool tier_worker_tick(struct worker *w, bool expire)
     size_t seen = 0, due = 0;
 
     tier_drop_room_waits(tw); /* a missed wake-up costs a tick, not a hang */
+    bool more = shed_memory(w, until);
     if (!expire)
-        return false;
+        return more;
     for (unsigned i = 0; i < t->mem->shards / (unsigned)t->nworkers + 1; i++) {
         if (tw->sweep_shard % (unsigned)t->nworkers != (unsigned)w->id % (unsigned)t->nworkers)
             tw->sweep_shard = (unsigned)w->id;
@@ -80,7 +95,7 @@ bool tier_worker_tick(struct worker *w, bool expire)
         if (clock_mono_us() >= until)
             break;
     }
-    return due > 0 && due * 10 > seen;
+    return more || (due > 0 && due * 10 > seen);
 }
 
 /* ---- SCAN ---- */

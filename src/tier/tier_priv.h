@@ -87,6 +87,7 @@ void tier_dropped(void *arg, const struct disk_gone *items, size_t n);
 void tier_room(void *arg);
 void tier_wake_room(struct tier *t); /* memory became free; any thread */
 bool tier_over_limit(struct tier *t);
+bool tier_over_mark(struct tier *t);
 
 /* warm_source.c: where a job's names come from. On the job's worker. */
 struct warm_source;

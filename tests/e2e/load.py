@@ -36,9 +36,9 @@ STATUS, INT, BULK, ARRAY = b"+", b":", b"$_=", b"*_%~"
 ANY = b"+:-$_=*%~,#("
 NONE = None  # no reply
 
-UPSTREAM_ERRORS = (b"-UPSTREAM", b"-LOADING", b"-EXECABORT", b"-ERR EXEC without MULTI", b"-ERR DISCARD without MULTI",
-                   b"-ERR a subscribed connection cannot", b"-ERR no such key", b"-ERR source and destination objects are the same")
-STANDALONE_ERRORS = (b"-ERR no such key", b"-ERR source and destination objects are the same", b"-ERR WARM MATCH")
+USUAL_ERRORS = (b"-ERR no such key", b"-ERR source and destination objects are the same")
+UPSTREAM_ERRORS = (b"-UPSTREAM", b"-LOADING", b"-ERR a subscribed connection cannot", *USUAL_ERRORS)
+STANDALONE_ERRORS = (b"-ERR WARM MATCH", *USUAL_ERRORS)
 
 
 class Wrong(AssertionError):
@@ -218,7 +218,8 @@ class Conn:
         self.close()
         if self.load.upstream:  # a transaction whose upstream went; a reset can outrun the error that says so
             self.may_close |= any(args[0] in (b"WATCH", b"MULTI") for _, _, args in self.expects)
-        if not self.may_die and not self.may_close and not self.load.stopping and not (self.subscribed and self.load.upstream):
+            self.may_close |= self.subscribed
+        if not self.may_die and not self.may_close and not self.load.stopping:
             raise Wrong("%s: the server closed the connection (%s), waiting for %s, %d bytes unread: %r" % (
                 self.role, why, [shown(e[2]) for e in list(self.expects)[:3]], len(self.buf), bytes(self.buf[:100])))
         self.load.replace(self)
@@ -456,7 +457,7 @@ class Load:
             limit = self.memory_limit
             name, value = r.choice(((b"maxmemory", b"%d" % (limit // r.choice((1, 2)))),
                                     (b"maxmemory-samples", b"%d" % r.randint(1, 10)),
-                                    (b"maxmemory-policy", r.choice((b"allkeys-lru", b"allkeys-lfu", b"allkeys-random"))),
+                                    (b"maxmemory-policy", b"allkeys-" + r.choice((b"lru", b"lfu", b"random"))),
                                     (b"slowlog-log-slower-than", b"%d" % r.choice((0, 100, 10000))),
                                     (b"hz", b"%d" % r.choice((10, 100))),
                                     (b"compression", r.choice((b"no", b"zstd")))))
@@ -651,13 +652,7 @@ class Load:
         """Goes on for so long; events: (second, function)."""
         begin = time.monotonic()
         events = sorted(events, key=lambda e: e[0])
-        if not self.conns:
-            for role in self.roles():
-                self.make(role)
-        elif self.paused:
-            self.paused = False
-            for c in list(self.conns):
-                self.at(begin + self.rng.random() * 0.1, c, "act")
+        self.resume()
         checked = begin
         while time.monotonic() < begin + seconds:
             if events and time.monotonic() >= begin + events[0][0]:
@@ -668,6 +663,17 @@ class Load:
                 self.check_stuck()
         for _, f in events:
             f()
+
+    def resume(self):
+        """Begins, or goes on after pause()."""
+        if self.conns and not self.paused:
+            return
+        self.paused = False
+        for c in list(self.conns):
+            self.at(time.monotonic() + self.rng.random() * 0.1, c, "act")
+        missing = collections.Counter(self.roles()) - collections.Counter(c.role for c in self.conns)
+        for role in missing.elements():
+            self.make(role)
 
     def pause(self, timeout=60):
         """Sends nothing new and takes the replies that are due."""

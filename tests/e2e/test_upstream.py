@@ -385,3 +385,50 @@ def test_unknown_commands_and_types_pass_through(trio):
         assert c.ask("SCAN", "0", "COUNT", "100")[0] == b"0"
         assert c.ask("FLUSHALL") == "OK"
         assert c.ask("GET", "n") is None
+
+
+# ---- what an outage must not do
+
+def test_a_lost_transaction_is_not_run_in_pieces(trio):
+    up, wire, t = trio
+    with t.raw() as c:
+        assert c.ask("MULTI") == "OK"
+        assert c.ask("SET", "a", "1") == "QUEUED"
+        wire.cut()
+        t.wait_tiers(tier_upstream_state="up")
+        c.send_command("SET", "b", "2")
+        c.send_command("EXEC")
+        assert c.read_reply().startswith(b"-UPSTREAM")
+        assert c.read_to_end() == b""
+    wire.down()
+    t.wait_tiers(tier_upstream_state="down")
+    with t.raw() as c:
+        for command in (("MULTI",), ("SET", "c", "3"), ("EXEC",)):
+            c.send_command(*command)
+        assert c.read_reply().startswith(b"-UPSTREAMDOWN")
+        assert c.read_to_end() == b""
+    wire.up()
+    t.wait_tiers(tier_upstream_state="up")
+    assert t.call("SET", "d", "4") == "OK"
+    assert up.client().keys("*") == [b"d"]
+
+
+def test_writes_that_cannot_be_sent_leave_the_copies(trio):
+    up, wire, t = trio
+    up.client().set("k", "v")
+    assert t.call("GET", "k") == b"v"
+    wire.down()
+    t.wait_tiers(tier_upstream_state="down")
+    for command in (("SET", "k", "w"), ("DEL", "k"), ("FLUSHALL",)):
+        assert str(t.call(*command)).startswith("UPSTREAMDOWN")
+        assert t.call("GET", "k") == b"v"
+
+
+def test_nothing_runs_behind_quit(trio):
+    up, wire, t = trio
+    wire.delay(down=0.2)
+    with t.raw() as c:
+        for command in (("GET", "missing"), ("QUIT",), ("SET", "x", "1")):
+            c.send_command(*command)
+        assert c.read_to_end() == b"$-1\r\n+OK\r\n"
+    assert up.client().get("x") is None
