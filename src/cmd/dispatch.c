@@ -622,6 +622,8 @@ static enum dispatch_rc process(struct call *c)
             return reject(c);
     } else if (c->cmd->flags & CMD_DENYOOM || c->cmd->id == CMDID_exec) {
         enum status st = tier_make_room(c->w);
+        if (LIKELY(c->w->mono_us != 0)) /* evicting is not the time of the command that follows */
+            c->w->mono_us = clock_mono_us();
         if (UNLIKELY(st == ST_PENDING) && !(s->flags & SESSION_MULTI))
             return wait_again(c, 0);
         if (UNLIKELY(st == ST_FULL && c->cmd->id != CMDID_exec)) {

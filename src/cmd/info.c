@@ -135,8 +135,6 @@ static void section_memory(struct info *in)
                                         "used_memory_vm_total",
                                         NULL};
     static const char *const none3[] = {"used_memory_functions", "used_memory_scripts", NULL};
-    static const char *const policies[] = {"volatile-lru",    "allkeys-lru",    "volatile-lfu", "allkeys-lfu",
-                                           "volatile-random", "allkeys-random", "volatile-ttl", "noeviction"};
     struct memory_figures f;
     int64_t total = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
     memory_figures(in->cmd, &f);
@@ -159,7 +157,11 @@ static void section_memory(struct info *in)
     zeros(in, none3);
     human_field(in, "used_memory_scripts_human", 0);
     size_field(in, "maxmemory", atomic_load_explicit(&in->c->w->tier->limit.maxmemory, memory_order_relaxed));
-    line(in, "maxmemory_policy:%s", policies[in->c->w->conf->maxmemory_policy]);
+    struct buf policy;
+    buf_init(&policy, MEM_OTHER);
+    conf_get(in->c->w->conf, "maxmemory-policy", &policy);
+    line(in, "maxmemory_policy:%.*s", (int)policy.len, policy.ptr);
+    buf_deinit(&policy);
     line(in, "allocator_frag_ratio:1.00");
     line(in, "allocator_frag_bytes:0");
     line(in, "allocator_rss_ratio:%.2f", memory_share(f.rss, f.used));

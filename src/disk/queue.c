@@ -2,7 +2,7 @@
  * mutex; what is done under it is a copy of the record and a few words. */
 #include "disk_priv.h"
 
-#define POOL_MAX 256
+#define POOL_SHARE 8 /* empty buffers kept: this fraction of the queue */
 
 void queue_init(struct disk *d)
 {
@@ -20,7 +20,7 @@ void queue_init(struct disk *d)
 static void block_free(struct block *b)
 {
     rcbuf_unref(b->ref);
-    mem_free(MEM_OTHER, b->data);
+    mem_free(MEM_DATA, b->data);
     mem_free(MEM_OTHER, b->ops);
     mem_free(MEM_OTHER, b->done);
     mem_free(MEM_OTHER, b->offs);
@@ -48,11 +48,11 @@ void queue_recycle(struct disk *d, struct block *b)
     rcbuf_unref(b->ref);
     b->ref = NULL;
     if (b->data != NULL && b->data_cap != BLOCK_BYTES) {
-        mem_free(MEM_OTHER, b->data);
+        mem_free(MEM_DATA, b->data);
         b->data = NULL;
     }
     pthread_mutex_lock(&d->mu);
-    bool keep = d->pool_n < POOL_MAX;
+    bool keep = d->pool_n < d->opt.queue_max_bytes / BLOCK_BYTES / POOL_SHARE;
     if (keep) {
         list_push_front(&d->pool, &b->link);
         d->pool_n++;
@@ -175,8 +175,8 @@ static void append_large_locked(struct disk *d, const struct disk_record *rec, s
     queue_seal_locked(d); /* its place in the order of events */
     struct block *b = queue_open_locked(d);
     size_t cap = sizeof(struct block_head) + record_head_bytes(rec) + rec->key.len + rec->payload.len;
-    mem_free(MEM_OTHER, b->data);
-    b->data = mem_alloc(MEM_OTHER, cap);
+    mem_free(MEM_DATA, b->data);
+    b->data = mem_alloc(MEM_DATA, cap);
     b->data_cap = cap == BLOCK_BYTES ? 0 : cap; /* only pooled buffers have that size */
     block_push_record(b, rec);
     char *p = record_write_head(b->data + b->data_len, rec, payload);
@@ -195,7 +195,7 @@ static void append_small_locked(struct disk *d, const struct disk_record *rec, s
         b = queue_open_locked(d);
     }
     if (b->data == NULL) {
-        b->data = mem_alloc(MEM_OTHER, BLOCK_BYTES);
+        b->data = mem_alloc(MEM_DATA, BLOCK_BYTES);
         b->data_cap = BLOCK_BYTES;
     }
     block_push_record(b, rec);

@@ -16,13 +16,6 @@
 #include "tiercel/cmd.h"
 #include "tiercel/figures.h"
 
-static const char *const policy_names[] = {
-    [POLICY_VOLATILE_LRU] = "volatile-lru",       [POLICY_ALLKEYS_LRU] = "allkeys-lru",
-    [POLICY_VOLATILE_LFU] = "volatile-lfu",       [POLICY_ALLKEYS_LFU] = "allkeys-lfu",
-    [POLICY_VOLATILE_RANDOM] = "volatile-random", [POLICY_ALLKEYS_RANDOM] = "allkeys-random",
-    [POLICY_VOLATILE_TTL] = "volatile-ttl",       [POLICY_NOEVICTION] = "noeviction",
-};
-
 static double seconds(struct timeval tv)
 {
     return (double)tv.tv_sec + (double)tv.tv_usec / 1e6;
@@ -105,7 +98,11 @@ void figures_metrics(void *arg, struct buf *out)
     struct conf *conf = conf_ref(cmd->conf);
     pthread_mutex_unlock(&cmd->conf_lock);
     src.os = os;
-    src.maxmemory_policy = policy_names[conf->maxmemory_policy];
+    struct buf policy;
+    buf_init(&policy, MEM_OTHER);
+    conf_get(conf, "maxmemory-policy", &policy);
+    buf_byte(&policy, '\0');
+    src.maxmemory_policy = policy.ptr;
     src.start_time_s = cmd->started_ms / 1000;
     src.uptime_s = (clock_mono_ms() - cmd->started_mono_ms) / 1000;
     src.cpu_sys_s = seconds(ru.ru_stime);
@@ -140,6 +137,7 @@ void figures_metrics(void *arg, struct buf *out)
     src.commands = commands;
     src.ncommands = list_commands(cmd, commands);
     metrics_write(out, &src);
+    buf_deinit(&policy);
     mem_free(MEM_OTHER, dbs);
     mem_free(MEM_OTHER, commands);
     conf_unref(conf);

@@ -293,12 +293,18 @@ bool tier_over_limit(struct tier *t)
     return limit > 0 && mem_class_bytes(MEM_DATA) > limit;
 }
 
+/* What a commit will free: objects being demoted, and their copies in the disk's queue. */
+static int64_t soon_free(struct tier *t)
+{
+    return t->disk ? t->demoting_bytes + (int64_t)disk_queue_bytes(t->disk) : 0;
+}
+
 /* Above the lower mark, not counting what is being demoted. */
 bool tier_over_mark(struct tier *t)
 {
     int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
 
-    return limit > 0 && mem_class_bytes(MEM_DATA) - t->demoting_bytes > limit - room_for_queue(t, limit);
+    return limit > 0 && mem_class_bytes(MEM_DATA) - soon_free(t) > limit - room_for_queue(t, limit);
 }
 
 /* What is being demoted will be free soon, and is not counted against the lower mark; so
@@ -314,7 +320,7 @@ enum status tier_make_room(struct worker *w)
         return ST_OK;
     int64_t soft = limit - room_for_queue(t, limit);
     int64_t used = mem_class_bytes(MEM_DATA);
-    if (LIKELY(used - t->demoting_bytes <= soft && !tracked))
+    if (LIKELY(used <= soft && !tracked) || (used - soon_free(t) <= soft && used <= limit && !tracked))
         return ST_OK;
     if (policy == POLICY_NOEVICTION && !t->disk)
         return used > limit ? ST_FULL : ST_OK;
@@ -325,7 +331,7 @@ enum status tier_make_room(struct worker *w)
         rc = evict_one(w, policy, stalled);
         used = mem_class_bytes(MEM_DATA);
         tracked = t->has_upstream && t->tracked_keys > t->limit.tracked_keys_max;
-        if (used - t->demoting_bytes <= soft && !tracked)
+        if (used - soon_free(t) <= soft && !tracked)
             break;
     }
     if (used <= limit || limit <= 0)
