@@ -329,7 +329,12 @@ void call_complete(struct parked *p, void (*finish)(struct call *c, void *arg), 
     c.cmd = dispatch_find(p->argc, p->argv);
     c.r = (struct reply){&p->reply, s->proto};
     c.now_ms = s->w->now_ms;
+    bool closing = s->close_after_reply;
     finish(&c, arg);
+    if (s->close_after_reply && !closing) { /* after this reply, which has to get its turn first */
+        s->close_after_reply = false;
+        p->last = true;
+    }
     if (s->flags & (SESSION_REPLY_OFF | SESSION_REPLY_SKIP)) {
         chain_deinit(&p->reply);
         chain_init(&p->reply);

@@ -189,11 +189,11 @@ class Conn:
             raise Wrong("%s: a reply to nothing: %r after %r" % (self.role, text[:200], self.last))
         kinds, check, args = self.expects.popleft()
         self.sent_at = time.monotonic()
+        self.may_close |= text.startswith(b"-UPSTREAM")  # in a transaction that is what follows
         if text[0] == 45 and b"-" not in kinds:
             load.errors[text.split(b" ", 1)[0]] += 1
             if not text.startswith(load.tolerated):
                 raise Wrong("%s: %s said %r" % (self.role, shown(args), text[:300]))
-            self.may_close |= text.startswith(b"-UPSTREAM")  # in a transaction that is what follows
             return
         if text[0] not in kinds:
             raise Wrong("%s: %s got %r; next are %s" % (self.role, shown(args), text[:200],
@@ -656,7 +656,9 @@ class Load:
         checked = begin
         while time.monotonic() < begin + seconds:
             if events and time.monotonic() >= begin + events[0][0]:
+                before = time.monotonic()
                 events.pop(0)[1]()
+                begin += time.monotonic() - before
             self.turn(min(begin + seconds, begin + events[0][0] if events else begin + seconds))
             if time.monotonic() > checked + 1:
                 checked = time.monotonic()
