@@ -174,6 +174,20 @@ static void miss_locked(struct worker *w, struct mem_shard *shard, struct tier_r
     join_locked(req, wait, r);
 }
 
+/* A suspect that others use or that is being demoted stays with them; a copy of it takes its place. */
+static mem_slot *suspect_apart_locked(struct tier *t, struct mem_shard *shard, const struct key *key,
+                                      struct residency *r)
+{
+    struct object *copy = object_copy(r->value, key, object_expire(r->value), object_origin(r->value));
+    bool demoting = r->demoting, expires;
+
+    residency_detach_locked(t, shard, r);
+    if (demoting)
+        tier_forget_disk_locked(t, key->hash, true, &expires);
+    mem_insert_locked(t->mem, shard, key->hash, copy);
+    return mem_find_locked(t->mem, shard, key);
+}
+
 static bool usable(struct worker *w, const struct object *o, enum liveness l)
 {
     return l == LIVE || (l == SUSPECT && atomic_load(&w->tier->generation[w->id]) == 0 &&
@@ -200,8 +214,8 @@ static void fault_key_locked(struct worker *w, struct mem_shard *shard, struct t
         wait->st = ST_NOT_FOUND;
     } else if (o && usable(w, o, l)) {
         pin_locked(wait, r ? r : (r = residency_attach_locked(t, shard, &wait->key, slot, o)));
-    } else if (o && l == SUSPECT && !r) {
-        miss_locked(w, shard, req, wait, slot);
+    } else if (o && l == SUSPECT) {
+        miss_locked(w, shard, req, wait, r ? suspect_apart_locked(t, shard, &wait->key, r) : slot);
     } else {
         if (o)
             tier_delete_locked(w, shard, &wait->key, TIER_EXPIRED);
