@@ -229,7 +229,8 @@ static void stop(struct server *sv)
         if (atomic_load(&sv->save_at_stop)) {
             int64_t lost = tier_write_out(sv->tier, timeout_ms);
             if (lost)
-                log_warning("main", "%lld objects were not written out: the disk is full, or shutdown-timeout was over", (long long)lost);
+                log_warning("main", "%lld objects were not written out: the disk is full, or shutdown-timeout was over",
+                            (long long)lost);
         }
         disk_close(sv->disk);
     }

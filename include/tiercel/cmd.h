@@ -37,15 +37,15 @@ struct cmd {
     int tcp_port;
     const char *executable;
 
-    pthread_mutex_t conf_lock;       /* serialises CONFIG SET; guards `conf` */
-    struct conf *conf;               /* newest snapshot */
+    pthread_mutex_t conf_lock; /* serialises CONFIG SET; guards `conf` */
+    struct conf *conf;         /* newest snapshot */
     _Atomic uint64_t next_client_id;
-    _Atomic int64_t pause_until_ms;  /* CLIENT PAUSE: wall time, 0 = none */
-    _Atomic bool pause_all;          /* else writes only */
-    _Atomic bool active_expire;      /* DEBUG SET-ACTIVE-EXPIRE */
+    _Atomic int64_t pause_until_ms; /* CLIENT PAUSE: wall time, 0 = none */
+    _Atomic bool pause_all;         /* else writes only */
+    _Atomic bool active_expire;     /* DEBUG SET-ACTIVE-EXPIRE */
     _Atomic bool loading;
 
-    struct registry *registry;       /* per shard: watched and waited-for keys (multi.c, block.c) */
+    struct registry *registry; /* per shard: watched and waited-for keys (multi.c, block.c) */
     struct slowlog *slowlog;
     struct latency *latency;
     struct pubsub *pubsub;
@@ -63,7 +63,7 @@ struct cmd_stat {
 struct cmd_worker {
     struct cmd *cmd;
     struct list sessions;
-    struct cmd_stat *stat; /* [command_count] */
+    struct cmd_stat *stat;  /* [command_count] */
     struct errstat *errors; /* error codes seen, for INFO errorstats (errstat.c) */
     struct pubsub_worker *pubsub;
     struct dispatch_scratch *scratch; /* dispatch.c */

@@ -63,8 +63,8 @@ enum key_access {
 };
 
 struct command {
-    const char *name;     /* lower case; of a subcommand: without its container */
-    const char *full;     /* "client|list" */
+    const char *name; /* lower case; of a subcommand: without its container */
+    const char *full; /* "client|list" */
     void (*run)(struct call *c);
     /* Finds the keys where first/last/step cannot: fills positions, returns how many, -1 on bad syntax. */
     int (*find_keys)(int argc, const struct slice *argv, int *pos, int max);
@@ -75,14 +75,14 @@ struct command {
     int first, last, step;
     enum key_access access;
     enum command_group group;
-    uint32_t acl;             /* CATEGORY_* of extra categories, command.c derives the implied ones */
-    const char *key_flags;    /* COMMAND's key-spec flags: "RO access", "RW access update", ... */
-    const char *tips;         /* separated by spaces */
+    uint32_t acl;          /* CATEGORY_* of extra categories, command.c derives the implied ones */
+    const char *key_flags; /* COMMAND's key-spec flags: "RO access", "RW access update", ... */
+    const char *tips;      /* separated by spaces */
     const char *since;
     const char *complexity;
     const char *summary;
-    int container;            /* index of its container, -1 = none */
-    int id;                   /* index in the table */
+    int container; /* index of its container, -1 = none */
+    int id;        /* index in the table */
 };
 
 extern const struct command command_table[];

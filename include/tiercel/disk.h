@@ -42,11 +42,11 @@ struct disk_record {
     struct key key;       /* hash set; ptr valid during the call */
     uint32_t incarnation; /* the full number */
     enum obj_type type;
-    int64_t expire_ms;    /* 0 = none */
-    uint64_t origin;      /* opaque; 0 = none */
-    struct slice payload; /* object_serialise(); with payload_ref: its prefix only */
+    int64_t expire_ms;         /* 0 = none */
+    uint64_t origin;           /* opaque; 0 = none */
+    struct slice payload;      /* object_serialise(); with payload_ref: its prefix only */
     struct rcbuf *payload_ref; /* append: the caller keeps its reference; reads: NULL */
-    uint64_t ticket;      /* append: comes back in committed() */
+    uint64_t ticket;           /* append: comes back in committed() */
 };
 
 struct disk_done {
@@ -79,10 +79,10 @@ struct disk_owner {
 };
 
 struct disk_options {
-    const char *dir;        /* holds tiercel.mdb, tiercel.mdb-lock, tiercel.lock */
-    uint64_t max_bytes;     /* quota of the file */
-    bool drop_oldest;       /* false: a full quota refuses appends instead (noeviction) */
-    unsigned shard_bits;    /* the memory tier's */
+    const char *dir;     /* holds tiercel.mdb, tiercel.mdb-lock, tiercel.lock */
+    uint64_t max_bytes;  /* quota of the file */
+    bool drop_oldest;    /* false: a full quota refuses appends instead (noeviction) */
+    unsigned shard_bits; /* the memory tier's */
     unsigned databases;
     unsigned readers;       /* threads */
     unsigned commit_ms;     /* a commit starts at most this long after the first append or tombstone */
@@ -154,7 +154,7 @@ struct disk_read {
     struct key key;       /* ptr NULL: any record with this indexed hash (scans) */
     uint32_t incarnation; /* ignored when key.ptr is NULL */
     uint32_t block;
-    bool header_only;     /* key and expiry only; the checksum is not verified */
+    bool header_only; /* key and expiry only; the checksum is not verified */
     /* On a reader thread, no lock held. `rec` (ST_OK) is valid during the call only.
      * ST_NOT_FOUND: the block is gone, or holds another key. ST_CORRUPT, ST_IO.
      * Short: it holds a read transaction. It must not call disk_read_now(). */

@@ -35,15 +35,15 @@ struct call {
     struct reply r;
     int64_t now_ms;
     struct parked *parked; /* its place in the session's queue, or NULL while it runs at once */
-    bool in_exec;     /* within EXEC: must not suspend */
-    bool failed;      /* an error was replied; set by call_error() */
-    bool suspended;   /* set by call_suspend(): the reply comes later */
-    struct rcbuf *packed; /* the value argument compressed before the locks were taken, or NULL */
+    bool in_exec;          /* within EXEC: must not suspend */
+    bool failed;           /* an error was replied; set by call_error() */
+    bool suspended;        /* set by call_suspend(): the reply comes later */
+    struct rcbuf *packed;  /* the value argument compressed before the locks were taken, or NULL */
     int packed_arg;
 };
 
 /* ---- replies that are errors (counted in errorstats) ---- */
-void call_error(struct call *c, const char *text);  /* "ERR syntax error": with the code, without '-' */
+void call_error(struct call *c, const char *text); /* "ERR syntax error": with the code, without '-' */
 void call_errorf(struct call *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void call_syntax(struct call *c);    /* ERR syntax error */
 void call_wrongtype(struct call *c); /* WRONGTYPE ... */

@@ -26,12 +26,12 @@ struct log_site {
 void log_write(struct log_site *site, enum log_level level, const char *module, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
-#define LOG_AT(level, module, ...)                                                                 \
-    do {                                                                                           \
-        if (log_enabled(level)) {                                                                  \
-            static struct log_site log_site_;                                                      \
-            log_write(&log_site_, level, module, __VA_ARGS__);                                     \
-        }                                                                                          \
+#define LOG_AT(level, module, ...)                             \
+    do {                                                       \
+        if (log_enabled(level)) {                              \
+            static struct log_site log_site_;                  \
+            log_write(&log_site_, level, module, __VA_ARGS__); \
+        }                                                      \
     } while (0)
 
 #define log_debug(module, ...) LOG_AT(LOG_DEBUG, module, __VA_ARGS__)

@@ -55,8 +55,8 @@ struct mem {
     struct mem_shard *shard;
     struct mem_db *db;
     _Atomic uint32_t last_incarnation;
-    _Atomic uint16_t *db_of_inc;  /* low 16 bits of a live incarnation -> db + 1; 0 = dead */
-    _Atomic uint32_t *full_inc;   /* low 16 bits -> the newest incarnation with them, live or dead */
+    _Atomic uint16_t *db_of_inc; /* low 16 bits of a live incarnation -> db + 1; 0 = dead */
+    _Atomic uint32_t *full_inc;  /* low 16 bits -> the newest incarnation with them, live or dead */
 };
 
 /* `incarnations`: one per database, 0 = take a fresh one. */

@@ -34,9 +34,9 @@ struct session_ops {
 
 enum session_flags {
     SESSION_MULTI = 1 << 0,
-    SESSION_DIRTY_EXEC = 1 << 1,   /* a command could not be queued: EXEC aborts */
-    SESSION_REPLY_OFF = 1 << 2,    /* CLIENT REPLY OFF */
-    SESSION_REPLY_SKIP = 1 << 3,   /* the reply of the next command is dropped */
+    SESSION_DIRTY_EXEC = 1 << 1, /* a command could not be queued: EXEC aborts */
+    SESSION_REPLY_OFF = 1 << 2,  /* CLIENT REPLY OFF */
+    SESSION_REPLY_SKIP = 1 << 3, /* the reply of the next command is dropped */
     SESSION_NO_EVICT = 1 << 4,
     SESSION_AUTHENTICATED = 1 << 5,
     SESSION_UNIX = 1 << 6,
@@ -52,7 +52,7 @@ struct session {
     int db;
     int proto; /* 2 or 3 */
     uint32_t flags;
-    struct chain out;      /* replies in order; the net layer consumes it */
+    struct chain out;       /* replies in order; the net layer consumes it */
     bool close_after_reply; /* flush `out`, then close (QUIT, protocol errors) */
     bool close_asap;        /* close now, drop the rest (CLIENT KILL, limits) */
 
@@ -70,14 +70,14 @@ struct session {
     const struct command *last_cmd;
 
     /* The queue of waiting requests (session.c). */
-    struct list queue; /* struct parked */
+    struct list queue;         /* struct parked */
     unsigned queued, barriers; /* barriers: those behind which nothing is fetched ahead */
     size_t queued_bytes;
     bool running; /* the queue is being run: completions only mark */
 
-    struct multi *multi;   /* queued commands and watched keys (multi.c); NULL until used */
+    struct multi *multi;          /* queued commands and watched keys (multi.c); NULL until used */
     struct pubsub_client *pubsub; /* subscriptions (pubsub.c); NULL until used */
-    struct forward_pin *pin; /* its own upstream connection, if any (forward.c) */
+    struct forward_pin *pin;      /* its own upstream connection, if any (forward.c) */
 };
 
 /* The worker's thread, all of them. */

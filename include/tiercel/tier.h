@@ -100,13 +100,13 @@ struct tier {
     void (*change)(void *arg, const struct key *key, enum tier_change why);
     void *change_arg;
     struct worker **workers;
-    _Atomic uint32_t *generation; /* [nworkers]; 0 = none now */
-    _Atomic int64_t *lost_ms;     /* [nworkers] when the last one ended, wall */
+    _Atomic uint32_t *generation;                    /* [nworkers]; 0 = none now */
+    _Atomic int64_t *lost_ms;                        /* [nworkers] when the last one ended, wall */
     _Atomic int64_t inflight_urgent, inflight_ahead; /* bytes of requests that wait, see tier_fault() */
     _Atomic int64_t demoting_bytes, tracked_keys;
-    _Atomic int64_t fetched_size;                    /* running mean of fetched objects, bytes */
+    _Atomic int64_t fetched_size; /* running mean of fetched objects, bytes */
     _Atomic int admission_waiters, room_waiting;
-    _Atomic int fetches; /* under way: the disk is not closed before they ended */
+    _Atomic int fetches;                /* under way: the disk is not closed before they ended */
     _Atomic int64_t disk_full_since_ms; /* mono; when an append found the queue full; 0 = has room */
     struct stats_block *disk_stats;     /* of the disk's writer thread */
 };
@@ -135,7 +135,8 @@ struct upstream *tier_upstream(struct worker *w);                /* NULL = stand
 #define TIER_COHERENCE_BOUND_MS 1100
 
 /* Bytes that may be queued for the disk, given an eighth of maxmemory. */
-#define TIER_DISK_QUEUE(eighth) ((size_t)((eighth) < (1 << 20) ? (1 << 20) : (eighth) > (16 << 20) ? (16 << 20) : (eighth)))
+#define TIER_DISK_QUEUE(eighth) \
+    ((size_t)((eighth) < (1 << 20) ? (1 << 20) : (eighth) > (16 << 20) ? (16 << 20) : (eighth)))
 
 enum tier_need {
     TIER_VALUE,    /* the object */
@@ -177,8 +178,8 @@ struct tier_request {
     int nwaits;
     struct tier_wait *waits;
     void (*ready)(struct tier_request *req); /* the worker's thread */
-    _Atomic bool has_error; /* the first failure writes it */
-    char error[160]; /* the upstream's text when a wait's st is ST_BAD */
+    _Atomic bool has_error;                  /* the first failure writes it */
+    char error[160];                         /* the upstream's text when a wait's st is ST_BAD */
 };
 
 /* The worker's thread, no lock held. Pins what is resident and starts or joins a fetch for
@@ -240,15 +241,15 @@ int tier_object_freq(struct worker *w, const struct object *o);
  * gets slots that are not in memory, until it returns false. *next: 0 = done. */
 struct disk_slot;
 void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *next,
-                    void (*mem_fn)(void *arg, const struct object *o), bool (*disk_fn)(void *arg, const struct disk_slot *slot),
-                    void *arg);
+                    void (*mem_fn)(void *arg, const struct object *o),
+                    bool (*disk_fn)(void *arg, const struct disk_slot *slot), void *arg);
 
 /* ---- for INFO ---- */
 struct tier_figures {
     int64_t memory_keys, memory_bytes, disk_keys, disk_bytes, demoting_bytes, inflight_bytes;
     bool disk_on, disk_healthy;
-    const char *upstream_state;  /* "none", "up", "degraded" (some workers), "down" */
-    const char *coherence_mode;  /* "none", "tracking" */
+    const char *upstream_state; /* "none", "up", "degraded" (some workers), "down" */
+    const char *coherence_mode; /* "none", "tracking" */
     int64_t coherence_bound_ms;
     int64_t disk_queue_bytes, disk_commits, disk_index_bytes, disk_corrupt, disk_io_errors, disk_written_bytes;
 };

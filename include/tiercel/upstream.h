@@ -73,7 +73,7 @@ struct upstream *upstream_create(struct uv_loop_s *loop, const struct upstream_o
 void upstream_destroy(struct upstream *up);
 
 enum upstream_state upstream_state(const struct upstream *up); /* any thread */
-uint32_t upstream_generation(const struct upstream *up); /* 0 = none now */
+uint32_t upstream_generation(const struct upstream *up);       /* 0 = none now */
 /* "tracking", or "none" with the reason why the upstream refused it. */
 const char *upstream_coherence(const struct upstream *up);
 const char *upstream_last_error(const struct upstream *up);

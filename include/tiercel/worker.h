@@ -12,10 +12,10 @@ struct worker {
     struct mbox *mbox; /* owner = this worker */
     struct stats_block *stats;
     struct codec *codec;
-    struct conf *conf;  /* snapshot in force on this loop */
-    int64_t now_ms;     /* wall time, taken once per loop iteration and before each batch of requests */
-    int64_t mono_us;    /* within a batch of requests: when the last one ended; else 0 */
-    uint64_t rng;       /* rng_next() */
+    struct conf *conf; /* snapshot in force on this loop */
+    int64_t now_ms;    /* wall time, taken once per loop iteration and before each batch of requests */
+    int64_t mono_us;   /* within a batch of requests: when the last one ended; else 0 */
+    uint64_t rng;      /* rng_next() */
     struct tier *tier;
     struct cmd *cmd;
     struct tier_worker *tier_worker;

@@ -162,7 +162,6 @@ bool block_unblock(struct session *s, bool error)
 
 /* ---- serving, on whatever thread made the list longer ---- */
 
-
 void block_signal(struct call *c, const struct call_key *k)
 {
     struct worker *w = c->w;

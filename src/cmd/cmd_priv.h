@@ -106,11 +106,11 @@ void *dispatch_scratch_keys(struct worker *w, int n);
 /* ---- transactions (multi.c) ---- */
 struct multi;
 enum dispatch_rc multi_exec(struct call *c);
-void multi_queue(struct call *c);              /* QUEUED */
-void multi_abort(struct session *s);           /* a command could not be queued */
-int multi_length(const struct session *s);     /* -1: not in MULTI */
+void multi_queue(struct call *c);          /* QUEUED */
+void multi_abort(struct session *s);       /* a command could not be queued */
+int multi_length(const struct session *s); /* -1: not in MULTI */
 size_t multi_bytes(const struct session *s);
-void multi_discard(struct session *s);         /* forgets commands and watches (RESET, a client that went) */
+void multi_discard(struct session *s); /* forgets commands and watches (RESET, a client that went) */
 void multi_destroy(struct session *s);
 int multi_exec_keys(struct session *s, struct call_key *keys, int max, bool *all);
 void watch_touch_db(struct worker *w, int db); /* all shards locked: before a flush or swap of this database */
@@ -132,9 +132,10 @@ void block_rehash(struct worker *w);
 
 /* ---- an upstream behind us (forward.c) ---- */
 enum forward_route { ROUTE_LOCAL, ROUTE_NEAR, ROUTE_WRITE_LINK, ROUTE_PIN };
-enum forward_route forward_route(const struct session *s, const struct command *cmd, int argc, const struct slice *argv);
+enum forward_route forward_route(const struct session *s, const struct command *cmd, int argc,
+                                 const struct slice *argv);
 enum dispatch_rc forward_send(struct call *c, enum forward_route route);
-void forward_drop(struct session *s); /* the client went, or RESET */
+void forward_drop(struct session *s);                 /* the client went, or RESET */
 bool forward_pin_takes_more(const struct session *s); /* a transaction that is not ending */
 /* In RESP2 a client in subscribed mode may only do what concerns subscriptions. */
 bool forward_allows(const struct session *s, const struct command *cmd);

@@ -82,12 +82,9 @@ enum tier_need dispatch_need(enum key_access access)
 {
     switch (access) {
     case KEY_READ:
-    case KEY_UPDATE:
-        return TIER_VALUE;
-    case KEY_PRESENCE:
-        return TIER_PRESENCE;
-    default:
-        return TIER_NOTHING;
+    case KEY_UPDATE: return TIER_VALUE;
+    case KEY_PRESENCE: return TIER_PRESENCE;
+    default: return TIER_NOTHING;
     }
 }
 
@@ -292,17 +289,12 @@ void dispatch_fault_error(struct call *c, enum status st)
     const char *text = c->parked ? c->parked->treq.error : "";
 
     switch (st) {
-    case ST_TIMEOUT:
-        call_error(c, "UPSTREAMTIMEOUT the upstream did not answer in time");
-        break;
+    case ST_TIMEOUT: call_error(c, "UPSTREAMTIMEOUT the upstream did not answer in time"); break;
     case ST_BAD: /* its own words: LOADING, NOPERM, ... */
         call_errorf(c, "%s", text[0] ? text : "ERR the upstream refused the request");
         break;
-    case ST_IO:
-        call_error(c, "IOERR the disk tier could not be read");
-        break;
-    default:
-        call_error(c, "UPSTREAMDOWN the upstream is not reachable and no copy of the key may be served");
+    case ST_IO: call_error(c, "IOERR the disk tier could not be read"); break;
+    default: call_error(c, "UPSTREAMDOWN the upstream is not reachable and no copy of the key may be served");
     }
 }
 
@@ -312,13 +304,10 @@ static int value_arg(const struct command *cmd)
     switch (cmd->id) {
     case CMDID_set:
     case CMDID_setnx:
-    case CMDID_getset:
-        return 2;
+    case CMDID_getset: return 2;
     case CMDID_setex:
-    case CMDID_psetex:
-        return 3;
-    default:
-        return 0;
+    case CMDID_psetex: return 3;
+    default: return 0;
     }
 }
 
@@ -516,10 +505,8 @@ static bool runs_in_multi(const struct command *cmd)
     case CMDID_multi:
     case CMDID_watch:
     case CMDID_quit:
-    case CMDID_reset:
-        return true;
-    default:
-        return false;
+    case CMDID_reset: return true;
+    default: return false;
     }
 }
 

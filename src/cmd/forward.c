@@ -30,7 +30,7 @@ struct forward_pin {
     int outstanding; /* calls without an answer */
     bool lost;
     bool in_multi;
-    bool ending; /* EXEC or DISCARD was sent: what follows must wait for its answer */
+    bool ending;      /* EXEC or DISCARD was sent: what follows must wait for its answer */
     struct buf names; /* length-prefixed keys of the transaction's writes, dropped again at EXEC */
 };
 
@@ -178,10 +178,8 @@ static bool pin_answered(struct forward_pin *fp, const struct forward *f, struct
     enum command_id id = f->cmd ? (enum command_id)f->cmd->id : CMDID_COUNT;
 
     switch (fp->mode) {
-    case PIN_BLOCKING:
-        return true;
-    case PIN_PUBSUB:
-        return f->st != ST_OK || is_error || ends_with(reply, "\r\n:0\r\n");
+    case PIN_BLOCKING: return true;
+    case PIN_PUBSUB: return f->st != ST_OK || is_error || ends_with(reply, "\r\n:0\r\n");
     case PIN_MULTI:
         if (f->st != ST_OK)
             return true;

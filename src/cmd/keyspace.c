@@ -203,7 +203,8 @@ struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t
 {
     const struct key *key = &c->keys[i].key;
     struct rcbuf *packed = pack(c, value);
-    struct object *o = packed ? object_new_rcbuf(key, packed, expire_ms, 0) : object_new_string(key, value, expire_ms, 0);
+    struct object *o =
+        packed ? object_new_rcbuf(key, packed, expire_ms, 0) : object_new_string(key, value, expire_ms, 0);
 
     if (modified)
         o->flags |= OBJ_F_MODIFIED;

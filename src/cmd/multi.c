@@ -211,8 +211,7 @@ void watch_touch_db(struct worker *w, int db)
             struct tier_found found;
             if (watch->key.db != db)
                 continue;
-            enum status st =
-                tier_resolve_locked(w, &t->mem->shard[i], &watch->key, TIER_PRESENCE, NULL, &found);
+            enum status st = tier_resolve_locked(w, &t->mem->shard[i], &watch->key, TIER_PRESENCE, NULL, &found);
             if (st != ST_OK || found.obj || found.on_disk)
                 atomic_store(&watch->multi->dirty, true);
         }
@@ -267,8 +266,7 @@ void cmd_discard(struct call *c)
 
 static bool needs_all_shards(const struct command *cmd)
 {
-    return cmd->flags & CMD_ALL_SHARDS || cmd->id == CMDID_keys || cmd->id == CMDID_scan ||
-           cmd->id == CMDID_randomkey;
+    return cmd->flags & CMD_ALL_SHARDS || cmd->id == CMDID_keys || cmd->id == CMDID_scan || cmd->id == CMDID_randomkey;
 }
 
 /* All keys that EXEC will use, the watched ones first; `all`: it needs every shard. SELECT

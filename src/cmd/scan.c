@@ -22,7 +22,7 @@
 #define SLICE_US 1000       /* walking before other clients get a turn */
 #define SLICE_READS 4096    /* names being read from disk at a time */
 #define REREADS 3           /* times a record that moved meanwhile is looked for again */
-#define RANDOM_SLOTS 1024 /* looked at under one hold of a shard's lock */
+#define RANDOM_SLOTS 1024   /* looked at under one hold of a shard's lock */
 #define RANDOM_SAMPLE 16    /* names read of one bucket's keys on disk */
 #define RANDOM_PROBES 32    /* random buckets looked at before all of them */
 

@@ -86,14 +86,9 @@ static void parked_fault(struct parked *p, bool urgent)
     mem_free(MEM_CLIENT, p->waits);
     dispatch_prepare(p);
     switch (tier_fault(p->s->w, &p->treq, urgent)) {
-    case ST_OK:
-        p->state = PARKED_READY;
-        break;
-    case ST_PENDING:
-        p->state = PARKED_FAULTING;
-        break;
-    default: /* look-ahead has no room: its turn will come */
-        p->state = PARKED_NEW;
+    case ST_OK: p->state = PARKED_READY; break;
+    case ST_PENDING: p->state = PARKED_FAULTING; break;
+    default: /* look-ahead has no room: its turn will come */ p->state = PARKED_NEW;
     }
 }
 
@@ -116,18 +111,11 @@ static void parked_abandon(struct parked *p)
     bool mine = true;
 
     switch (p->state) {
-    case PARKED_FAULTING:
-        mine = tier_cancel(p->s->w, &p->treq);
-        break;
-    case PARKED_READY:
-        tier_release(p->s->w, &p->treq);
-        break;
+    case PARKED_FAULTING: mine = tier_cancel(p->s->w, &p->treq); break;
+    case PARKED_READY: tier_release(p->s->w, &p->treq); break;
     case PARKED_LATER:
-    case PARKED_SENT:
-        p->ops->cancel(p->ops_arg);
-        break;
-    default:
-        break;
+    case PARKED_SENT: p->ops->cancel(p->ops_arg); break;
+    default: break;
     }
     parked_remove(p);
     if (mine)
@@ -168,8 +156,7 @@ static bool run_head(struct parked *p)
             p->state = PARKED_DONE;
         }
         return p->state == PARKED_READY || p->state == PARKED_DONE;
-    case DISPATCH_LATER:
-        break;
+    case DISPATCH_LATER: break;
     }
     return p->state == PARKED_DONE || p->state == PARKED_NEW;
 }

@@ -153,11 +153,12 @@ bool figures_ready(void *arg, struct buf *json)
     bool warming = !warm_start_done(cmd->warm);
     bool ready = !loading && !warming;
     /* A tier that is away is told, but does not take the server out of service: it goes on without. */
-    buf_printf(json,
-               "{\"ready\":%s,\"loading\":%s,\"warming\":%s,\"memory\":{\"keys\":%lld,\"bytes\":%lld},"
-               "\"disk\":{\"on\":%s,\"healthy\":%s,\"keys\":%lld},\"upstream\":{\"state\":\"%s\",\"coherence\":\"%s\"}}\n",
-               ready ? "true" : "false", loading ? "true" : "false", warming ? "true" : "false",
-               (long long)tf.memory_keys, (long long)tf.memory_bytes, tf.disk_on ? "true" : "false",
-               tf.disk_healthy ? "true" : "false", (long long)tf.disk_keys, tf.upstream_state, tf.coherence_mode);
+    buf_printf(
+        json,
+        "{\"ready\":%s,\"loading\":%s,\"warming\":%s,\"memory\":{\"keys\":%lld,\"bytes\":%lld},"
+        "\"disk\":{\"on\":%s,\"healthy\":%s,\"keys\":%lld},\"upstream\":{\"state\":\"%s\",\"coherence\":\"%s\"}}\n",
+        ready ? "true" : "false", loading ? "true" : "false", warming ? "true" : "false", (long long)tf.memory_keys,
+        (long long)tf.memory_bytes, tf.disk_on ? "true" : "false", tf.disk_healthy ? "true" : "false",
+        (long long)tf.disk_keys, tf.upstream_state, tf.coherence_mode);
     return ready;
 }

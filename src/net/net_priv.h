@@ -29,7 +29,7 @@
 #define NET_STALLED_INPUT ((size_t)1 << 20)
 #define NET_STALLED_INPUT_ALL ((int64_t)128 << 20)
 #define NET_IOVECS 64
-#define NET_BATCH 16 /* requests parsed before the first of them runs, so that their keys are prefetched */
+#define NET_BATCH 16        /* requests parsed before the first of them runs, so that their keys are prefetched */
 #define NET_FDS_RESERVED 64 /* descriptors that are no clients': files, upstream, pollers */
 
 struct conn {

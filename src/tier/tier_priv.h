@@ -16,10 +16,10 @@ struct residency {
     uint32_t pins;
     bool attached;
     bool fetching;
-    bool demoting;      /* appended, not committed, and not changed since */
-    bool read_since;    /* while demoting */
+    bool demoting;   /* appended, not committed, and not changed since */
+    bool read_since; /* while demoting */
     uint64_t hash;
-    size_t bytes;       /* of value, while it counts in demoting_bytes */
+    size_t bytes;         /* of value, while it counts in demoting_bytes */
     struct object *value; /* fetching: a suspect copy or NULL */
     struct object *node;  /* the OBJ_RESIDENCY object in the table, while attached */
     struct list waiters;  /* struct tier_wait */
