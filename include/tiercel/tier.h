@@ -46,6 +46,8 @@
  *              generation change                       it brings, later requests start another fetch
  *              flush, swap of its database             goes on under its incarnation; its waiters run again
  *   RESIDENT   a request waits for other keys          PINNED
+ *              a suspect, asked for                    FETCHING; what is pinned or demoting is detached, and
+ *                                                      a copy of it becomes the suspect
  *              evicted, clean                          ON_DISK or ABSENT
  *              evicted, dirty                          DEMOTING (ABSENT without a disk tier)
  *              write                                   RESIDENT (dirty): forget the disk copy, tombstone

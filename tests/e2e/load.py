@@ -37,7 +37,7 @@ ANY = b"+:-$_=*%~,#("
 NONE = None  # no reply
 
 USUAL_ERRORS = (b"-ERR no such key", b"-ERR source and destination objects are the same")
-UPSTREAM_ERRORS = (b"-UPSTREAM", b"-LOADING", b"-ERR a subscribed connection cannot", *USUAL_ERRORS)
+UPSTREAM_ERRORS = (b"-UPSTREAM", b"-LOADING", b"-EXECABORT", b"-ERR a subscribed connection cannot", *USUAL_ERRORS)
 STANDALONE_ERRORS = (b"-ERR WARM MATCH", *USUAL_ERRORS)
 
 
