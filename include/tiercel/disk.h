@@ -170,6 +170,8 @@ void disk_read_now(struct disk *d, struct disk_read *rd);
 
 /* Waits until all that was queued before is committed: ST_OK, ST_TIMEOUT, ST_IO. */
 enum status disk_sync(struct disk *d, int64_t timeout_ms);
+/* Somebody waits for what is queued: a commit starts now. Does not wait; shard locks may be held. */
+void disk_hurry(struct disk *d);
 void disk_set_max_bytes(struct disk *d, uint64_t max_bytes);
 void disk_set_drop_oldest(struct disk *d, bool drop_oldest);
 bool disk_healthy(const struct disk *d);

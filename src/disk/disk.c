@@ -317,16 +317,28 @@ void disk_loaded_keys(const struct disk *d, unsigned db, int64_t *keys, int64_t 
 
 /* ---- control ---- */
 
+static uint64_t commit_now_locked(struct disk *d)
+{
+    if (d->sync_events < d->events)
+        d->sync_events = d->events;
+    pthread_cond_signal(&d->wake);
+    return d->events;
+}
+
+void disk_hurry(struct disk *d)
+{
+    pthread_mutex_lock(&d->mu);
+    commit_now_locked(d);
+    pthread_mutex_unlock(&d->mu);
+}
+
 enum status disk_sync(struct disk *d, int64_t timeout_ms)
 {
     int64_t until = clock_mono_us() + timeout_ms * 1000;
     struct timespec ts = {.tv_sec = until / 1000000, .tv_nsec = until % 1000000 * 1000};
     enum status st = ST_OK;
     pthread_mutex_lock(&d->mu);
-    uint64_t want = d->events, failures = d->failures;
-    if (d->sync_events < want)
-        d->sync_events = want;
-    pthread_cond_signal(&d->wake);
+    uint64_t want = commit_now_locked(d), failures = d->failures;
     while (st == ST_OK && d->settled_events < want)
         if (pthread_cond_timedwait(&d->settled, &d->mu, &ts) == ETIMEDOUT && d->settled_events < want)
             st = ST_TIMEOUT;

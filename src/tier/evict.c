@@ -336,8 +336,10 @@ enum status tier_make_room(struct worker *w)
     }
     if (used <= limit || limit <= 0)
         return ST_OK;
-    if (t->disk && t->demoting_bytes > 0)
+    if (t->disk && t->demoting_bytes > 0) {
+        disk_hurry(t->disk);
         return stalled ? ST_OK : ST_PENDING;
+    }
     if (rc != EVICT_NONE)
         return ST_OK;
     /* The oldest requests of other clients use what there is, and let go of it in any case: they do not wait for room
