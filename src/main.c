@@ -139,8 +139,11 @@ static bool make_tiers(struct server *sv, int threads, char err[256])
 
     if (c->upstream[0]) {
         sv->has_upstream = true;
-        if (upstream_parse_url(c->upstream, &sv->upstream, err) != ST_OK)
+        char why[256];
+        if (upstream_parse_url(c->upstream, &sv->upstream, why) != ST_OK) {
+            snprintf(err, 256, "upstream: %.200s", why);
             return false;
+        }
         sv->upstream.timeout_ms = c->upstream_timeout_ms;
         sv->upstream.watchdog_ms = TIER_WATCHDOG_MS;
         sv->upstream.backoff_min_ms = 50;
