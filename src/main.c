@@ -44,6 +44,7 @@ struct server {
     struct upstream_options upstream;
     bool has_upstream;
     _Atomic bool save_at_stop;
+    _Atomic bool stopping;
 };
 
 static int fail(const char *what)
@@ -174,6 +175,8 @@ static void on_shutdown_command(void *arg, bool save, bool now)
     struct server *sv = arg;
     (void)now;
 
+    if (atomic_exchange(&sv->stopping, true)) /* a second signal would not wait for the first */
+        return;
     atomic_store(&sv->save_at_stop, save);
     kill(getpid(), SIGTERM);
 }
@@ -194,7 +197,7 @@ static void on_second_signal(int sig)
     _exit(1);
 }
 
-static void wait_for_stop(const sigset_t *set)
+static void wait_for_stop(struct server *sv, const sigset_t *set)
 {
     for (;;) {
         int sig = 0;
@@ -205,6 +208,7 @@ static void wait_for_stop(const sigset_t *set)
                 log_warning("main", "the log file cannot be reopened: %s", strerror(errno));
             continue;
         }
+        atomic_store(&sv->stopping, true);
         log_notice("main", "signal %d: stopping", sig);
         break;
     }
@@ -362,7 +366,7 @@ int main(int argc, char **argv, char **envp)
     log_notice("main", "tiercel %s ready: port %d, %s, disk %s, upstream %s", TIERCEL_VERSION, net_port(sv.net),
                sv.conf->dir, sv.disk ? "on" : "off", sv.has_upstream ? "on" : "none");
     notify_send("READY=1");
-    wait_for_stop(&signals);
+    wait_for_stop(&sv, &signals);
     stop(&sv);
     return 0;
 }

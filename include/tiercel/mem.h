@@ -38,8 +38,8 @@ struct mem_shard {
     unsigned index;         /* this shard's number */
     struct mem_bucket *old; /* while growing: 1 << (bits - 1) buckets, those below `moved` are empty */
     uint64_t moved;
-    uint64_t count; /* objects, of all databases and states */
-    uint64_t sweep; /* bucket where the expiry sweep goes on */
+    _Atomic uint64_t count; /* objects, of all databases and states; figures read it without the lock */
+    uint64_t sweep;         /* bucket where the expiry sweep goes on */
 };
 
 /* A database is an incarnation number that is hashed with its keys. Counters are of keys
@@ -57,6 +57,7 @@ struct mem {
     _Atomic uint32_t last_incarnation;
     _Atomic uint16_t *db_of_inc; /* low 16 bits of a live incarnation -> db + 1; 0 = dead */
     _Atomic uint32_t *full_inc;  /* low 16 bits -> the newest incarnation with them, live or dead */
+    bool *lingering;             /* low 16 bits -> one with them died, and may have objects left; all locks */
 };
 
 /* `incarnations`: one per database, 0 = take a fresh one. */
@@ -81,6 +82,10 @@ void mem_object_key(const struct mem *m, const struct object *o, struct key *out
 int mem_db_of(const struct mem *m, uint16_t inc);
 /* All shards locked. Gives the database a fresh incarnation; its counters go to 0. Returns the new one. */
 uint32_t mem_db_flush_locked(struct mem *m, unsigned db);
+/* All shards locked. Would the next flush give out low 16 bits that dead objects may still have? Then
+ * all of them have to go before, and mem_swept_locked() is told. */
+bool mem_db_flush_collides_locked(const struct mem *m);
+void mem_swept_locked(struct mem *m);
 void mem_db_swap_locked(struct mem *m, unsigned a, unsigned b);
 static inline void mem_db_count(struct mem *m, unsigned db, int keys, int expires)
 {

@@ -106,7 +106,8 @@ struct tier {
     _Atomic int64_t *lost_ms;                        /* [nworkers] when the last one ended, wall */
     _Atomic int64_t inflight_urgent, inflight_ahead; /* bytes of requests that wait, see tier_fault() */
     _Atomic int64_t demoting_bytes, tracked_keys;
-    _Atomic int64_t fetched_size; /* running mean of fetched objects, bytes */
+    _Atomic int64_t demoting_tracked; /* of tracked_keys, those on their way to the disk */
+    _Atomic int64_t fetched_size;     /* running mean of fetched objects, bytes */
     _Atomic int admission_waiters, room_waiting;
     _Atomic int fetches;                /* under way: the disk is not closed before they ended */
     _Atomic int64_t disk_full_since_ms; /* mono; when an append found the queue full; 0 = has room */

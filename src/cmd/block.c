@@ -31,6 +31,8 @@ struct block {
     _Atomic int state;
     bool left;
     bool orphan; /* the client went while it was served: the message frees it */
+    bool again;  /* the list is on disk: the command runs once more */
+    void (*reply)(struct call *c, void *arg);
     struct buf key, elem;
     int n;
     struct block_entry entry[];
@@ -106,9 +108,23 @@ static void block_served(struct mbox_msg *msg, void *owner)
         return;
     }
     struct parked *p = b->p;
+    bool again = b->again;
     block_end(b);
-    call_complete(p, reply_served, b);
+    if (!again)
+        call_complete(p, b->reply, b);
     block_free(b);
+    if (again) {
+        p->state = PARKED_NEW;
+        session_run(p->s);
+    }
+}
+
+/* Sends the client its end. Whoever calls this has taken the block out of BLOCK_WAITING. */
+static void block_send(struct block *b, void (*reply)(struct call *c, void *arg))
+{
+    b->reply = reply;
+    b->msg.run = block_served;
+    mbox_post(b->w->mbox, &b->msg);
 }
 
 static bool block_leave(struct block *b)
@@ -154,9 +170,7 @@ bool block_unblock(struct session *s, bool error)
     struct block *b = p->ops_arg;
     if (!block_leave(b))
         return false;
-    block_end(b);
-    block_free(b);
-    call_complete(p, error ? reply_unblocked : reply_timeout, NULL);
+    block_send(b, error ? reply_unblocked : reply_timeout); /* not here: within EXEC shards are locked */
     return true;
 }
 
@@ -184,9 +198,17 @@ static bool serve_one(struct worker *w, struct block_entry *e, struct call_key *
         return false;
     buf_slice_append(&b->key, key_slice(&e->key));
     CHECK(list_pop_one(&c, 0, b->left, &b->elem));
-    b->msg.run = block_served;
-    mbox_post(b->w->mbox, &b->msg);
+    block_send(b, reply_served);
     return true;
+}
+
+/* A list that came from another database may be on disk; those who wait for it fetch it themselves. */
+static void serve_later(struct block_entry *e)
+{
+    if (block_leave(e->b)) {
+        e->b->again = true;
+        block_send(e->b, NULL);
+    }
 }
 
 static void serve_key(struct worker *w, const struct key *key, int64_t now_ms)
@@ -200,9 +222,13 @@ static void serve_key(struct worker *w, const struct key *key, int64_t now_ms)
         next = l->next;
         if (e->key.hash != key->hash || !slice_eq(key_slice(&e->key), key_slice(key)))
             continue;
-        if (dispatch_resolve(w, &k, 1, NULL) != ST_OK || !k.obj)
+        enum status st = dispatch_resolve(w, &k, 1, NULL);
+        if (st == ST_PENDING)
+            serve_later(e);
+        else if (st != ST_OK || !k.obj)
             return;
-        serve_one(w, e, &k, now_ms);
+        else
+            serve_one(w, e, &k, now_ms);
     }
 }
 
@@ -240,6 +266,7 @@ void block_rehash(struct worker *w)
         unsigned i = mem_shard_of(t->mem, key.hash)->index;
         list_push_back(&w->cmd->registry[i].blocked, &e->link);
         t->shard[i].watched++;
+        buf_append(&w->cmd_worker->ready, &e->key, sizeof(e->key)); /* the other database may have had the list */
     }
 }
 

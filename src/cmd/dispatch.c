@@ -110,7 +110,7 @@ static int two_database_keys(struct worker *w, const struct command *cmd, int ar
                              struct call_key *keys)
 {
     bool copy = cmd->id == CMDID_copy;
-    int to = copy ? cmd_copy_db(argc, argv, db) : cmd_move_db(argc, argv, db);
+    int to = argc < 3 ? -1 : copy ? cmd_copy_db(argc, argv, db) : cmd_move_db(argc, argv, db);
 
     if (to < 0 || to >= (int)w->tier->mem->databases)
         return 0; /* the handler replies the error */
@@ -526,6 +526,7 @@ static void later_cancel(void *arg)
         mbox_timer_cancel(l->timer);
     else
         tier_cancel_room(&l->room);
+    l->p->s->flags &= ~(uint32_t)SESSION_BLOCKED;
     mem_free(MEM_CLIENT, l);
 }
 
@@ -536,6 +537,7 @@ static void later_again(struct later *l)
     struct parked *p = l->p;
 
     mem_free(MEM_CLIENT, l);
+    p->s->flags &= ~(uint32_t)SESSION_BLOCKED;
     p->state = PARKED_NEW;
     session_run(p->s);
 }
@@ -556,6 +558,7 @@ static enum dispatch_rc wait_again(struct call *c, int64_t pause_ms)
 
     l->p = call_suspend(c, &later_ops, l);
     if (pause_ms > 0) {
+        c->s->flags |= SESSION_BLOCKED; /* who hangs up meanwhile is not kept, and its request does not run */
         l->timer = mbox_timer_start(c->w->mbox, pause_ms, pause_over, l);
     } else {
         l->room.ready = room_ready;
@@ -571,10 +574,11 @@ static int64_t paused_ms(const struct call *c)
     const struct cmd *cmd = c->w->cmd;
     int64_t until = atomic_load_explicit(&cmd->pause_until_ms, memory_order_relaxed);
 
-    if (LIKELY(until == 0) || until <= c->now_ms || c->cmd->id == CMDID_client_unpause ||
-        c->cmd->id == CMDID_client_pause)
+    if (LIKELY(until == 0) || until <= c->now_ms)
         return 0;
-    bool writes = c->cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || c->cmd->id == CMDID_exec;
+    if (c->cmd && (c->cmd->id == CMDID_client_unpause || c->cmd->id == CMDID_client_pause))
+        return 0;
+    bool writes = !c->cmd || c->cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || c->cmd->id == CMDID_exec;
     if (!atomic_load(&cmd->pause_all) && !writes)
         return 0;
     return until - c->now_ms < PAUSE_STEP_MS ? until - c->now_ms : PAUSE_STEP_MS;
@@ -601,6 +605,9 @@ static enum dispatch_rc process(struct call *c)
         return reject(c);
     if (UNLIKELY(c->cmd && !allowed(c)))
         return reject(c);
+    int64_t pause = paused_ms(c);
+    if (UNLIKELY(pause > 0))
+        return wait_again(c, pause);
     if (UNLIKELY(t->has_upstream)) {
         enum forward_route route = forward_route(s, c->cmd, c->argc, c->argv);
         if (route == ROUTE_WRITE_LINK || route == ROUTE_PIN)
@@ -618,9 +625,6 @@ static enum dispatch_rc process(struct call *c)
             return reject(c);
         }
     }
-    int64_t pause = paused_ms(c);
-    if (UNLIKELY(pause > 0))
-        return wait_again(c, pause);
     if (UNLIKELY(s->flags & SESSION_MULTI) && !runs_in_multi(c->cmd)) {
         multi_queue(c);
         return DISPATCH_DONE;

@@ -26,11 +26,14 @@ struct forward_pin {
     struct session *s;
     struct upstream_pin *pin;
     enum pin_mode mode;
-    int db;          /* selected there */
+    int db;          /* selected there, as far as was sent */
     int outstanding; /* calls without an answer */
     bool lost;
-    bool in_multi;
+    bool multi;       /* MULTI was sent ... */
+    bool in_multi;    /* ... and answered */
+    bool watching;    /* WATCH was answered, and nothing has ended it */
     bool ending;      /* EXEC or DISCARD was sent: what follows must wait for its answer */
+    bool forget_all;  /* the transaction has a FLUSHALL, FLUSHDB or SWAPDB */
     struct buf names; /* length-prefixed keys of the transaction's writes, dropped again at EXEC */
 };
 
@@ -44,7 +47,8 @@ struct forward {
     int db;
     bool writes;
     bool in_transaction; /* or watching keys for one */
-    struct slice reply;  /* during done() */
+    bool blocking;
+    struct slice reply; /* during done() */
     enum status st;
     bool sent;
 };
@@ -61,14 +65,26 @@ static bool opens_pin(const struct command *cmd)
     return cmd && (cmd->id == CMDID_multi || cmd->id == CMDID_watch || cmd->flags & CMD_BLOCKING || is_pubsub(cmd));
 }
 
-static bool blocks_by_name(struct slice name)
+static bool is_one_of(struct slice name, const char *const *names)
 {
-    static const char *const names[] = {"blmove", "brpoplpush", "blmpop", "bzpopmin", "bzpopmax", "bzmpop"};
-
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-        if (slice_is(name, names[i]))
+    for (; *names; names++)
+        if (slice_is(name, *names))
             return true;
     return false;
+}
+
+static bool blocks_by_name(struct slice name)
+{
+    static const char *const names[] = {"blmove", "brpoplpush", "blmpop", "bzpopmin", "bzpopmax", "bzmpop", NULL};
+    return is_one_of(name, names);
+}
+
+/* They change what a connection is or stop its answers, and clients share ours. */
+static bool takes_connection(struct slice name)
+{
+    static const char *const names[] = {"monitor",    "sync",         "psync",   "replconf",
+                                        "ssubscribe", "sunsubscribe", "waitaof", NULL};
+    return is_one_of(name, names);
 }
 
 /* XREAD and XREADGROUP block only when told to. */
@@ -82,15 +98,42 @@ static bool blocks_by_option(int argc, const struct slice *argv)
     return false;
 }
 
+static bool blocks(const struct command *cmd, int argc, const struct slice *argv)
+{
+    return cmd ? cmd->flags & CMD_BLOCKING : blocks_by_name(argv[0]) || blocks_by_option(argc, argv);
+}
+
+/* The database that a SELECT names; -1: none of ours. */
+static int selected_db(const struct session *s, int argc, const struct slice *argv)
+{
+    int64_t db;
+    return argc == 2 && num_parse_i64(argv[1], &db) && db >= 0 && db < s->w->conf->databases ? (int)db : -1;
+}
+
+/* While keys are watched, and MULTI was not sent: what is about this server or connection stays here. */
+static bool is_ours_while_watching(const struct session *s, const struct command *cmd, int argc,
+                                   const struct slice *argv)
+{
+    if (!cmd)
+        return takes_connection(argv[0]);
+    if (cmd->id == CMDID_select)
+        return selected_db(s, argc, argv) < 0;
+    return cmd->flags & CMD_SERVER || cmd->id == CMDID_wait;
+}
+
 enum forward_route forward_route(const struct session *s, const struct command *cmd, int argc, const struct slice *argv)
 {
     const struct forward_pin *fp = s->pin;
 
-    if (fp && fp->mode == PIN_MULTI)
-        return cmd && (cmd->id == CMDID_quit || cmd->id == CMDID_reset) ? ROUTE_LOCAL : ROUTE_PIN;
-    if (cmd && cmd->flags & CMD_SERVER)
+    if (fp && fp->mode == PIN_MULTI) {
+        if (cmd && (cmd->id == CMDID_quit || cmd->id == CMDID_reset))
+            return ROUTE_LOCAL;
+        return !fp->multi && is_ours_while_watching(s, cmd, argc, argv) ? ROUTE_LOCAL : ROUTE_PIN;
+    }
+    /* WAIT: about replicas of this server; on the shared connection it would hold up everybody. */
+    if (cmd ? cmd->flags & CMD_SERVER || cmd->id == CMDID_wait : takes_connection(argv[0]))
         return ROUTE_LOCAL;
-    if (opens_pin(cmd) || (!cmd && (blocks_by_name(argv[0]) || blocks_by_option(argc, argv))))
+    if (opens_pin(cmd) || blocks(cmd, argc, argv))
         return ROUTE_PIN;
     if (cmd && (cmd->id == CMDID_unwatch || cmd->id == CMDID_exec || cmd->id == CMDID_discard))
         return ROUTE_LOCAL; /* no transaction is open: the error, or OK, is ours */
@@ -106,23 +149,39 @@ static bool writes(const struct command *cmd)
     return !cmd || cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || !(cmd->flags & CMD_READONLY);
 }
 
-static void forget_keys(struct worker *w, const struct command *cmd, int db, int argc, const struct slice *argv)
+static bool changes_all(const struct command *cmd)
 {
-    if (cmd && (cmd->id == CMDID_flushall || cmd->id == CMDID_flushdb || cmd->id == CMDID_swapdb)) {
-        tier_forget_all_upstream(w);
-        return;
-    }
+    return cmd && (cmd->id == CMDID_flushall || cmd->id == CMDID_flushdb || cmd->id == CMDID_swapdb);
+}
+
+/* Calls fn for each key that the write may change. */
+static void each_written(struct worker *w, const struct command *cmd, int db, int argc, const struct slice *argv,
+                         void (*fn)(void *arg, unsigned db, struct slice name), void *arg)
+{
     if (!cmd || (cmd->first == 0 && !cmd->find_keys)) {
         for (int i = 1; i < argc && i < FORGET_ARGS_MAX; i++)
-            tier_forget_upstream(w, (unsigned)db, argv[i]);
+            fn(arg, (unsigned)db, argv[i]);
         return;
     }
     int max = dispatch_key_count(cmd, argc);
     struct call_key *keys = mem_alloc(MEM_CLIENT, (size_t)(max + 1) * sizeof(*keys));
     int n = dispatch_keys(w, cmd, argc, argv, db, keys, max);
     for (int i = 0; i < n; i++)
-        tier_forget_upstream(w, keys[i].key.db, key_slice(&keys[i].key));
+        fn(arg, keys[i].key.db, key_slice(&keys[i].key));
     mem_free(MEM_CLIENT, keys);
+}
+
+static void forget_key(void *arg, unsigned db, struct slice name)
+{
+    tier_forget_upstream(arg, db, name);
+}
+
+static void forget_keys(struct worker *w, const struct command *cmd, int db, int argc, const struct slice *argv)
+{
+    if (changes_all(cmd))
+        tier_forget_all_upstream(w);
+    else
+        each_written(w, cmd, db, argc, argv, forget_key, w);
 }
 
 /* ---- answers ---- */
@@ -172,6 +231,43 @@ static bool ends_with(struct slice s, const char *tail)
     return s.len >= n && memcmp(s.ptr + s.len - n, tail, n) == 0;
 }
 
+/* The answer ends the transaction, be it run or not. */
+static void transaction_ended(struct forward_pin *fp, bool ran)
+{
+    fp->multi = fp->in_multi = fp->watching = false;
+    if (ran)
+        fp->s->db = fp->db; /* a SELECT within it took effect */
+    else
+        fp->db = fp->s->db;
+}
+
+/* true: the pin has served: nothing is watched, open or on its way. */
+static bool transaction_answered(struct forward_pin *fp, enum command_id id, struct slice reply, bool is_error)
+{
+    switch (id) {
+    case CMDID_watch: fp->watching |= !is_error; break;
+    case CMDID_unwatch: fp->watching &= fp->in_multi; break;
+    case CMDID_multi:
+        fp->in_multi |= !is_error;
+        fp->multi = fp->in_multi;
+        break;
+    case CMDID_select:
+        if (!fp->in_multi && !is_error)
+            fp->s->db = fp->db;
+        else if (!fp->in_multi)
+            fp->db = fp->s->db;
+        break;
+    case CMDID_exec:
+    case CMDID_discard: /* without MULTI they are errors that change nothing */
+        fp->ending = false;
+        if (fp->in_multi && !(id == CMDID_discard && is_error))
+            transaction_ended(fp, id == CMDID_exec && !is_error && !slice_eq(reply, SLICE_LIT("*-1\r\n")));
+        break;
+    default: break;
+    }
+    return !fp->watching && !fp->multi && fp->outstanding == 0;
+}
+
 /* What an answer on a pin means for the pin. true: it has served. */
 static bool pin_answered(struct forward_pin *fp, const struct forward *f, struct slice reply, bool is_error)
 {
@@ -180,17 +276,7 @@ static bool pin_answered(struct forward_pin *fp, const struct forward *f, struct
     switch (fp->mode) {
     case PIN_BLOCKING: return true;
     case PIN_PUBSUB: return f->st != ST_OK || is_error || ends_with(reply, "\r\n:0\r\n");
-    case PIN_MULTI:
-        if (f->st != ST_OK)
-            return true;
-        if (id == CMDID_multi && !is_error)
-            fp->in_multi = true;
-        if (id == CMDID_exec || id == CMDID_discard || (id == CMDID_unwatch && !fp->in_multi)) {
-            if (id == CMDID_exec && !is_error)
-                f->p->s->db = fp->db; /* a SELECT of the transaction took effect */
-            return fp->outstanding == 0;
-        }
-        return false;
+    case PIN_MULTI: return f->st != ST_OK || transaction_answered(fp, id, reply, is_error);
     }
     return true;
 }
@@ -207,6 +293,9 @@ static void forget_transaction(struct forward_pin *fp)
         at += head[1];
     }
     fp->names.len = 0;
+    if (fp->forget_all)
+        tier_forget_all_upstream(fp->s->w);
+    fp->forget_all = false;
 }
 
 static void forward_done(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
@@ -220,6 +309,8 @@ static void forward_done(struct upstream_call *call, enum status st, struct slic
     if (p) {
         struct session *s = p->s;
         struct forward_pin *fp = f->fp;
+        if (f->blocking)
+            s->flags &= ~(uint32_t)SESSION_BLOCKED;
         if (f->writes && (st == ST_OK || sent)) /* else the copies are as good as before */
             forget_keys(f->w, f->cmd, f->db, p->argc, p->argv);
         if (fp) {
@@ -306,16 +397,21 @@ static struct forward_pin *pin_of(struct call *c)
 }
 
 /* The keys of a queued write are dropped again when EXEC answers. */
+static void remember_key(void *arg, unsigned db, struct slice name)
+{
+    struct forward_pin *fp = arg;
+    uint32_t head[2] = {db, (uint32_t)name.len};
+
+    buf_append(&fp->names, head, sizeof(head));
+    buf_slice_append(&fp->names, name);
+}
+
 static void remember_keys(struct forward_pin *fp, const struct command *cmd, int argc, const struct slice *argv)
 {
-    int pos[64], n = cmd ? command_keys(cmd, argc, argv, pos, 64) : 0;
-
-    for (int i = 0; i < (cmd ? n : argc - 1) && i < FORGET_ARGS_MAX; i++) {
-        struct slice name = cmd ? argv[pos[i]] : argv[i + 1];
-        uint32_t head[2] = {(uint32_t)fp->db, (uint32_t)name.len};
-        buf_append(&fp->names, head, sizeof(head));
-        buf_slice_append(&fp->names, name);
-    }
+    if (changes_all(cmd))
+        fp->forget_all = true;
+    else
+        each_written(fp->s->w, cmd, fp->db, argc, argv, remember_key, fp);
 }
 
 enum dispatch_rc forward_send(struct call *c, enum forward_route route)
@@ -352,19 +448,21 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
         return DISPATCH_LATER;
     }
     fp->outstanding++;
+    f->blocking = fp->mode == PIN_BLOCKING || (!fp->multi && blocks(c->cmd, c->argc, c->argv));
     if (fp->mode == PIN_MULTI) {
-        int64_t db;
+        fp->multi |= c->cmd && c->cmd->id == CMDID_multi;
         fp->ending |= c->cmd && (c->cmd->id == CMDID_exec || c->cmd->id == CMDID_discard);
-        if (c->cmd && c->cmd->id == CMDID_select && c->argc == 2 && num_parse_i64(c->argv[1], &db))
-            fp->db = (int)db;
+        int db = c->cmd && c->cmd->id == CMDID_select ? selected_db(s, c->argc, c->argv) : -1;
+        if (db >= 0)
+            fp->db = db;
         else if (f->writes)
             remember_keys(fp, c->cmd, c->argc, c->argv);
-    } else {
-        f->p->state = PARKED_LATER; /* those behind it wait for its answer */
-        if (fp->mode == PIN_BLOCKING)
-            s->flags |= SESSION_BLOCKED;
     }
-    upstream_pin_call(fp->pin, &f->call, fp->mode == PIN_BLOCKING, f->p->argc, f->p->argv);
+    if (fp->mode != PIN_MULTI || f->blocking)
+        f->p->state = PARKED_LATER; /* those behind it wait for its answer */
+    if (f->blocking)
+        s->flags |= SESSION_BLOCKED;
+    upstream_pin_call(fp->pin, &f->call, f->blocking, f->p->argc, f->p->argv);
     return DISPATCH_LATER;
 }
 

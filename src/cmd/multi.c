@@ -324,6 +324,10 @@ static void exec_commands(struct call *c, struct call_key *keys)
             dispatch_call(&sub);
         else
             call_error(&sub, "ERR a key of this transaction could not be kept in memory");
+        if (q->cmd->flags & CMD_ALL_SHARDS) { /* at once: the commands behind it change keys by their new hashes */
+            watch_rehash(c->w);
+            block_rehash(c->w);
+        }
     }
 }
 
@@ -372,10 +376,6 @@ enum dispatch_rc multi_exec(struct call *c)
             reply_array(&c->r, m->n);
             s->flags &= ~(uint32_t)SESSION_MULTI; /* what runs now is not queued again */
             exec_commands(c, keys);
-            if (all) {
-                watch_rehash(c->w);
-                block_rehash(c->w);
-            }
             block_serve(c->w, c->now_ms);
         }
         dispatch_unlock(c->w, &set);

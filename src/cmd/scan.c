@@ -666,6 +666,9 @@ void cmd_swapdb(struct call *c)
         watch_touch_db(c->w, (int)a);
         watch_touch_db(c->w, (int)b);
         tier_swap_db_locked(c->w, (unsigned)a, (unsigned)b);
+        watch_rehash(c->w); /* a key that came with the other database is a change too */
+        watch_touch_db(c->w, (int)a);
+        watch_touch_db(c->w, (int)b);
     }
     reply_simple(&c->r, "OK");
 }

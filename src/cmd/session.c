@@ -152,6 +152,8 @@ static bool run_head(struct parked *p)
             parked_fault(p, true);
         } else {
             struct reply r = {&p->reply, s->proto};
+            if (dispatch_find(p->argc, p->argv)->id == CMDID_exec)
+                multi_discard(s);
             reply_error(&r, "ERR the keys of this command could not be kept in memory together");
             p->state = PARKED_DONE;
         }
@@ -171,7 +173,7 @@ static void send_ahead(struct session *s)
         if (p->state != PARKED_NEW || !dispatch_forwardable(s, p->argc, p->argv))
             return;
         dispatch_run(s, p->argc, p->argv, p);
-        if (p->state == PARKED_NEW)
+        if (p->state != PARKED_SENT && p->state != PARKED_DONE) /* CLIENT PAUSE holds it back, and those behind it */
             return;
     }
 }

@@ -63,6 +63,7 @@ struct mem *mem_create(unsigned shard_bits, unsigned databases, uint64_t seed, c
     m->db = mem_calloc(MEM_OTHER, databases * sizeof(*m->db));
     m->db_of_inc = mem_calloc(MEM_OTHER, 65536 * sizeof(*m->db_of_inc));
     m->full_inc = mem_calloc(MEM_OTHER, 65536 * sizeof(*m->full_inc));
+    m->lingering = mem_calloc(MEM_OTHER, 65536 * sizeof(*m->lingering));
     uint32_t last = 0;
     for (unsigned i = 0; i < databases; i++)
         if (incarnations && incarnations[i] > last)
@@ -109,6 +110,7 @@ void mem_destroy(struct mem *m)
     mem_free(MEM_OTHER, m->db);
     mem_free(MEM_OTHER, (void *)m->db_of_inc);
     mem_free(MEM_OTHER, (void *)m->full_inc);
+    mem_free(MEM_OTHER, m->lingering);
     mem_free(MEM_OTHER, m);
 }
 
@@ -152,13 +154,32 @@ int mem_db_of(const struct mem *m, uint16_t inc)
     return (int)atomic_load_explicit(&m->db_of_inc[inc], memory_order_relaxed) - 1;
 }
 
-uint32_t mem_db_flush_locked(struct mem *m, unsigned db)
+static uint32_t next_incarnation(const struct mem *m)
 {
-    uint32_t old = atomic_load(&m->db[db].incarnation), inc;
+    uint32_t inc = atomic_load(&m->last_incarnation);
 
     do /* the low bits of a live incarnation are not given out twice */
-        inc = atomic_fetch_add(&m->last_incarnation, 1) + 1;
+        inc++;
     while (atomic_load(&m->db_of_inc[(uint16_t)inc]) != 0);
+    return inc;
+}
+
+bool mem_db_flush_collides_locked(const struct mem *m)
+{
+    return m->lingering[(uint16_t)next_incarnation(m)];
+}
+
+void mem_swept_locked(struct mem *m)
+{
+    memset(m->lingering, 0, 65536 * sizeof(*m->lingering));
+}
+
+uint32_t mem_db_flush_locked(struct mem *m, unsigned db)
+{
+    uint32_t old = atomic_load(&m->db[db].incarnation), inc = next_incarnation(m);
+
+    atomic_store(&m->last_incarnation, inc);
+    m->lingering[(uint16_t)old] = true;
     atomic_store(&m->db_of_inc[(uint16_t)old], 0);
     atomic_store(&m->db_of_inc[(uint16_t)inc], (uint16_t)(db + 1));
     atomic_store(&m->full_inc[(uint16_t)inc], inc);
@@ -318,10 +339,16 @@ static void bucket_split(const struct mem *m, struct mem_shard *s, uint64_t i)
     }
 }
 
+static void count_add(struct mem_shard *s, uint64_t n)
+{
+    atomic_store_explicit(&s->count, atomic_load_explicit(&s->count, memory_order_relaxed) + n, memory_order_relaxed);
+}
+
 static void grow_step(const struct mem *m, struct mem_shard *s)
 {
     if (!s->old) {
-        if (s->count < (uint64_t)MEAN_MAX << s->bits || s->bits + m->shard_bits >= 44)
+        if (atomic_load_explicit(&s->count, memory_order_relaxed) < (uint64_t)MEAN_MAX << s->bits ||
+            s->bits + m->shard_bits >= 44)
             return;
         s->old = s->table;
         s->moved = 0;
@@ -341,7 +368,7 @@ void mem_insert_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, 
 {
     grow_step(m, s);
     bucket_add(bucket_of(m, s, hash), slot_make(tag_of(hash), o));
-    s->count++;
+    count_add(s, 1);
 }
 
 void mem_replace_locked(mem_slot *slot, struct object *o)
@@ -353,7 +380,7 @@ void mem_remove_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, 
 {
     struct mem_bucket *b = bucket_of(m, s, hash), *before = NULL;
 
-    s->count--;
+    count_add(s, (uint64_t)-1);
     *slot = 0;
     /* Give an emptied chained line back. */
     while (b->slot[LAST] & SLOT_CHAIN) {

@@ -181,6 +181,9 @@ static enum status demote_locked(struct worker *w, struct mem_shard *shard, cons
     r->demoting = true;
     r->refs++; /* the queue's */
     r->bytes = object_bytes(o);
+    r->tracked = o->flags & OBJ_F_ORIGIN;
+    if (r->tracked)
+        atomic_fetch_add_explicit(&t->demoting_tracked, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&t->demoting_bytes, (int64_t)r->bytes, memory_order_relaxed);
     stats_inc(w->stats, STAT_tier_demotions);
     return ST_OK;
@@ -307,6 +310,11 @@ bool tier_over_mark(struct tier *t)
     return limit > 0 && mem_class_bytes(MEM_DATA) - soon_free(t) > limit - room_for_queue(t, limit);
 }
 
+static bool too_many_tracked(const struct tier *t)
+{
+    return t->has_upstream && t->tracked_keys - t->demoting_tracked > t->limit.tracked_keys_max;
+}
+
 /* What is being demoted will be free soon, and is not counted against the lower mark; so
  * writes seldom meet the upper one, maxmemory itself, where they must wait. */
 enum status tier_make_room(struct worker *w)
@@ -315,7 +323,7 @@ enum status tier_make_room(struct worker *w)
     int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
     int policy = atomic_load_explicit(&t->limit.policy, memory_order_relaxed);
 
-    bool tracked = t->has_upstream && t->tracked_keys > t->limit.tracked_keys_max;
+    bool tracked = too_many_tracked(t);
     if (limit <= 0 && !tracked)
         return ST_OK;
     int64_t soft = limit - room_for_queue(t, limit);
@@ -330,7 +338,7 @@ enum status tier_make_room(struct worker *w)
     for (int i = 0; i < EVICT_PER_CALL && rc == EVICT_DONE; i++) {
         rc = evict_one(w, policy, stalled);
         used = mem_class_bytes(MEM_DATA);
-        tracked = t->has_upstream && t->tracked_keys > t->limit.tracked_keys_max;
+        tracked = too_many_tracked(t);
         if (used - soon_free(t) <= soft && !tracked)
             break;
     }
@@ -353,6 +361,9 @@ static void commit_one_locked(struct tier *t, struct mem_shard *shard, const str
                               struct residency *r, bool ok)
 {
     atomic_fetch_sub_explicit(&t->demoting_bytes, (int64_t)r->bytes, memory_order_relaxed);
+    if (r->tracked)
+        atomic_fetch_sub_explicit(&t->demoting_tracked, 1, memory_order_relaxed);
+    r->tracked = false;
     if (!r->demoting)
         return; /* changed or gone meanwhile; its tombstone is queued behind the record */
     r->demoting = false;

@@ -358,8 +358,10 @@ void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct
 void tier_flush_db_locked(struct worker *w, unsigned db)
 {
     struct tier *t = w->tier;
-    uint32_t inc = mem_db_flush_locked(t->mem, db);
 
+    if (UNLIKELY(mem_db_flush_collides_locked(t->mem))) /* once in 65536 flushes */
+        tier_sweep_dead_locked(w);
+    uint32_t inc = mem_db_flush_locked(t->mem, db);
     if (t->disk)
         disk_set_incarnation(t->disk, db, inc);
 }

@@ -35,6 +35,26 @@ static void remove_due_locked(struct worker *w, struct mem_shard *shard, struct 
     object_free(o);
 }
 
+/* Now all that the sweep would come to later. */
+void tier_sweep_dead_locked(struct worker *w)
+{
+    struct tier *t = w->tier;
+    struct object *batch[SWEEP_BATCH];
+    size_t seen = 0;
+
+    for (unsigned i = 0; i < t->mem->shards; i++) {
+        struct mem_shard *shard = &t->mem->shard[i];
+        bool wrapped = false;
+        shard->sweep = 0;
+        while (!wrapped) {
+            size_t n = mem_sweep_locked(t->mem, shard, SWEEP_BUCKETS, w->now_ms, batch, SWEEP_BATCH, &seen, &wrapped);
+            for (size_t k = 0; k < n; k++)
+                remove_due_locked(w, shard, batch[k]);
+        }
+    }
+    mem_swept_locked(t->mem);
+}
+
 /* This worker's next shard. true: there is more to do here soon. */
 static bool sweep_shard(struct worker *w, int64_t until_us, size_t *seen, size_t *due)
 {

@@ -18,6 +18,7 @@ struct residency {
     bool fetching;
     bool demoting;   /* appended, not committed, and not changed since */
     bool read_since; /* while demoting */
+    bool tracked;    /* counts in demoting_tracked */
     uint64_t hash;
     size_t bytes;         /* of value, while it counts in demoting_bytes */
     struct object *value; /* fetching: a suspect copy or NULL */
@@ -79,6 +80,9 @@ void tier_notify_locked(struct tier *t, struct mem_shard *shard, const struct ke
 void tier_wake_waiters_locked(struct worker *w, struct residency *r, enum status st, const char *error);
 void tier_fault_init(struct tier_worker *tw);
 void tier_drop_room_waits(struct tier_worker *tw);
+
+/* sweep.c */
+void tier_sweep_dead_locked(struct worker *w); /* all shards locked */
 
 /* evict.c */
 void tier_access_init(struct tier *t, struct object *o, int64_t now_ms);
