@@ -198,6 +198,10 @@ void tier_release(struct worker *w, struct tier_request *req);
  * will be called with `cancelled` set; free it there. */
 bool tier_cancel(struct worker *w, struct tier_request *req);
 
+/* The value compressed as the settings say, counted; NULL when it stays plain. The worker's
+ * thread; best before any lock is taken. */
+struct rcbuf *tier_pack(struct worker *w, struct slice value);
+
 /* ---- changing: shard locked; any worker ---- */
 
 /* Makes `o` the key's value. Frees what was there. */

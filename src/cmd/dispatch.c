@@ -3,7 +3,6 @@
 #include <stdlib.h>
 
 #include "tiercel/clock.h"
-#include "tiercel/codec.h"
 #include "tiercel/pubsub.h"
 #include "tiercel/stats.h"
 
@@ -313,20 +312,12 @@ static int value_arg(const struct command *cmd)
 
 static void pack_value(struct call *c)
 {
-    const struct conf *conf = c->w->conf;
     int arg = value_arg(c->cmd);
 
-    if (LIKELY(arg == 0 || c->argv[arg].len < (size_t)conf->compression_threshold ||
-               conf->compression == COMPRESSION_NO))
+    if (arg == 0)
         return;
-    struct codec_options opt = {true, (size_t)conf->compression_threshold, (int)conf->compression_level};
-    c->packed = codec_pack(c->w->codec, &opt, c->argv[arg]);
+    c->packed = tier_pack(c->w, c->argv[arg]);
     c->packed_arg = arg;
-    if (c->packed) {
-        stats_inc(c->w->stats, STAT_compression_values);
-        stats_add(c->w->stats, STAT_compression_bytes_in, c->packed->raw_len);
-        stats_add(c->w->stats, STAT_compression_bytes_out, c->packed->len);
-    }
 }
 
 /* What became of a call whose keys were resolved, or could not be. No lock is held. */
@@ -644,7 +635,9 @@ enum dispatch_rc dispatch_run(struct session *s, int argc, const struct slice *a
         return DISPATCH_DONE;
     if (UNLIKELY(!s->w->cmd_worker->scratch))
         dispatch_scratch_keys(s->w, 16);
-    c.r = (struct reply){&s->out, s->proto};
+    /* Sent ahead of its turn, it must not answer ahead of it. */
+    struct chain *out = UNLIKELY(p && s->queue.next != &p->link) ? &p->reply : &s->out;
+    c.r = (struct reply){out, s->proto};
     if (UNLIKELY(withhold)) {
         chain_init(&withheld);
         c.r.out = &withheld;
@@ -652,7 +645,7 @@ enum dispatch_rc dispatch_run(struct session *s, int argc, const struct slice *a
     enum dispatch_rc rc = process(&c);
     if (UNLIKELY(withhold)) {
         if (rc == DISPATCH_DONE && !(s->flags & (SESSION_REPLY_OFF | SESSION_REPLY_SKIP)))
-            chain_move(&s->out, &withheld); /* CLIENT REPLY ON answers */
+            chain_move(out, &withheld); /* CLIENT REPLY ON answers */
         chain_deinit(&withheld);
     }
     if (LIKELY(rc == DISPATCH_DONE) && UNLIKELY(s->flags & (SESSION_REPLY_SKIP | SESSION_SKIP_NEXT))) {

@@ -1,7 +1,6 @@
 /* What handlers do with keys, values and errors (keyspace.h). */
 #include <stdio.h>
 
-#include "tiercel/codec.h"
 #include "tiercel/num.h"
 #include "tiercel/stats.h"
 
@@ -164,23 +163,6 @@ void ks_reply_string(struct call *c, struct object *o)
         reply_bulk(&c->r, value);
 }
 
-static struct rcbuf *pack(struct call *c, struct slice value)
-{
-    const struct conf *conf = c->w->conf;
-    struct codec_options opt = {conf->compression == COMPRESSION_ZSTD, (size_t)conf->compression_threshold,
-                                (int)conf->compression_level};
-
-    if (LIKELY(!opt.enabled || value.len < opt.threshold))
-        return NULL;
-    struct rcbuf *packed = codec_pack(c->w->codec, &opt, value);
-    if (packed) {
-        stats_inc(c->w->stats, STAT_compression_values);
-        stats_add(c->w->stats, STAT_compression_bytes_in, value.len);
-        stats_add(c->w->stats, STAT_compression_bytes_out, packed->len);
-    }
-    return packed;
-}
-
 struct object *ks_string_from_arg(struct call *c, int i, int arg, int64_t expire_ms)
 {
     const struct key *key = &c->keys[i].key;
@@ -194,7 +176,7 @@ struct object *ks_string_from_arg(struct call *c, int i, int arg, int64_t expire
         packed = c->packed;
         c->packed = NULL;
     } else if (c->packed_arg != arg) { /* dispatch has not tried it */
-        packed = pack(c, value);
+        packed = tier_pack(c->w, value);
     }
     return packed ? object_new_rcbuf(key, packed, expire_ms, 0) : object_new_string(key, value, expire_ms, 0);
 }
@@ -202,7 +184,7 @@ struct object *ks_string_from_arg(struct call *c, int i, int arg, int64_t expire
 struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t expire_ms, bool modified)
 {
     const struct key *key = &c->keys[i].key;
-    struct rcbuf *packed = pack(c, value);
+    struct rcbuf *packed = tier_pack(c->w, value);
     struct object *o =
         packed ? object_new_rcbuf(key, packed, expire_ms, 0) : object_new_string(key, value, expire_ms, 0);
 

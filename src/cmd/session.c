@@ -172,7 +172,8 @@ static void send_ahead(struct session *s)
             continue;
         if (p->state != PARKED_NEW || !dispatch_forwardable(s, p->argc, p->argv))
             return;
-        dispatch_run(s, p->argc, p->argv, p);
+        if (dispatch_run(s, p->argc, p->argv, p) == DISPATCH_DONE)
+            p->state = PARKED_DONE;                             /* refused at once: the answer waits for its turn */
         if (p->state != PARKED_SENT && p->state != PARKED_DONE) /* CLIENT PAUSE holds it back, and those behind it */
             return;
     }

@@ -637,14 +637,7 @@ static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struc
 
     if (st == ST_OK) {
         int64_t expire_ms = pttl_ms >= 0 ? uf->sent_ms + pttl_ms : 0;
-        struct codec_options opt = {w->conf->compression == COMPRESSION_ZSTD, (size_t)w->conf->compression_threshold,
-                                    (int)w->conf->compression_level};
-        struct rcbuf *packed = codec_pack(w->codec, &opt, value);
-        if (packed) {
-            stats_inc(w->stats, STAT_compression_values);
-            stats_add(w->stats, STAT_compression_bytes_in, value.len);
-            stats_add(w->stats, STAT_compression_bytes_out, packed->len);
-        }
+        struct rcbuf *packed = tier_pack(w, value);
         o = packed ? object_new_rcbuf(&f->key, packed, expire_ms, origin)
                    : object_new_string(&f->key, value, expire_ms, origin);
         stats_inc(w->stats, STAT_tier_upstream_hits);

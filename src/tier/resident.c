@@ -210,6 +210,25 @@ enum status tier_resolve_locked(struct worker *w, struct mem_shard *shard, const
     return resolve_absent_locked(w, key, need, out);
 }
 
+/* ---- compression ---- */
+
+struct rcbuf *tier_pack(struct worker *w, struct slice value)
+{
+    const struct conf *conf = w->conf;
+    struct codec_options opt = {conf->compression == COMPRESSION_ZSTD, (size_t)conf->compression_threshold,
+                                (int)conf->compression_level};
+
+    if (LIKELY(!opt.enabled || value.len < opt.threshold))
+        return NULL;
+    struct rcbuf *packed = codec_pack(w->codec, &opt, value);
+    if (packed) {
+        stats_inc(w->stats, STAT_compression_values);
+        stats_add(w->stats, STAT_compression_bytes_in, value.len);
+        stats_add(w->stats, STAT_compression_bytes_out, packed->len);
+    }
+    return packed;
+}
+
 /* ---- changing ---- */
 
 void tier_notify_locked(struct tier *t, struct mem_shard *shard, const struct key *key, enum tier_change why)
