@@ -5,6 +5,7 @@ import time
 import pytest
 
 from harness import RespError, parse, scaled, wait_until
+from rawconn import encode
 
 
 @pytest.fixture
@@ -396,15 +397,14 @@ def test_a_lost_transaction_is_not_run_in_pieces(trio):
         assert c.ask("SET", "a", "1") == "QUEUED"
         wire.cut()
         t.wait_tiers(tier_upstream_state="up")
-        c.send_command("SET", "b", "2")
-        c.send_command("EXEC")
+        # In one piece: the server closes after its answer, and must not find anything unread then.
+        c.send(encode("SET", "b", "2") + encode("EXEC"))
         assert c.read_reply().startswith(b"-UPSTREAM")
         assert c.read_to_end() == b""
     wire.down()
     t.wait_tiers(tier_upstream_state="down")
     with t.raw() as c:
-        for command in (("MULTI",), ("SET", "c", "3"), ("EXEC",)):
-            c.send_command(*command)
+        c.send(encode("MULTI") + encode("SET", "c", "3") + encode("EXEC"))
         assert c.read_reply().startswith(b"-UPSTREAMDOWN")
         assert c.read_to_end() == b""
     wire.up()
@@ -428,7 +428,6 @@ def test_nothing_runs_behind_quit(trio):
     up, wire, t = trio
     wire.delay(down=0.2)
     with t.raw() as c:
-        for command in (("GET", "missing"), ("QUIT",), ("SET", "x", "1")):
-            c.send_command(*command)
+        c.send(encode("GET", "missing") + encode("QUIT") + encode("SET", "x", "1"))
         assert c.read_to_end() == b"$-1\r\n+OK\r\n"
     assert up.client().get("x") is None
