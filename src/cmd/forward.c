@@ -18,6 +18,7 @@
 #include "cmd/cmd_priv.h"
 
 #define FORGET_ARGS_MAX 4096 /* arguments of an unknown command that are taken for keys */
+#define NAMES_MAX (1 << 20)  /* bytes of a transaction's keys remembered; past it EXEC drops all copies */
 
 enum pin_mode { PIN_MULTI, PIN_BLOCKING, PIN_PUBSUB };
 
@@ -402,6 +403,10 @@ static void remember_key(void *arg, unsigned db, struct slice name)
     struct forward_pin *fp = arg;
     uint32_t head[2] = {db, (uint32_t)name.len};
 
+    if (fp->names.len + sizeof(head) + name.len > NAMES_MAX) {
+        fp->forget_all = true;
+        return;
+    }
     buf_append(&fp->names, head, sizeof(head));
     buf_slice_append(&fp->names, name);
 }
