@@ -7,7 +7,4 @@
  * no exponential backtracking on many stars. */
 bool glob_match(struct slice pattern, struct slice text, bool nocase);
 
-/* The pattern's literal start, before the first special character. */
-size_t glob_prefix_len(struct slice pattern);
-
 #endif

@@ -10,14 +10,6 @@
 uint64_t hash_key(uint64_t seed, uint32_t incarnation, struct slice key);
 uint64_t hash_bytes(uint64_t seed, const void *ptr, size_t len);
 
-/* Checksum over parts: start, update with each part, end. */
-struct hash_stream {
-    _Alignas(64) unsigned char state[640];
-};
-void hash_stream_start(struct hash_stream *hs);
-void hash_stream_update(struct hash_stream *hs, const void *ptr, size_t len);
-uint64_t hash_stream_end(struct hash_stream *hs);
-
 /* A small generator (splitmix64) for sampling and jitter; not for secrets. */
 static inline uint64_t rng_next(uint64_t *state)
 {

@@ -9,9 +9,7 @@
 int64_t machine_memory_bytes(const char **source);
 int machine_cpus(const char **source);
 
-/* Resident memory of this process, in bytes; 0 when /proc cannot be read. `anonymous`: without
- * pages of files, which the kernel may take back (RssAnon). */
+/* Resident memory of this process, in bytes; 0 when /proc cannot be read. */
 int64_t machine_rss_bytes(void);
-int64_t machine_rss_anonymous_bytes(void);
 
 #endif

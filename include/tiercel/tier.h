@@ -94,6 +94,9 @@ struct tier {
     struct mem *mem;
     struct disk *disk;
     bool has_upstream;
+    /* A foreign write is seen at most this late: the watchdog's period, the time its answer may
+     * take, and a timer's slack. A copy whose link was found lost by then is a suspect. */
+    int64_t coherence_bound_ms;
     int nworkers;
     struct tier_shard *shard; /* parallel to mem->shard, under the same locks */
     struct tier_limits limit;
@@ -132,10 +135,8 @@ struct upstream *tier_upstream(struct worker *w);                /* NULL = stand
 
 /* ---- resolving: the hit path ---- */
 
-/* A foreign write is seen at most this late: the watchdog of the invalidation link (1 s) and its
- * deadline; a copy whose link was lost meanwhile is a suspect. */
+/* How often the links that vouch for copies are asked whether they live. */
 #define TIER_WATCHDOG_MS 500
-#define TIER_COHERENCE_BOUND_MS 1100
 
 /* Bytes that may be queued for the disk, given an eighth of maxmemory. */
 #define TIER_DISK_QUEUE(eighth) \

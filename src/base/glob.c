@@ -84,11 +84,3 @@ bool glob_match(struct slice pattern, struct slice text, bool nocase)
         p++;
     return p == pend;
 }
-
-size_t glob_prefix_len(struct slice pattern)
-{
-    size_t n = 0;
-    while (n < pattern.len && !memchr("*?[\\", pattern.ptr[n], 4))
-        n++;
-    return n;
-}

@@ -8,9 +8,6 @@
 
 #include "tiercel/check.h"
 
-_Static_assert(sizeof(XXH3_state_t) <= sizeof(struct hash_stream), "hash_stream holds an XXH3 state");
-_Static_assert(_Alignof(XXH3_state_t) <= _Alignof(struct hash_stream), "hash_stream is aligned as an XXH3 state");
-
 uint64_t hash_key(uint64_t seed, uint32_t incarnation, struct slice key)
 {
     /* Small incarnations differ in a few bits only; mixed, they make unrelated seeds. */
@@ -21,22 +18,6 @@ uint64_t hash_key(uint64_t seed, uint32_t incarnation, struct slice key)
 uint64_t hash_bytes(uint64_t seed, const void *ptr, size_t len)
 {
     return XXH3_64bits_withSeed(ptr, len, seed);
-}
-
-void hash_stream_start(struct hash_stream *hs)
-{
-    XXH3_64bits_reset((XXH3_state_t *)(void *)hs->state);
-}
-
-void hash_stream_update(struct hash_stream *hs, const void *ptr, size_t len)
-{
-    if (len)
-        XXH3_64bits_update((XXH3_state_t *)(void *)hs->state, ptr, len);
-}
-
-uint64_t hash_stream_end(struct hash_stream *hs)
-{
-    return XXH3_64bits_digest((const XXH3_state_t *)(const void *)hs->state);
 }
 
 void random_bytes(void *ptr, size_t len)

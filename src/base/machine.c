@@ -90,14 +90,3 @@ int64_t machine_rss_bytes(void)
 
     return take_number(&s, &total) && take_number(&s, &resident) ? resident * sysconf(_SC_PAGESIZE) : 0;
 }
-
-int64_t machine_rss_anonymous_bytes(void)
-{
-    char buf[128];
-    struct slice s = read_small("/proc/self/statm", buf, sizeof(buf));
-    int64_t total, resident, shared;
-
-    if (!take_number(&s, &total) || !take_number(&s, &resident) || !take_number(&s, &shared))
-        return 0;
-    return (resident - shared) * sysconf(_SC_PAGESIZE);
-}

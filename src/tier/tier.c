@@ -3,6 +3,8 @@
 #include "tiercel/log.h"
 #include "tier_priv.h"
 
+#define TIMER_SLACK_MS 100
+
 /* What is pinned cannot be evicted: it must not be all there is. */
 static int64_t inflight_max(const struct conf *c)
 {
@@ -132,6 +134,7 @@ void tier_worker_init(struct tier *t, struct worker *w, const struct upstream_op
     w->tier_worker = tw;
     t->workers[w->id] = w;
     if (opt) {
+        t->coherence_bound_ms = opt->watchdog_ms + opt->timeout_ms + TIMER_SLACK_MS;
         struct upstream_events ev = {tw, upstream_invalidate, upstream_invalidate_all, upstream_generation_changed,
                                      upstream_notice};
         atomic_store(&t->lost_ms[w->id], clock_wall_ms()); /* disk copies of an earlier run may bridge an outage */
@@ -192,6 +195,6 @@ void tier_get_figures(struct tier *t, struct tier_figures *out)
         }
         out->upstream_state = up == t->nworkers ? "up" : up > 0 ? "degraded" : "down";
         out->coherence_mode = tracking > 0 || up == 0 ? "tracking" : "none";
-        out->coherence_bound_ms = TIER_COHERENCE_BOUND_MS;
+        out->coherence_bound_ms = t->coherence_bound_ms;
     }
 }

@@ -344,25 +344,6 @@ static void test_hash_key_depends_on_everything(void **state)
     assert_true(hash_bytes(7, "a", 1) != hash_bytes(8, "a", 1));
 }
 
-static void test_hash_stream_equals_whole(void **state)
-{
-    (void)state;
-    static char bytes[5000];
-    struct hash_stream hs;
-    random_bytes(bytes, sizeof(bytes));
-    for (int round = 0; round < 50; round++) {
-        size_t len = below(sizeof(bytes));
-        hash_stream_start(&hs);
-        for (size_t pos = 0; pos < len;) {
-            size_t n = below(len - pos) + 1;
-            hash_stream_update(&hs, bytes + pos, n);
-            pos += n;
-        }
-        hash_stream_update(&hs, NULL, 0);
-        assert_true(hash_stream_end(&hs) == hash_bytes(0, bytes, len));
-    }
-}
-
 /* ---- num ------------------------------------------------------------------------------------ */
 
 static void test_num_parse_i64(void **state)
@@ -620,16 +601,6 @@ static void test_glob_work_is_bounded(void **state)
     assert_true(clock_mono_ms() - start < 2000); /* the exponential way never ends */
 }
 
-static void test_glob_prefix(void **state)
-{
-    (void)state;
-    assert_int_equal(glob_prefix_len(SLICE_LIT("user:*")), 5);
-    assert_int_equal(glob_prefix_len(SLICE_LIT("user")), 4);
-    assert_int_equal(glob_prefix_len(SLICE_LIT("a\\*b")), 1);
-    assert_int_equal(glob_prefix_len(SLICE_LIT("[ab]")), 0);
-    assert_int_equal(glob_prefix_len(SLICE_LIT("a\0?")), 2);
-}
-
 /* ---- list -------------------------------------------------------------------------------------- */
 
 static void test_list_order(void **state)
@@ -668,7 +639,6 @@ int main(void)
         cmocka_unit_test(test_chain_is_a_queue_of_bytes),
         cmocka_unit_test(test_chain_unpack),
         cmocka_unit_test(test_hash_key_depends_on_everything),
-        cmocka_unit_test(test_hash_stream_equals_whole),
         cmocka_unit_test(test_num_parse_i64),
         cmocka_unit_test(test_num_format_round_trip),
         cmocka_unit_test(test_num_f64),
@@ -677,7 +647,6 @@ int main(void)
         cmocka_unit_test(test_glob_nocase),
         cmocka_unit_test(test_glob_stars_against_model),
         cmocka_unit_test(test_glob_work_is_bounded),
-        cmocka_unit_test(test_glob_prefix),
         cmocka_unit_test(test_list_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
