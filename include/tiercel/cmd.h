@@ -43,7 +43,6 @@ struct cmd {
     _Atomic int64_t pause_until_ms; /* CLIENT PAUSE: wall time, 0 = none */
     _Atomic bool pause_all;         /* else writes only */
     _Atomic bool active_expire;     /* DEBUG SET-ACTIVE-EXPIRE */
-    _Atomic bool loading;
 
     struct registry *registry; /* per shard: watched and waited-for keys (multi.c, block.c) */
     struct slowlog *slowlog;

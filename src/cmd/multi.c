@@ -18,7 +18,6 @@ struct watch {
     struct list own;
     struct key key; /* ptr: name */
     struct multi *multi;
-    bool expired_then; /* it had expired already when it was watched: its removal is no change */
     char name[];
 };
 

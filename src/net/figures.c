@@ -108,7 +108,7 @@ void figures_metrics(void *arg, struct buf *out)
     src.cpu_sys_s = seconds(ru.ru_stime);
     src.cpu_user_s = seconds(ru.ru_utime);
     src.maxclients = conf->maxclients;
-    src.loading = atomic_load(&cmd->loading);
+    src.loading = !warm_start_done(cmd->warm);
     src.memory_used = mem_used_bytes();
     src.memory_rss = machine_rss_bytes();
     src.memory_peak = mem_peak_bytes();
@@ -149,16 +149,14 @@ bool figures_ready(void *arg, struct buf *json)
     struct tier_figures tf;
 
     tier_get_figures(cmd->tier, &tf);
-    bool loading = atomic_load(&cmd->loading);
     bool warming = !warm_start_done(cmd->warm);
-    bool ready = !loading && !warming;
     /* A tier that is away is told, but does not take the server out of service: it goes on without. */
     buf_printf(
         json,
-        "{\"ready\":%s,\"loading\":%s,\"warming\":%s,\"memory\":{\"keys\":%lld,\"bytes\":%lld},"
+        "{\"ready\":%s,\"warming\":%s,\"memory\":{\"keys\":%lld,\"bytes\":%lld},"
         "\"disk\":{\"on\":%s,\"healthy\":%s,\"keys\":%lld},\"upstream\":{\"state\":\"%s\",\"coherence\":\"%s\"}}\n",
-        ready ? "true" : "false", loading ? "true" : "false", warming ? "true" : "false", (long long)tf.memory_keys,
-        (long long)tf.memory_bytes, tf.disk_on ? "true" : "false", tf.disk_healthy ? "true" : "false",
-        (long long)tf.disk_keys, tf.upstream_state, tf.coherence_mode);
-    return ready;
+        warming ? "false" : "true", warming ? "true" : "false", (long long)tf.memory_keys, (long long)tf.memory_bytes,
+        tf.disk_on ? "true" : "false", tf.disk_healthy ? "true" : "false", (long long)tf.disk_keys, tf.upstream_state,
+        tf.coherence_mode);
+    return !warming;
 }
