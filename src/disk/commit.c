@@ -13,12 +13,13 @@ size_t commit_cost(const struct disk *d, size_t value_len)
 
 static size_t block_data_len(const struct block *b)
 {
-    return b->nrec == 0 ? 0 : b->data_len + (b->ref ? b->ref->len : 0) + (size_t)b->nrec * 8;
+    return b->nrec == 0 || b->dead ? 0 : b->data_len + (b->ref ? b->ref->len : 0) + (size_t)b->nrec * 8;
 }
 
 size_t commit_block_cost(const struct disk *d, const struct block *b)
 {
-    return (b->nrec ? commit_cost(d, block_data_len(b)) : 0) + commit_cost(d, keys_bytes(b->npal, b->nops));
+    size_t data = block_data_len(b);
+    return (data ? commit_cost(d, data) : 0) + commit_cost(d, keys_bytes(b->npal, b->nops));
 }
 
 static MDB_val id_key(const uint64_t *id)
@@ -38,36 +39,47 @@ static void block_write(const struct block *b, char *out)
     struct block_head h = {.magic = BLOCK_MAGIC, .count = b->nrec, .dir = (uint32_t)dir};
     memcpy(out, &h, sizeof(h));
     char *hashes = out + dir, *offs = hashes + (size_t)b->nrec * 4;
-    for (uint32_t i = 0; i < b->nrec; i++) {
+    for (uint32_t i = 0, op = 0; i < b->nrec; i++, op++) {
+        while (b->ops[op].word & OP_TOMB)
+            op++;
         size_t end = i + 1 < b->nrec ? b->offs[i + 1] : dir;
-        record_seal(out + b->offs[i], end - b->offs[i]);
-        uint32_t hash32 = (uint32_t)(b->done[i].hash >> 32);
+        if (!(b->ops[op].word & OP_CARRIED)) /* these are sealed already */
+            record_seal(out + b->offs[i], end - b->offs[i]);
+        uint32_t hash32 = (uint32_t)(b->ops[op].hash >> 32);
         memcpy(hashes + (size_t)i * 4, &hash32, 4);
         memcpy(offs + (size_t)i * 4, &b->offs[i], 4);
     }
 }
 
-static int put_keys(struct disk *d, MDB_txn *txn, uint64_t id, const struct block *b)
+static int put_keys(struct disk *d, MDB_txn *txn, uint64_t id, const struct block *b, uint32_t now_s)
 {
     MDB_val key = id_key(&id), val = {.mv_size = keys_bytes(b->npal, b->nops)};
     int rc = mdb_put(txn, d->dbi_keys, &key, &val, MDB_APPEND | MDB_RESERVE);
     if (rc == 0)
-        keys_write(val.mv_data, b->palette, b->npal, b->ops, b->nops, b->min_expire_s);
+        keys_write(val.mv_data, b->palette, b->npal, b->ops, b->nops, b->min_expire_s, now_s);
     return rc;
 }
 
-static int put_block(struct disk *d, MDB_txn *txn, const struct block *b, uint64_t *written)
+/* An overflow page's header is the 16 bytes before its value, and begins with its number. */
+uint32_t commit_value_page(const struct disk *d, const MDB_val *val)
+{
+    uint64_t page = val->mv_size + 16 > d->node_max ? load64((const char *)val->mv_data - 16) : 0;
+    return page <= UINT32_MAX ? (uint32_t)page : 0;
+}
+
+static int put_block(struct disk *d, MDB_txn *txn, struct block *b, uint32_t now_s, uint64_t *written)
 {
     MDB_val key = id_key(&b->id), val = {.mv_size = block_data_len(b)};
-    if (b->nrec != 0) {
+    if (val.mv_size != 0) {
         int rc = mdb_put(txn, d->dbi_data, &key, &val, MDB_APPEND | MDB_RESERVE);
         if (rc != 0)
             return rc;
+        b->page = commit_value_page(d, &val);
         block_write(b, val.mv_data);
         *written += val.mv_size;
     }
     *written += keys_bytes(b->npal, b->nops);
-    return put_keys(d, txn, b->id, b);
+    return put_keys(d, txn, b->id, b, now_s);
 }
 
 /* LMDB frees as many pages as the header of an overflow page says; see that it is right. */
@@ -113,14 +125,29 @@ static int trim_keys(struct disk *d, MDB_txn *txn, uint64_t *new_tail)
     return 0;
 }
 
+/* Moves those to the front that nothing on disk needs any more once all events up to that
+ * one are there; returns how many, at most DOOM_MAX. */
+static size_t doomed_ready(struct disk *d, uint64_t event)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < d->doomed_n && n < DOOM_MAX; i++) {
+        if (d->doomed[i].event > event)
+            continue;
+        struct doomed ready = d->doomed[i];
+        d->doomed[i] = d->doomed[n];
+        d->doomed[n++] = ready;
+    }
+    return n;
+}
+
 static int delete_doomed(struct disk *d, MDB_txn *txn, size_t n)
 {
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < n; i++) {
-        struct block_meta *m = block_meta(d, d->doomed[i]);
+        struct block_meta *m = block_meta(d, d->doomed[i].id);
         if (m != NULL)
             atomic_fetch_or_explicit(&m->flags, BLOCK_DELETING, memory_order_relaxed);
-        rc = delete_entry(d, txn, d->dbi_data, d->doomed[i]);
+        rc = delete_entry(d, txn, d->dbi_data, d->doomed[i].id);
     }
     return rc;
 }
@@ -128,21 +155,22 @@ static int delete_doomed(struct disk *d, MDB_txn *txn, size_t n)
 static void undelete_doomed(struct disk *d, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        struct block_meta *m = block_meta(d, d->doomed[i]);
+        struct block_meta *m = block_meta(d, d->doomed[i].id);
         if (m != NULL)
             atomic_fetch_and_explicit(&m->flags, ~BLOCK_DELETING, memory_order_relaxed);
     }
 }
 
-static int fill_txn(struct disk *d, MDB_txn *txn, const struct batch *batch, bool clean, uint64_t *written)
+static int fill_txn(struct disk *d, MDB_txn *txn, const struct batch *batch, bool clean, uint32_t now_s,
+                    uint64_t *written)
 {
     int rc = env_put_meta(d, txn, clean);
     if (rc == 0 && d->retained_n != 0) {
         struct block b = {.ops = d->retained, .nops = (uint32_t)d->retained_n};
-        rc = put_keys(d, txn, d->retained_id, &b);
+        rc = put_keys(d, txn, d->retained_id, &b, now_s);
     }
     for (struct list *l = batch->blocks.next; rc == 0 && l != &batch->blocks; l = l->next)
-        rc = put_block(d, txn, LIST_ENTRY(l, struct block, link), written);
+        rc = put_block(d, txn, LIST_ENTRY(l, struct block, link), now_s, written);
     return rc;
 }
 
@@ -181,20 +209,29 @@ static void commit_note_file(struct disk *d)
         d->frag_reserve = max / 4;
 }
 
-static void commit_note_block(struct disk *d, const struct block *b)
+static void commit_note_head(struct disk *d, uint64_t id)
 {
-    struct block_meta *m = block_meta_make(d, b->id);
-    atomic_store_explicit(&m->live, 0, memory_order_relaxed);
-    m->bytes = b->nrec ? (uint32_t)commit_cost(d, block_data_len(b)) : 0;
-    m->min_expire_s = b->min_expire_s;
-    atomic_store_explicit(&m->flags, BLOCK_KEYS | (b->nrec ? BLOCK_DATA : 0), memory_order_release);
-    d->committed_head = b->id;
+    atomic_store_explicit(&d->committed_head, id, memory_order_release);
 }
 
-static void commit_note(struct disk *d, const struct batch *batch, size_t deleted, uint64_t new_tail)
+static void commit_note_block(struct disk *d, const struct block *b, uint32_t now_s)
+{
+    struct block_meta *m = b->meta;
+    size_t len = block_data_len(b);
+    m->bytes = len ? (uint32_t)commit_cost(d, len) : 0;
+    m->min_expire_s = b->min_expire_s;
+    m->records = len ? b->nrec : 0;
+    atomic_store_explicit(&m->page, b->page, memory_order_relaxed);
+    atomic_store_explicit(&m->data_len, (uint32_t)len, memory_order_relaxed);
+    atomic_store_explicit(&m->written_s, now_s, memory_order_relaxed);
+    atomic_store_explicit(&m->flags, BLOCK_KEYS | (len ? BLOCK_DATA : 0), memory_order_release);
+    commit_note_head(d, b->id);
+}
+
+static void commit_note(struct disk *d, const struct batch *batch, size_t deleted, uint64_t new_tail, uint32_t now_s)
 {
     for (size_t i = 0; i < deleted; i++) {
-        struct block_meta *m = block_meta(d, d->doomed[i]);
+        struct block_meta *m = block_meta(d, d->doomed[i].id);
         if (m == NULL)
             continue;
         atomic_fetch_and_explicit(&m->flags, ~(BLOCK_DATA | BLOCK_DOOMED | BLOCK_DIRTY | BLOCK_DELETING),
@@ -207,20 +244,23 @@ static void commit_note(struct disk *d, const struct batch *batch, size_t delete
     if (d->doomed_n != 0)
         memmove(d->doomed, d->doomed + deleted, d->doomed_n * sizeof(*d->doomed));
     if (d->retained_n != 0) {
-        struct block_meta *m = block_meta_make(d, d->retained_id);
-        atomic_store_explicit(&m->live, 0, memory_order_relaxed);
-        m->bytes = m->min_expire_s = 0;
-        atomic_store_explicit(&m->flags, BLOCK_KEYS, memory_order_release);
-        d->committed_head = d->retained_id;
+        atomic_store_explicit(&block_meta(d, d->retained_id)->flags, BLOCK_KEYS, memory_order_release);
+        commit_note_head(d, d->retained_id);
         pthread_mutex_lock(&d->mu);
         d->retained_n = 0;
         pthread_mutex_unlock(&d->mu);
     }
     for (struct list *l = batch->blocks.next; l != &batch->blocks; l = l->next)
-        commit_note_block(d, LIST_ENTRY(l, struct block, link));
+        commit_note_block(d, LIST_ENTRY(l, struct block, link), now_s);
     uint64_t old_tail = PEEK(d->tail);
+    /* A reader may be looking at a block that is gone. */
+    bool frees = block_number(old_tail) / META_CHUNK != block_number(new_tail) / META_CHUNK;
+    if (frees)
+        pthread_rwlock_wrlock(&d->map_lock);
     atomic_store_explicit(&d->tail, new_tail, memory_order_release);
     block_forget_until(d, old_tail, new_tail);
+    if (frees)
+        pthread_rwlock_unlock(&d->map_lock);
 }
 
 int commit_run(struct disk *d, const struct batch *batch, bool clean)
@@ -228,15 +268,19 @@ int commit_run(struct disk *d, const struct batch *batch, bool clean)
     MDB_txn *txn;
     int64_t start = clock_mono_us();
     uint64_t written = 0, new_tail = PEEK(d->tail);
-    size_t deleting = d->doomed_n < DOOM_MAX ? d->doomed_n : DOOM_MAX;
+    uint32_t now_s = (uint32_t)(clock_wall_ms() / 1000);
+    uint64_t settled = PEEK(d->settled_events);
+    size_t deleting = doomed_ready(d, batch->events > settled ? batch->events : settled);
     int rc = mdb_txn_begin(d->env, NULL, 0, &txn);
     if (rc != 0)
         return rc;
-    rc = fill_txn(d, txn, batch, clean, &written);
+    rc = fill_txn(d, txn, batch, clean, now_s, &written);
     if (rc == 0)
         rc = delete_doomed(d, txn, deleting);
     if (rc == 0)
         rc = trim_keys(d, txn, &new_tail);
+    if (rc == 0 && guard_torn(d)) /* what was read to make it may have been nothing */
+        rc = MDB_CORRUPTED;
     uint64_t data_before = d->data_bytes, keys_before = d->keys_bytes;
     if (rc == 0) {
         commit_measure(d, txn);
@@ -250,7 +294,7 @@ int commit_run(struct disk *d, const struct batch *batch, bool clean)
         d->keys_bytes = keys_before;
         return rc;
     }
-    commit_note(d, batch, deleting, new_tail);
+    commit_note(d, batch, deleting, new_tail, now_s);
     commit_note_file(d);
     COUNT(d, commits, 1);
     COUNT(d, commit_us, clock_mono_us() - start);

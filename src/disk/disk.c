@@ -19,43 +19,35 @@ uint64_t disk_hash_bits(const struct disk *d, uint64_t hash)
     return hash >> (64 - d->hash_bits) << (64 - d->hash_bits);
 }
 
+static bool slot_find(const struct disk *d, uint64_t hash, uint32_t *place, uint64_t *id, bool *committed)
+{
+    if (!index_find(&d->index[disk_shard_of(d, hash)], disk_tag_of(d, hash), place))
+        return false;
+    *id = block_id_of_number(d, *place & (PLACE_EXPIRE - 1));
+    *committed = *id <= atomic_load_explicit(&d->committed_head, memory_order_acquire);
+    return true;
+}
+
 bool disk_find_locked(const struct disk *d, uint64_t hash, uint32_t *block, bool *has_expire)
 {
     uint32_t place;
-    if (!index_find(&d->index[disk_shard_of(d, hash)], disk_tag_of(d, hash), &place))
+    uint64_t id;
+    bool committed;
+    if (!slot_find(d, hash, &place, &id, &committed) || !committed)
         return false;
     if (block != NULL)
-        *block = (uint32_t)block_id_of_number(d, place & (PLACE_EXPIRE - 1));
+        *block = (uint32_t)id;
     if (has_expire != NULL)
         *has_expire = (place & PLACE_EXPIRE) != 0;
     return true;
 }
 
-void disk_publish_locked(struct disk *d, uint64_t hash, uint32_t block, bool has_expire)
+uint32_t disk_pending_locked(const struct disk *d, uint64_t hash)
 {
-    uint64_t id = block_id_of_api(d, block);
-    if (id == 0 || !block_has(d, id, BLOCK_DATA) || block_has(d, id, BLOCK_DOOMED))
-        return; /* gone already */
-    uint32_t old, place = block_number(id) | (has_expire ? PLACE_EXPIRE : 0);
-    atomic_fetch_add_explicit(&block_meta(d, id)->live, 1, memory_order_relaxed);
-    if (index_put(&d->index[disk_shard_of(d, hash)], disk_tag_of(d, hash), place, &old))
-        block_unlive(d, old & (PLACE_EXPIRE - 1));
-}
-
-bool disk_drop_locked(struct disk *d, uint64_t hash, uint32_t block)
-{
-    uint64_t id = block_id_of_api(d, block);
-    if (id == 0)
-        return false;
-    uint32_t number = block_number(id);
-    if (!index_remove_block(&d->index[disk_shard_of(d, hash)], disk_tag_of(d, hash), number))
-        return false;
-    block_unlive(d, number);
-    if (PEEK(d->sweeping))
-        COUNT(d, expired_keys, 1);
-    else
-        COUNT(d, dropped_keys, 1);
-    return true;
+    uint32_t place;
+    uint64_t id;
+    bool committed;
+    return slot_find(d, hash, &place, &id, &committed) && !committed ? (uint32_t)id : 0;
 }
 
 size_t disk_scan_locked(const struct disk *d, unsigned shard, uint64_t lo, uint64_t hi, struct disk_slot *out,
@@ -70,9 +62,10 @@ size_t disk_scan_locked(const struct disk *d, unsigned shard, uint64_t lo, uint6
     if (from > hi || disk_shard_of(d, from) != shard)
         return 0;
     size_t n = 0, pos = index_lower_bound(s, disk_tag_of(d, from));
-    const uint64_t *slot;
-    while ((slot = index_next(s, &pos)) != NULL) {
-        uint64_t hash = base | *slot >> PLACE_BITS << (64 - d->hash_bits);
+    uint64_t tag;
+    uint32_t place;
+    while (index_next(s, &pos, &tag, &place)) {
+        uint64_t hash = base | tag << (64 - d->hash_bits);
         if (hash > hi)
             break;
         if (n == max) {
@@ -80,8 +73,8 @@ size_t disk_scan_locked(const struct disk *d, unsigned shard, uint64_t lo, uint6
             break;
         }
         out[n++] = (struct disk_slot){.hash = hash,
-                                      .block = (uint32_t)block_id_of_number(d, (uint32_t)*slot & (PLACE_EXPIRE - 1)),
-                                      .has_expire = (*slot & PLACE_EXPIRE) != 0};
+                                      .block = (uint32_t)block_id_of_number(d, place & (PLACE_EXPIRE - 1)),
+                                      .has_expire = (place & PLACE_EXPIRE) != 0};
     }
     return n;
 }
@@ -177,13 +170,18 @@ static struct disk *disk_new(const struct disk_options *opt)
     d->shards = (size_t)1 << opt->shard_bits;
     d->index = mem_calloc(MEM_DATA, d->shards * sizeof(*d->index));
     d->incarnation = mem_calloc(MEM_OTHER, d->opt.databases * sizeof(*d->incarnation));
+    d->meta_incarnation = mem_calloc(MEM_OTHER, d->opt.databases * sizeof(*d->meta_incarnation));
     d->loaded_keys = mem_calloc(MEM_OTHER, d->opt.databases * sizeof(int64_t));
     d->loaded_expires = mem_calloc(MEM_OTHER, d->opt.databases * sizeof(int64_t));
     d->readers = mem_calloc(MEM_OTHER, d->opt.readers * sizeof(*d->readers));
     atomic_store(&d->healthy, true);
-    atomic_store(&d->drop_oldest, opt->drop_oldest);
+    atomic_store(&d->retain, opt->retain);
+    atomic_store(&d->thorough, opt->thorough);
+    d->retain_max = RETAIN_MAX;
+    d->retry_us = RETRY_US;
     atomic_store(&d->max_bytes, d->opt.max_bytes);
     queue_init(d);
+    reclaim_init(d);
     list_init(&d->reads);
     pthread_mutex_init(&d->read_mu, NULL);
     pthread_cond_init(&d->read_wake, NULL);
@@ -205,6 +203,7 @@ static void disk_free(struct disk *d)
         index_clear(&d->index[i]);
     block_free_all(d);
     queue_deinit(d);
+    reclaim_deinit(d);
     pthread_rwlock_destroy(&d->map_lock);
     pthread_mutex_destroy(&d->read_mu);
     pthread_cond_destroy(&d->read_wake);
@@ -213,6 +212,7 @@ static void disk_free(struct disk *d)
                      d->lmdb_lock_path,
                      (void *)(uintptr_t)d->opt.dir,
                      d->incarnation,
+                     d->meta_incarnation,
                      d->loaded_keys,
                      d->loaded_expires,
                      d->readers,
@@ -283,10 +283,12 @@ enum status disk_start(struct disk *d, const struct disk_owner *owner, char err[
     return start_threads(d, err);
 }
 
-/* The disk did not take what ends older values: better no file than one with stale values. */
+/* The disk did not take what ends older values: better no file than one with stale values,
+ * where it is a cache. Where it is to keep what it has, an older state is what a crash gives, too. */
 static void give_up_file(struct disk *d)
 {
-    if (PEEK(d->healthy) || (d->retained_n == 0 && !PEEK(d->any_dirty) && !d->drop_pending))
+    if (PEEK(d->retain) != DISK_RETAIN_HOT || PEEK(d->healthy) ||
+        (d->retained_n == 0 && !PEEK(d->any_dirty) && !d->drop_pending))
         return;
     if (unlink(d->path) == 0)
         writer_notice(d, false, "disk file removed: it could not be written, and holds values that have changed");
@@ -319,10 +321,9 @@ void disk_loaded_keys(const struct disk *d, unsigned db, int64_t *keys, int64_t 
 
 static uint64_t commit_now_locked(struct disk *d)
 {
-    if (d->sync_events < d->events)
-        d->sync_events = d->events;
+    d->sync_events = PEEK(d->events);
     pthread_cond_signal(&d->wake);
-    return d->events;
+    return d->sync_events;
 }
 
 void disk_hurry(struct disk *d)
@@ -339,8 +340,8 @@ enum status disk_sync(struct disk *d, int64_t timeout_ms)
     enum status st = ST_OK;
     pthread_mutex_lock(&d->mu);
     uint64_t want = commit_now_locked(d), failures = d->failures;
-    while (st == ST_OK && d->settled_events < want)
-        if (pthread_cond_timedwait(&d->settled, &d->mu, &ts) == ETIMEDOUT && d->settled_events < want)
+    while (st == ST_OK && PEEK(d->settled_events) < want)
+        if (pthread_cond_timedwait(&d->settled, &d->mu, &ts) == ETIMEDOUT && PEEK(d->settled_events) < want)
             st = ST_TIMEOUT;
     if (st == ST_OK && (d->failures != failures || !PEEK(d->healthy)))
         st = ST_IO;
@@ -364,10 +365,16 @@ void disk_set_max_bytes(struct disk *d, uint64_t max_bytes)
     wake_writer(d);
 }
 
-void disk_set_drop_oldest(struct disk *d, bool drop_oldest)
+void disk_set_retain(struct disk *d, enum disk_retain retain, bool thorough)
 {
-    atomic_store(&d->drop_oldest, drop_oldest);
+    atomic_store(&d->retain, retain);
+    atomic_store(&d->thorough, thorough);
     wake_writer(d);
+}
+
+void disk_set_names(struct disk *d, bool wanted)
+{
+    atomic_store(&d->names, wanted);
 }
 
 bool disk_healthy(const struct disk *d)
@@ -375,9 +382,22 @@ bool disk_healthy(const struct disk *d)
     return PEEK(d->healthy);
 }
 
+bool disk_quota_full(const struct disk *d)
+{
+    return PEEK(d->quota_full);
+}
+
+void disk_problem(const struct disk *d, char text[256])
+{
+    struct disk *own = (struct disk *)(uintptr_t)d; /* for its mutex */
+    pthread_mutex_lock(&own->mu);
+    memcpy(text, d->problem, sizeof(d->problem));
+    pthread_mutex_unlock(&own->mu);
+}
+
 size_t disk_queue_bytes(const struct disk *d)
 {
-    return PEEK(d->queue_bytes);
+    return PEEK(d->queue_bytes) + PEEK(d->clean_debt);
 }
 
 void disk_get_stats(const struct disk *d, struct disk_stats *out)
@@ -392,18 +412,22 @@ void disk_get_stats(const struct disk *d, struct disk_stats *out)
         .commit_us = PEEK(d->n.commit_us),
         .written_bytes = PEEK(d->n.written_bytes),
         .reads = PEEK(d->n.reads),
+        .inline_reads = PEEK(d->n.inline_reads),
         .read_misses = PEEK(d->n.read_misses),
         .corrupt = PEEK(d->n.corrupt),
         .io_errors = PEEK(d->n.io_errors),
         .dropped_keys = PEEK(d->n.dropped_keys),
         .expired_keys = PEEK(d->n.expired_keys),
+        .carried_keys = PEEK(d->n.carried_keys),
+        .carried_bytes = PEEK(d->n.carried_bytes),
         .queue_bytes = PEEK(d->queue_bytes),
+        .live_bytes = PEEK(d->n.live_bytes),
         .last_commit_ms = PEEK(d->n.last_commit_ms),
     };
     for (size_t i = 0; i < d->shards; i++) {
         size_t len = PEEK(d->index[i].len);
         out->keys += PEEK(d->index[i].count);
-        out->index_bytes += len == 0 ? 0 : (len + 1) * sizeof(uint64_t);
+        out->index_bytes += len == 0 ? 0 : (len + 1) * INDEX_SLOT_BYTES;
     }
     out->index_bytes += d->shards * sizeof(*d->index);
 }

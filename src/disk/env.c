@@ -2,6 +2,7 @@
  * up here. */
 #include "disk_priv.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -113,10 +114,8 @@ int env_put_meta(struct disk *d, MDB_txn *txn, bool clean)
     if (rc != 0)
         return rc;
     char *inc = (char *)val.mv_data + sizeof(m);
-    for (unsigned db = 0; db < d->opt.databases; db++) {
-        uint32_t v = PEEK(d->incarnation[db]);
-        memcpy(inc + (size_t)db * 4, &v, 4);
-    }
+    for (unsigned db = 0; db < d->opt.databases; db++)
+        memcpy(inc + (size_t)db * 4, &d->meta_incarnation[db], 4);
     m.checksum = meta_sum(&m, inc);
     memcpy(val.mv_data, &m, sizeof(m));
     return 0;
@@ -218,10 +217,12 @@ static int env_open_dbis(struct disk *d, uint64_t newest)
 static int env_open_scan(struct disk *d)
 {
     int rc = mdb_txn_begin(d->env, NULL, MDB_RDONLY, &d->scan_txn);
-    if (rc == 0)
+    if (rc == 0) {
+        guard_map(d, d->scan_txn);
         mdb_txn_reset(d->scan_txn);
-    else
+    } else {
         d->scan_txn = NULL;
+    }
     return rc;
 }
 
@@ -230,23 +231,42 @@ void env_close(struct disk *d)
     if (d->scan_txn != NULL)
         mdb_txn_abort(d->scan_txn);
     d->scan_txn = NULL;
+    guard_unmap(d);
     if (d->env != NULL)
         mdb_env_close(d->env);
     d->env = NULL;
 }
 
+/* Of the files that were set aside only the newest is kept: each may be as large as the quota. */
+static void remove_older_bad(struct disk *d, const char *keep)
+{
+    static const char prefix[] = "tiercel.mdb.bad-";
+    const struct dirent *e;
+    char path[4096];
+    DIR *dir = opendir(d->opt.dir);
+    while (dir != NULL && (e = readdir(dir)) != NULL) {
+        int n = snprintf(path, sizeof(path), "%s/%s", d->opt.dir, e->d_name);
+        if (strncmp(e->d_name, prefix, sizeof(prefix) - 1) != 0 || n < 0 || (size_t)n >= sizeof(path) ||
+            strcmp(path, keep) == 0)
+            continue;
+        if (unlink(path) == 0)
+            writer_notice(d, true, "removed %.200s, which was set aside earlier", path);
+    }
+    if (dir != NULL)
+        closedir(dir);
+}
+
 bool env_set_aside(struct disk *d, const char *why, char err[256])
 {
-    char to[4096], text[256];
+    char to[4096];
     env_close(d);
     int n = snprintf(to, sizeof(to), "%s.bad-%lld", d->path, (long long)clock_wall_ms());
     if (n < 0 || (size_t)n >= sizeof(to) || rename(d->path, to) != 0) {
         snprintf(err, 256, "cannot set the unusable file %.150s aside: %s", d->path, strerror(errno));
         return false;
     }
-    snprintf(text, sizeof(text), "disk file set aside as %.150s: %s", to, why);
-    if (d->opt.owner.notice != NULL)
-        d->opt.owner.notice(d->opt.owner.arg, true, text);
+    remove_older_bad(d, to);
+    writer_notice(d, true, "disk file set aside as %.150s: %s", to, why);
     return true;
 }
 
@@ -279,6 +299,8 @@ static int env_try(struct disk *d)
             atomic_store_explicit(&d->incarnation[db], db + 1, memory_order_relaxed);
         rc = 0;
     }
+    for (unsigned db = 0; db < d->opt.databases; db++)
+        d->meta_incarnation[db] = PEEK(d->incarnation[db]);
     if (rc == 0)
         rc = env_open_dbis(d, UINT64_MAX);
     if (rc == 0)
@@ -337,12 +359,13 @@ int env_grow_map(struct disk *d)
     if (d->scan_txn != NULL)
         mdb_txn_abort(d->scan_txn);
     d->scan_txn = NULL;
+    guard_unmap(d);
     int rc = mdb_env_set_mapsize(d->env, want);
-    if (rc == 0)
-        rc = env_open_scan(d);
-    if (rc == 0)
+    if (rc == 0) {
         d->map_bytes = want;
-    else
+        rc = env_open_scan(d);
+    }
+    if (rc != 0)
         env_close(d); /* the old map is gone; recovery opens anew, with less if need be */
     pthread_rwlock_unlock(&d->map_lock);
     return rc;

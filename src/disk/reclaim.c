@@ -3,19 +3,40 @@
  * transaction deletes it. All of this runs on the writer thread, in bounded slices. */
 #include "disk_priv.h"
 
+#include <sys/mman.h>
+
 #define GONE_FLUSH 4096
 #define SCAN_BLOCKS 65536u /* entries of the block table looked at in a slice */
 #define SLICE_BLOCKS 32    /* blocks or keys entries read in a slice */
 #define DEAD_EVERY_US 200000
 #define DOOMED_WAIT_US 1000000
-#define KEYS_SPARE (64u << 20)
 
-static bool scan_begin(struct disk *d)
+void reclaim_init(struct disk *d)
+{
+    buf_init(&d->gone_names, MEM_OTHER);
+    buf_init(&d->clean.block, MEM_OTHER);
+    buf_init(&d->clean.verdicts, MEM_OTHER);
+    d->clean.hand = 1; /* behind the end of a round */
+}
+
+void reclaim_deinit(struct disk *d)
+{
+    buf_deinit(&d->gone_names);
+    buf_deinit(&d->clean.block);
+    buf_deinit(&d->clean.verdicts);
+}
+
+bool reclaim_scan_begin(struct disk *d)
 {
     return d->scan_txn != NULL && mdb_txn_renew(d->scan_txn) == 0;
 }
 
-static bool scan_get(struct disk *d, MDB_dbi dbi, uint64_t id, struct slice *out)
+void reclaim_scan_end(struct disk *d)
+{
+    mdb_txn_reset(d->scan_txn);
+}
+
+bool reclaim_scan_get(struct disk *d, MDB_dbi dbi, uint64_t id, struct slice *out)
 {
     MDB_val key = {sizeof(id), &id}, val;
     if (mdb_get(d->scan_txn, dbi, &key, &val) != 0)
@@ -24,25 +45,51 @@ static bool scan_get(struct disk *d, MDB_dbi dbi, uint64_t id, struct slice *out
     return true;
 }
 
-static void gone_add(struct disk *d, uint64_t hash, uint64_t id, uint32_t incarnation, bool has_expire)
+bool reclaim_scan_block(struct disk *d, uint64_t id, struct slice *out)
+{
+    if (!reclaim_scan_get(d, d->dbi_data, id, out))
+        return false;
+    /* One read of the disk, not one a page. */
+    uintptr_t from = (uintptr_t)out->ptr / d->page * d->page;
+    if (out->len > d->page)
+        madvise((void *)from, (uintptr_t)out->ptr + out->len - from, MADV_WILLNEED);
+    return true;
+}
+
+/* The names may move while they are collected: until the report only their lengths count. */
+void reclaim_gone(struct disk *d, const struct disk_gone *rec)
 {
     if (d->gone_n == d->gone_cap) {
         d->gone_cap = d->gone_cap ? d->gone_cap * 2 : GONE_FLUSH;
         d->gone = mem_realloc(MEM_OTHER, d->gone, d->gone_cap * sizeof(*d->gone));
     }
-    d->gone[d->gone_n++] =
-        (struct disk_gone){.hash = hash, .block = (uint32_t)id, .incarnation = incarnation, .has_expire = has_expire};
+    d->gone[d->gone_n++] = *rec;
+    buf_slice_append(&d->gone_names, rec->name);
 }
 
-/* No transaction is open here: the owner takes its time. */
-static void gone_flush(struct disk *d)
+void reclaim_report(struct disk *d)
 {
-    if (d->gone_n != 0 && d->opt.owner.dropped != NULL)
-        d->opt.owner.dropped(d->opt.owner.arg, d->gone, d->gone_n);
+    const char *name = d->gone_names.ptr != NULL ? d->gone_names.ptr : "";
+    for (size_t i = 0; i < d->gone_n; i++)
+        if (d->gone[i].name.ptr != NULL) {
+            d->gone[i].name.ptr = name;
+            name += d->gone[i].name.len;
+        }
+    for (size_t i = 0, n; i < d->gone_n && d->opt.owner.dropped != NULL; i += n) {
+        bool expired = d->gone[i].expired;
+        for (n = 1; i + n < d->gone_n && d->gone[i + n].expired == expired;)
+            n++;
+        atomic_store(&d->sweeping, expired);
+        d->opt.owner.dropped(d->opt.owner.arg, d->gone + i, n);
+    }
+    atomic_store(&d->sweeping, false);
     d->gone_n = 0;
+    d->gone_names.len = 0;
 }
 
-static void doom(struct disk *d, uint64_t id, struct block_meta *m)
+/* event: all up to that one must be on disk before it is deleted, for they made it dead; 0: it
+ * was dropped, or emptied, which needs none. */
+void reclaim_doom(struct disk *d, uint64_t id, struct block_meta *m, uint64_t event)
 {
     if (d->doomed_n == d->doomed_cap) {
         d->doomed_cap = d->doomed_cap ? d->doomed_cap * 2 : 256;
@@ -50,12 +97,12 @@ static void doom(struct disk *d, uint64_t id, struct block_meta *m)
     }
     if (d->doomed_n == 0)
         d->doomed_at_us = clock_mono_us();
-    d->doomed[d->doomed_n++] = id;
+    d->doomed[d->doomed_n++] = (struct doomed){.id = id, .event = event};
     d->doomed_bytes += m->bytes;
     atomic_fetch_or_explicit(&m->flags, BLOCK_DOOMED, memory_order_relaxed);
 }
 
-static bool incarnation_alive(const struct disk *d, uint32_t incarnation)
+bool reclaim_alive(const struct disk *d, uint32_t incarnation)
 {
     for (unsigned db = 0; db < d->opt.databases; db++)
         if (PEEK(d->incarnation[db]) == incarnation)
@@ -63,84 +110,144 @@ static bool incarnation_alive(const struct disk *d, uint32_t incarnation)
     return false;
 }
 
-/* Lists the records of a block. Newest first: where a key has two in one block, the slot is
- * the newest's, and the older one finds nothing. only_dead: those of dead incarnations. */
-static void gone_add_block(struct disk *d, uint64_t id, bool only_dead)
+bool reclaim_replaced(const struct disk *d, const char *block, const struct block_head *bh, uint32_t i, uint64_t hash)
+{
+    const char *hashes = block + bh->dir;
+    uint32_t want = (uint32_t)(hash >> 32), alike = 0;
+    struct rec_head h;
+    struct disk_record rec;
+    for (uint32_t j = i + 1; j < bh->count; j++)
+        alike += load32(hashes + (size_t)j * 4) == want;
+    for (uint32_t j = i + 1; alike != 0 && j < bh->count; j++)
+        if (block_record_hash32(block, bh, j) == want &&
+            record_parse(block, bh->dir, block_offset(block, bh, j), &h, &rec) &&
+            disk_hash_bits(d, h.hash) == disk_hash_bits(d, hash))
+            return true;
+    return false;
+}
+
+/* Lists the records of a block from its keys entry. Newest first: where a key has two in one
+ * block, the slot is the newest's, and the older one finds nothing. only_dead: those of dead
+ * incarnations; these change under all shard locks, so under any one SWAPDB is not half done. */
+static void gone_by_keys(struct disk *d, uint64_t id, bool only_dead)
 {
     struct slice value;
     struct keys_view k;
     bool take[PALETTE_MAX] = {false}, any = false;
-    if (!scan_get(d, d->dbi_keys, id, &value) || !keys_parse(value, &k))
+    if (!reclaim_scan_get(d, d->dbi_keys, id, &value) || !keys_parse(value, &k))
         return;
+    if (only_dead)
+        d->opt.owner.lock(d->opt.owner.arg, 0);
     for (uint32_t i = 0; i < k.head.npal; i++) {
-        take[i] = !only_dead || !incarnation_alive(d, load32(k.palette + (size_t)i * 4));
+        take[i] = !only_dead || !reclaim_alive(d, load32(k.palette + (size_t)i * 4));
         any |= take[i];
     }
+    if (only_dead)
+        d->opt.owner.unlock(d->opt.owner.arg, 0);
     for (uint32_t i = any ? k.head.nops : 0; i-- > 0;) {
         struct disk_op op;
         memcpy(&op, k.ops + (size_t)i * sizeof(op), sizeof(op));
         uint32_t pal = OP_PALETTE(op.word);
         if (!(op.word & OP_TOMB) && pal < k.head.npal && take[pal])
-            gone_add(d, op.hash, id, load32(k.palette + (size_t)pal * 4), (op.word & OP_EXPIRE) != 0);
+            reclaim_gone(d, &(struct disk_gone){.hash = op.hash,
+                                                .block = (uint32_t)id,
+                                                .incarnation = load32(k.palette + (size_t)pal * 4),
+                                                .has_expire = (op.word & OP_EXPIRE) != 0});
     }
 }
 
-/* Reports and dooms the blocks listed. */
-static void drop_blocks(struct disk *d, const uint64_t *ids, size_t n)
+/* The same from its data, with names: all, or of what has expired. false: it is damaged. */
+static bool gone_by_data(struct disk *d, uint64_t id, int64_t now_ms)
+{
+    struct slice block;
+    struct block_head bh;
+    bool all = PEEK(d->names), whole = true;
+    if (!reclaim_scan_block(d, id, &block) || !block_parse(block, &bh))
+        return false;
+    for (uint32_t i = bh.count; i-- > 0;) {
+        struct rec_head h;
+        struct disk_record rec;
+        if (!record_parse(block.ptr, bh.dir, block_offset(block.ptr, &bh, i), &h, &rec)) {
+            whole = false;
+            continue;
+        }
+        bool expired = rec.expire_ms != 0 && rec.expire_ms <= now_ms;
+        reclaim_gone(d, &(struct disk_gone){.hash = h.hash,
+                                            .block = (uint32_t)id,
+                                            .incarnation = h.incarnation,
+                                            .has_expire = rec.expire_ms != 0,
+                                            .expired = expired,
+                                            .name = all || expired ? key_slice(&rec.key) : SLICE_NONE});
+    }
+    return whole;
+}
+
+/* Its data is read only where names are wanted: of what has expired, or of all. */
+static void gone_by_block(struct disk *d, uint64_t id, const struct block_meta *m)
+{
+    int64_t now_ms = clock_wall_ms();
+    bool named = PEEK(d->names) || (m->min_expire_s != 0 && m->min_expire_s <= now_ms / 1000);
+    if (!named || !gone_by_data(d, id, now_ms))
+        gone_by_keys(d, id, false);
+}
+
+void reclaim_drop(struct disk *d, const uint64_t *ids, size_t n)
 {
     for (size_t i = 0; i < n;) {
         size_t from = i;
-        if (!scan_begin(d))
+        if (!reclaim_scan_begin(d))
             return;
         for (; i < n && i - from < SLICE_BLOCKS * 4 && d->gone_n < GONE_FLUSH; i++) {
             const struct block_meta *m = block_meta(d, ids[i]);
             if (m != NULL && PEEK(m->live) != 0)
-                gone_add_block(d, ids[i], false);
+                gone_by_block(d, ids[i], m);
         }
-        mdb_txn_reset(d->scan_txn);
+        reclaim_scan_end(d);
         d->drop_pending = true;
-        gone_flush(d);
+        reclaim_report(d);
         for (size_t j = from; j < i; j++)
-            doom(d, ids[j], block_meta(d, ids[j]));
+            reclaim_doom(d, ids[j], block_meta(d, ids[j]), 0);
     }
 }
 
-static uint64_t bytes_to_free(struct disk *d, size_t incoming, size_t extra)
+/* Free pages that lie scattered take a part of the quota, see commit.c; so does a file system
+ * that is full. */
+uint64_t reclaim_limit(struct disk *d)
 {
-    uint64_t max = PEEK(d->max_bytes), used = PEEK(d->used_bytes) + incoming;
+    uint64_t max = PEEK(d->max_bytes);
     if (d->soft_max != 0 && clock_mono_us() > d->soft_until_us)
         d->soft_max = 0;
     if (d->soft_max != 0 && d->soft_max < max)
         max = d->soft_max;
-    max -= d->frag_reserve < max / 2 ? d->frag_reserve : max / 2;
-    used -= d->doomed_bytes < used ? d->doomed_bytes : used;
-    uint64_t need = used > max ? used - max : 0;
-    /* The log of a few old blocks and many dead ones: keys entries are kept for nothing much. */
-    if (need == 0 && d->keys_bytes > d->data_bytes / 2 + KEYS_SPARE)
-        need = 1;
-    return need > extra ? need : extra;
+    return max - (d->frag_reserve < max / 2 ? d->frag_reserve : max / 2);
 }
 
-/* Dooms the oldest blocks, until `incoming` bytes fit into the quota, and at least `extra`. */
+/* The last resort of a plain cache, where cleaning is behind: dooms the oldest blocks, until
+ * `incoming` bytes fit into the quota, and at least `extra`. */
 void reclaim_for(struct disk *d, size_t incoming, size_t extra)
 {
-    uint64_t need = PEEK(d->drop_oldest) ? bytes_to_free(d, incoming, extra) : 0, freed = 0;
-    uint64_t t = PEEK(d->tail), head = PEEK(d->head), ids[256];
+    if (!clean_is_plain(d))
+        return;
+    uint64_t max = reclaim_limit(d), used = PEEK(d->used_bytes) + incoming, freed = 0;
+    uint64_t soon = d->doomed_bytes + clean_soon(d);
+    used -= soon < used ? soon : used;
+    uint64_t need = used > max && used - max > extra ? used - max : extra;
+    uint64_t head = PEEK(d->head), ids[256];
     uint64_t least = head > WINDOW_MAX - META_CHUNK * 16 ? head - (WINDOW_MAX - META_CHUNK * 16) : 0;
     size_t n = 0, left = DOOM_MAX > d->doomed_n ? DOOM_MAX - d->doomed_n : 0;
-    for (; t <= d->committed_head && (freed < need || t < least) && left > 0; t++) {
-        struct block_meta *m = block_meta(d, t);
-        if (m == NULL || (PEEK(m->flags) & (BLOCK_DATA | BLOCK_DOOMED)) != BLOCK_DATA)
+    for (uint64_t t = PEEK(d->tail); t <= d->committed_head && (freed < need || t < least) && left > 0; t++) {
+        const struct block_meta *m = block_meta(d, t);
+        if (m == NULL || (PEEK(m->flags) & (BLOCK_DATA | BLOCK_DOOMED | BLOCK_CLEANING)) != BLOCK_DATA)
             continue;
         ids[n++] = t;
         left--;
         freed += m->bytes;
         if (n == sizeof(ids) / sizeof(*ids)) {
-            drop_blocks(d, ids, n);
+            reclaim_drop(d, ids, n);
             n = 0;
         }
     }
-    drop_blocks(d, ids, n);
+    reclaim_drop(d, ids, n);
 }
 
 /* Blocks whose tombstones were lost while the disk could not be written. */
@@ -151,7 +258,7 @@ void reclaim_dirty(struct disk *d)
     for (uint64_t t = PEEK(d->tail); t <= d->committed_head; t++) {
         const struct block_meta *m = block_meta(d, t);
         if (m != NULL && (PEEK(m->flags) & (BLOCK_DATA | BLOCK_DOOMED | BLOCK_DIRTY)) == (BLOCK_DATA | BLOCK_DIRTY))
-            drop_blocks(d, &t, 1);
+            reclaim_drop(d, &t, 1);
     }
 }
 
@@ -173,9 +280,9 @@ static bool dead_slice(struct disk *d, int64_t now_us)
     uint32_t left = SCAN_BLOCKS;
     for (; d->dead_cursor <= d->dead_end && left > 0 && d->doomed_n < DOOM_MAX; d->dead_cursor++, left--) {
         struct block_meta *m = block_meta(d, d->dead_cursor);
-        if (m != NULL && (PEEK(m->flags) & (BLOCK_DATA | BLOCK_DOOMED)) == BLOCK_DATA &&
+        if (m != NULL && (PEEK(m->flags) & (BLOCK_DATA | BLOCK_DOOMED | BLOCK_CLEANING)) == BLOCK_DATA &&
             atomic_load_explicit(&m->live, memory_order_acquire) == 0)
-            doom(d, d->dead_cursor, m);
+            reclaim_doom(d, d->dead_cursor, m, disk_last_event(d));
     }
     d->dead_scan = d->dead_cursor <= d->dead_end;
     return d->dead_scan;
@@ -198,28 +305,20 @@ static bool incarnation_slice(struct disk *d, int64_t now_us)
     }
     if (d->reclaim_cursor < PEEK(d->tail))
         d->reclaim_cursor = PEEK(d->tail);
-    if (!scan_begin(d))
+    if (!reclaim_scan_begin(d))
         return false;
     uint32_t left = SCAN_BLOCKS, reads = SLICE_BLOCKS;
     for (; d->reclaim_cursor <= d->reclaim_end && left > 0 && reads > 0; d->reclaim_cursor++, left--) {
         const struct block_meta *m = block_meta(d, d->reclaim_cursor);
         if (m == NULL || !(PEEK(m->flags) & BLOCK_DATA) || PEEK(m->live) == 0)
             continue;
-        gone_add_block(d, d->reclaim_cursor, true);
+        gone_by_keys(d, d->reclaim_cursor, true);
         reads--;
     }
-    mdb_txn_reset(d->scan_txn);
-    gone_flush(d);
+    reclaim_scan_end(d);
+    reclaim_report(d);
     d->reclaiming = d->reclaim_cursor <= d->reclaim_end;
     return d->reclaiming;
-}
-
-static bool newer_in_block(const char *block, const struct block_head *bh, uint32_t i, uint64_t hash)
-{
-    for (uint32_t j = i + 1; j < bh->count; j++)
-        if (block_record_hash32(block, bh, j) == (uint32_t)(hash >> 32))
-            return true;
-    return false;
 }
 
 /* Lists the expired records of one block, and notes when to look again. */
@@ -229,7 +328,7 @@ static void expire_block(struct disk *d, uint64_t id, struct block_meta *m, int6
     struct block_head bh;
     int64_t least = 0;
     m->min_expire_s = 0;
-    if (!scan_get(d, d->dbi_data, id, &block) || !block_parse(block, &bh))
+    if (!reclaim_scan_block(d, id, &block) || !block_parse(block, &bh))
         return;
     for (uint32_t i = bh.count; i-- > 0;) {
         struct rec_head h;
@@ -238,8 +337,13 @@ static void expire_block(struct disk *d, uint64_t id, struct block_meta *m, int6
             continue;
         if (rec.expire_ms > now_ms)
             least = least == 0 || rec.expire_ms < least ? rec.expire_ms : least;
-        else if (!newer_in_block(block.ptr, &bh, i, h.hash))
-            gone_add(d, h.hash, id, h.incarnation, true);
+        else if (!reclaim_replaced(d, block.ptr, &bh, i, h.hash))
+            reclaim_gone(d, &(struct disk_gone){.hash = h.hash,
+                                                .block = (uint32_t)id,
+                                                .incarnation = h.incarnation,
+                                                .has_expire = true,
+                                                .expired = true,
+                                                .name = key_slice(&rec.key)});
     }
     if (least == 0)
         return;
@@ -251,7 +355,7 @@ static void expire_block(struct disk *d, uint64_t id, struct block_meta *m, int6
 
 static bool expire_slice(struct disk *d)
 {
-    if (PEEK(d->queue_bytes) > d->opt.queue_max_bytes / 2 || !scan_begin(d))
+    if (PEEK(d->queue_bytes) > d->opt.queue_max_bytes / 2 || !reclaim_scan_begin(d))
         return false;
     int64_t now_ms = clock_wall_ms();
     uint32_t now_s = (uint32_t)(now_ms / 1000), left = SCAN_BLOCKS, reads = SLICE_BLOCKS;
@@ -265,11 +369,9 @@ static bool expire_slice(struct disk *d)
         expire_block(d, t, m, now_ms);
         reads--;
     }
-    mdb_txn_reset(d->scan_txn);
+    reclaim_scan_end(d);
     d->expire_cursor = t <= d->committed_head ? t : 0;
-    atomic_store(&d->sweeping, true);
-    gone_flush(d);
-    atomic_store(&d->sweeping, false);
+    reclaim_report(d);
     return d->expire_cursor != 0;
 }
 
@@ -281,7 +383,7 @@ bool reclaim_slice(struct disk *d)
     bool more = incarnation_slice(d, now_us);
     more |= dead_slice(d, now_us);
     more |= expire_slice(d);
-    reclaim_for(d, 0, 0);
+    more |= clean_slice(d);
     return more || d->doomed_n >= DOOM_MAX;
 }
 
@@ -289,5 +391,8 @@ bool reclaim_slice(struct disk *d)
  * record has no tombstone, so until its block is gone a crash would bring it back. */
 bool reclaim_commit_due(const struct disk *d, int64_t now_us)
 {
-    return d->drop_pending || d->doomed_n >= 256 || (d->doomed_n != 0 && now_us - d->doomed_at_us >= DOOMED_WAIT_US);
+    if (!PEEK(d->healthy))
+        return false;
+    return d->drop_pending || d->doomed_n >= 256 ||
+           (d->doomed_n != 0 && (PEEK(d->clean_debt) != 0 || now_us - d->doomed_at_us >= DOOMED_WAIT_US));
 }

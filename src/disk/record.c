@@ -107,7 +107,8 @@ static bool record_matches(const struct disk *d, const struct disk_read *rd, con
 }
 
 /* The newest record of the key in the block is the last one. */
-enum status block_find(const struct disk *d, struct slice block, const struct disk_read *rd, struct disk_record *rec)
+enum status block_find(const struct disk *d, struct slice block, const struct disk_read *rd, struct disk_record *rec,
+                       uint32_t *number)
 {
     struct block_head bh;
     if (!block_parse(block, &bh))
@@ -127,6 +128,7 @@ enum status block_find(const struct disk *d, struct slice block, const struct di
             return ST_CORRUPT;
         if (rd->header_only)
             rec->payload = SLICE_NONE;
+        *number = i;
         return ST_OK;
     }
     return ST_NOT_FOUND;
@@ -138,9 +140,13 @@ size_t keys_bytes(uint32_t npal, size_t nops)
 }
 
 void keys_write(char *p, const uint32_t *palette, uint32_t npal, const struct disk_op *ops, size_t nops,
-                uint32_t min_expire_s)
+                uint32_t min_expire_s, uint32_t written_s)
 {
-    struct keys_head h = {.magic = KEYS_MAGIC, .nops = (uint32_t)nops, .npal = npal, .min_expire_s = min_expire_s};
+    struct keys_head h = {.magic = KEYS_MAGIC,
+                          .nops = (uint32_t)nops,
+                          .npal = npal,
+                          .min_expire_s = min_expire_s,
+                          .written_s = written_s};
     memcpy(p, &h, sizeof(h));
     if (npal != 0)
         memcpy(p + sizeof(h), palette, (size_t)npal * 4);

@@ -92,10 +92,11 @@ static inline void op_at(const struct keys_view *k, uint32_t i, struct disk_op *
     memcpy(op, k->ops + (size_t)i * sizeof(*op), sizeof(*op));
 }
 
-static void replay_ops(struct disk *d, const struct keys_view *k, uint64_t id, bool has_data,
-                       const bool alive[PALETTE_MAX])
+/* Returns how many records the block has. */
+static uint32_t replay_ops(struct disk *d, const struct keys_view *k, uint64_t id, bool has_data,
+                           const bool alive[PALETTE_MAX])
 {
-    uint32_t number = block_number(id), n = k->head.nops, old;
+    uint32_t number = block_number(id), n = k->head.nops, records = 0, old;
     struct disk_op op;
     for (uint32_t i = 0; i < n; i++) {
         if (i + REPLAY_AHEAD < n) {
@@ -106,11 +107,21 @@ static void replay_ops(struct disk *d, const struct keys_view *k, uint64_t id, b
         struct index_shard *s = &d->index[disk_shard_of(d, op.hash)];
         uint64_t tag = disk_tag_of(d, op.hash);
         /* A record whose block is gone was newer than any older one: it ends them. */
+        records += !(op.word & OP_TOMB) && has_data;
         if ((op.word & OP_TOMB) || !has_data)
             index_remove(s, tag, &old);
         else if (OP_PALETTE(op.word) < k->head.npal && alive[OP_PALETTE(op.word)])
             index_put(s, tag, number | (op.word & OP_EXPIRE ? PLACE_EXPIRE : 0), &old);
     }
+    return records;
+}
+
+static struct block_meta *replay_data(const struct replay *r, uint64_t id)
+{
+    struct block_meta *m = block_meta_make(r->d, id);
+    m->bytes = (uint32_t)commit_cost(r->d, r->data_len);
+    atomic_store_explicit(&m->data_len, (uint32_t)r->data_len, memory_order_relaxed);
+    return m;
 }
 
 /* Data without a keys entry: nothing leads to it, it is deleted later as dead. */
@@ -118,9 +129,7 @@ static int replay_data_until(struct replay *r, uint64_t id)
 {
     int rc = 0;
     while (rc == 0 && r->data_more && r->data_id < id) {
-        struct block_meta *m = block_meta_make(r->d, r->data_id);
-        m->bytes = (uint32_t)commit_cost(r->d, r->data_len);
-        atomic_store_explicit(&m->flags, BLOCK_DATA, memory_order_relaxed);
+        atomic_store_explicit(&replay_data(r, r->data_id)->flags, BLOCK_DATA, memory_order_relaxed);
         rc = data_next(r, MDB_NEXT);
     }
     return rc;
@@ -137,7 +146,7 @@ static int replay_entry(struct replay *r, uint64_t id, const MDB_val *val)
     struct block_meta *m = block_meta_make(d, id);
     bool has_data = r->data_more && r->data_id == id;
     if (has_data) {
-        m->bytes = (uint32_t)commit_cost(d, r->data_len);
+        replay_data(r, id);
         rc = data_next(r, MDB_NEXT);
     }
     atomic_store_explicit(&m->flags, BLOCK_KEYS | (has_data ? BLOCK_DATA : 0), memory_order_relaxed);
@@ -149,8 +158,9 @@ static int replay_entry(struct replay *r, uint64_t id, const MDB_val *val)
         return rc;
     }
     m->min_expire_s = k.head.min_expire_s;
+    atomic_store_explicit(&m->written_s, k.head.written_s, memory_order_relaxed);
     r->block_db[id - r->first] = (uint16_t)replay_palette(d, &k, alive);
-    replay_ops(d, &k, id, has_data, alive);
+    m->records = replay_ops(d, &k, id, has_data, alive);
     return rc;
 }
 
@@ -207,14 +217,15 @@ static int replay_count(struct replay *r)
     bool mixed = false;
     for (size_t i = 0; i < d->shards; i++) {
         size_t pos = 0;
-        const uint64_t *slot;
-        while ((slot = index_next(&d->index[i], &pos)) != NULL) {
-            uint64_t id = block_id_of_number(d, (uint32_t)*slot & (PLACE_EXPIRE - 1));
+        uint64_t tag;
+        uint32_t place;
+        while (index_next(&d->index[i], &pos, &tag, &place)) {
+            uint64_t id = block_id_of_number(d, place & (PLACE_EXPIRE - 1));
             uint32_t db = r->block_db[id - r->first];
             atomic_fetch_add_explicit(&block_meta(d, id)->live, 1, memory_order_relaxed);
             if (db < d->opt.databases) {
                 d->loaded_keys[db]++;
-                d->loaded_expires[db] += (*slot & PLACE_EXPIRE) != 0;
+                d->loaded_expires[db] += (place & PLACE_EXPIRE) != 0;
             } else {
                 mixed = true;
             }
