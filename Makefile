@@ -95,19 +95,23 @@ LIB_OBJS  := $(LIB_SRCS:%.c=$(BUILD)/obj/%.o)
 MAIN_OBJ  := $(BUILD)/obj/src/main.o
 ARCHIVE   := $(BUILD)/libtiercel.a
 BIN       := $(BUILD)/tiercel
+BENCH     := $(BUILD)/tiercel-bench
+BENCH_SRCS := $(sort $(wildcard bench/loadgen/*.c))
+BENCH_OBJS := $(BENCH_SRCS:%.c=$(BUILD)/obj/%.o)
 UNIT_SRCS := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BINS := $(UNIT_SRCS:tests/unit/%.c=$(BUILD)/unit/%)
 FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(BUILD)/fuzz/%)
-C_FILES    = $(shell find src include tests -name '*.[ch]')
+C_FILES    = $(shell find src include tests bench -name '*.[ch]')
 
-.PHONY: all run test unit e2e differential fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench soak \
+.PHONY: all run test unit e2e differential fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-disk soak \
         install uninstall clean deps deps-test help FORCE
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .SECONDARY:
 
-all: $(BIN)  ## build build/tiercel (the default)
+# An image of the server is made without bench/, and then without the load generator.
+all: $(BIN) $(if $(BENCH_SRCS),$(BENCH))  ## build build/tiercel and build/tiercel-bench (the default)
 
 # Rebuild when the compiler, a flag or the list of objects changes.
 note = @mkdir -p $(@D); printf '%s\n' '$(subst ','\'',$(1))' | cmp -s - $@ || printf '%s\n' '$(subst ','\'',$(1))' > $@
@@ -130,12 +134,25 @@ $(BIN): $(MAIN_OBJ) $(ARCHIVE)
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS)
 
+# The load generator takes nothing from the server but these.
+BENCH_BASE := $(BUILD)/obj/src/base/check.o $(BUILD)/obj/src/base/hash.o $(BUILD)/obj/src/base/num.o
+BENCH_LIBS := $(call pkg_libs,libuv,-luv) $(call pkg_libs,libzstd,-lzstd) -lpthread -lm
+
+$(BENCH): $(BENCH_OBJS) $(BENCH_BASE)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(BENCH_LIBS)
+
 # ---- tests -----------------------------------------------------------------
 
 $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(ARCHIVE)
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(CMOCKA) $(LIBS)
+
+$(BUILD)/unit/test_loadgen: $(BUILD)/obj/tests/unit/test_loadgen.o $(filter-out %/main.o,$(BENCH_OBJS)) $(BENCH_BASE)
+	@mkdir -p $(@D)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(CMOCKA) $(BENCH_LIBS)
 
 unit: $(UNIT_BINS)  ## build and run the unit tests (one: make unit-<name>)
 	@sh tests/unit/run.sh $(UNIT_BINS)
@@ -148,7 +165,7 @@ test:  ## install the test tools, then everything CI runs
 	@sh deps/install.sh test
 	@bash tests/run.sh
 
-e2e: $(BIN)  ## end-to-end tests (E2E="tests/e2e/test_x.py -k name" for some)
+e2e: all  ## end-to-end tests (E2E="tests/e2e/test_x.py -k name" for some)
 	@TIERCEL_BIN=$(BIN) bash tests/run.sh only e2e
 
 differential: $(BIN)  ## the same commands here and on redis-server, replies compared
@@ -187,8 +204,11 @@ fuzz: fuzz-build  ## run every fuzz target for FUZZ_SECONDS
 soak:  ## what takes too long for CI
 	@bash tests/run.sh only soak
 
-bench: $(BIN)  ## compare with redis-server
+bench: all  ## compare with redis-server
 	@TIERCEL_BIN=$(BIN) sh bench/run.sh $(ARGS)
+
+bench-disk: all  ## the disk tier beside redis-server (ARGS="--parts a --scale 0.1" for a quick look)
+	@TIERCEL_BIN=$(BIN) $(PYTHON) bench/disk.py $(ARGS)
 
 # ---- code quality ------------------------------------------------------------
 
@@ -221,15 +241,16 @@ deps:  ## install the packages needed to build
 deps-test:  ## install the packages needed to test
 	@sh deps/install.sh test
 
-install: $(BIN)  ## install into DESTDIR, PREFIX=/usr/local
+install: all  ## install into DESTDIR, PREFIX=/usr/local
 	install -d $(DESTDIR)$(BINDIR)
 	install -m 755 $(BIN) $(DESTDIR)$(BINDIR)/tiercel
+	$(if $(BENCH_SRCS),install -m 755 $(BENCH) $(DESTDIR)$(BINDIR)/tiercel-bench)
 	@if [ -f conf/tiercel.conf ]; then \
 	    install -d $(DESTDIR)$(SYSCONFDIR)/tiercel && \
 	    install -m 644 conf/tiercel.conf $(DESTDIR)$(SYSCONFDIR)/tiercel/tiercel.conf.sample; fi
 
 uninstall:  ## remove what install put there
-	rm -f $(DESTDIR)$(BINDIR)/tiercel $(DESTDIR)$(SYSCONFDIR)/tiercel/tiercel.conf.sample
+	rm -f $(DESTDIR)$(BINDIR)/tiercel $(DESTDIR)$(BINDIR)/tiercel-bench $(DESTDIR)$(SYSCONFDIR)/tiercel/tiercel.conf.sample
 
 clean:  ## remove build/
 	rm -rf $(BUILD)
@@ -239,5 +260,5 @@ help:  ## this list
 
 FORCE:
 
--include $(LIB_OBJS:.o=.d) $(MAIN_OBJ:.o=.d) $(UNIT_SRCS:%.c=$(BUILD)/obj/%.d) $(FUZZ_OBJS:.o=.d) \
+-include $(LIB_OBJS:.o=.d) $(MAIN_OBJ:.o=.d) $(BENCH_OBJS:.o=.d) $(UNIT_SRCS:%.c=$(BUILD)/obj/%.d) $(FUZZ_OBJS:.o=.d) \
          $(FUZZ_SRCS:%.c=$(BUILD)/fuzz/obj/%.d)

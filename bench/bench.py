@@ -18,15 +18,14 @@ From the environment:
 """
 import json
 import os
-import platform
 import re
-import shutil
-import socket
+import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+
+from common import LOAD_CORE, OUT, Client, Server, command, machine_lines, redis_argv, tiercel_argv, write_report
 
 CLIENTS = 50
 VALUE = 64
@@ -43,127 +42,26 @@ ROUNDS = env("BENCH_ROUNDS", 5)
 SCALE = env("BENCH_SCALE", 1.0)
 KEYS = env("BENCH_KEYS", 500_000)
 MEMORY_KEYS = env("BENCH_MEMORY_KEYS", 1_000_000)
-OUT = env("BENCH_OUT", "build/bench")
 MAX_RATIO = env("BENCH_MAX_RATIO", 0.0)
-TIERCEL = env("TIERCEL_BIN", "build/tiercel")
-
-CORES = sorted(os.sched_getaffinity(0))
-SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def command(*args):
-    parts = [a if isinstance(a, bytes) else str(a).encode() for a in args]
-    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(p), p) for p in parts)
 
 
 def key(i):
     return b"key:%012d" % i
 
 
-class Client:
-    """Just enough of the protocol to fill a server and to ask it for its figures."""
-
-    def __init__(self, port):
-        self.sock = socket.create_connection(("127.0.0.1", port))
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.file = self.sock.makefile("rb")
-
-    def send(self, data):
-        self.sock.sendall(data)
-
-    def read(self):
-        line = self.file.readline()
-        if not line:
-            raise ConnectionError("the server closed the connection")
-        mark, text = line[:1], line[1:-2]
-        if mark == b"-":
-            raise RuntimeError(text.decode())
-        if mark != b"$":
-            return text
-        if int(text) < 0:
-            return None
-        return self.file.read(int(text) + 2)[:-2]
-
-    def call(self, *args):
-        self.send(command(*args))
-        return self.read()
-
-    def info(self, field):
-        text = self.call("INFO", "memory").decode()
-        return int(re.search(rf"^{field}:(\d+)", text, re.M).group(1))
-
-    def close(self):
-        self.file.close()
-        self.sock.close()
-
-
-class Server:
-    def __init__(self, name, argv, wrapper=()):
-        self.name = name
-        self.port = free_port()
-        self.dir = tempfile.mkdtemp(prefix="data-", dir=OUT)
-        self.log = open(os.path.join(self.dir, "log"), "wb")
-        argv = [a.format(port=self.port, dir=self.dir) for a in argv]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("TIERCEL_")}  # they are settings
-        self.proc = subprocess.Popen(["taskset", "-c", str(SERVER_CORE), *wrapper, *argv], stdin=subprocess.DEVNULL,
-                                     stdout=self.log, stderr=self.log, env=environment)
-        self.client = None
-        self.client = self.connect()
-
-    def connect(self):
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                client = Client(self.port)
-                client.call("PING")
-                return client
-            except (OSError, RuntimeError):
-                if self.proc.poll() is not None or time.monotonic() > deadline:
-                    with open(self.log.name, encoding="utf-8", errors="replace") as log:
-                        text = log.read()
-                    self.stop()
-                    raise SystemExit(f"bench: {self.name} does not start:\n{text}")
-                time.sleep(0.05)
-
-    def cpu_s(self):
-        with open(f"/proc/{self.proc.pid}/stat", encoding="ascii") as f:
-            fields = f.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
-
-    def fill(self, keys):
-        value = b"x" * VALUE
-        for start in range(0, keys, PRELOAD_BATCH):
-            batch = range(start, min(start + PRELOAD_BATCH, keys))
-            self.client.send(b"".join(command("SET", key(i), value) for i in batch))
-            for _ in batch:
-                self.client.read()
-
-    def stop(self):
-        if self.client:
-            self.client.close()
-        self.proc.kill()  # nothing in it is wanted
-        self.proc.wait()
-        self.log.close()
-        shutil.rmtree(self.dir, ignore_errors=True)
-
-
-def tiercel_argv(disk):
-    return [TIERCEL, "--port", "{port}", "--bind", "127.0.0.1", "--dir", "{dir}", "--threads", "1", "--http-port", "0",
-            "--compression", "no", "--disk", disk]
+def fill(server, keys):
+    value = b"x" * VALUE
+    for start in range(0, keys, PRELOAD_BATCH):
+        batch = range(start, min(start + PRELOAD_BATCH, keys))
+        server.client.send(b"".join(command("SET", key(i), value) for i in batch))
+        for _ in batch:
+            server.client.read()
 
 
 SERVERS = {
-    "redis-server": ["redis-server", "--port", "{port}", "--bind", "127.0.0.1", "--dir", "{dir}", "--save", "",
-                     "--appendonly", "no"],
-    "tiercel": tiercel_argv("no"),
-    "tiercel, disk": tiercel_argv("yes"),
+    "redis-server": redis_argv(),
+    "tiercel": tiercel_argv(disk="no"),
+    "tiercel, disk": tiercel_argv(disk="yes"),
 }
 
 
@@ -185,7 +83,7 @@ def measure_cpu():
     servers = [Server(name, argv) for name, argv in SERVERS.items()]
     try:
         for s in servers:
-            s.fill(KEYS)
+            fill(s, KEYS)
         result = {}
         for n in range(ROUNDS):
             for cmd, pipeline, requests in CELLS:
@@ -197,7 +95,7 @@ def measure_cpu():
         return result
     finally:
         for s in servers:
-            s.stop()
+            s.close()
 
 
 def ratio_to_redis(runs, name):
@@ -225,14 +123,14 @@ def measure_memory():
     for name, argv in SERVERS.items():
         s = Server(name, argv)
         try:
-            before = s.client.info("used_memory"), s.client.info("used_memory_rss")
-            s.fill(MEMORY_KEYS)
+            before = s.client.info("used_memory", "memory"), s.client.info("used_memory_rss", "memory")
+            fill(s, MEMORY_KEYS)
             time.sleep(1.5)  # figures that are sampled
-            after = s.client.info("used_memory"), s.client.info("used_memory_rss")
+            after = s.client.info("used_memory", "memory"), s.client.info("used_memory_rss", "memory")
             used, rss = ((b - a) / MEMORY_KEYS - KEY - VALUE for a, b in zip(before, after))
             result[name] = {"used": used, "rss": rss}
         finally:
-            s.stop()
+            s.close()
     return result
 
 
@@ -272,7 +170,7 @@ def count_instructions(name, cmd, pipeline, keep):
                ("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={base}"))
     clients = []
     try:
-        s.fill(10_000)
+        fill(s, 10_000)
         clients = [Client(s.port) for _ in range(CLIENTS)]
         drive(clients, cmd, pipeline, 1)  # buffers exist
         control = ["callgrind_control", "-i", "on", str(s.proc.pid)]
@@ -285,7 +183,7 @@ def count_instructions(name, cmd, pipeline, keep):
     finally:
         for c in clients:
             c.close()
-        s.stop()
+        s.close()
     total = 0
     for part in os.listdir(OUT):
         if part.startswith(os.path.basename(base)):
@@ -309,41 +207,16 @@ def instruction_table():
 
 # ---- report --------------------------------------------------------------------------------------
 
-def first_line(*argv):
-    try:
-        return subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                              check=True).stdout.split("\n")[0].strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "?"
-
-
-def cpu_model():
-    with open("/proc/cpuinfo", encoding="utf-8") as f:
-        found = re.search(r"^model name\s*: (.*)$", f.read(), re.M)
-    return found.group(1) if found else platform.machine()
-
-
 def head():
-    lines = [f"{cpu_model()}, {os.cpu_count()} cores, Linux {platform.release()}.",
-             f"{first_line('redis-server', '--version')}",
-             f"{KEYS:,} keys of {KEY} bytes, values of {VALUE} bytes, {CLIENTS} connections, one server thread, "
-             f"compression off; median of {ROUNDS} interleaved runs (least - most), **ratio to redis-server**."]
-    if len(CORES) < 2:
-        lines.append("One core only: servers and load shared it, so trust the ratios alone.")
-    return lines + [""]
-
-
-def report(name, lines):
-    text = "\n".join(lines) + "\n"
-    with open(os.path.join(OUT, name), "w", encoding="utf-8") as f:
-        f.write(text)
-    print(text, flush=True)
+    return [*machine_lines(), f"{KEYS:,} keys of {KEY} bytes, values of {VALUE} bytes, {CLIENTS} connections, one server thread, "
+            f"compression off; median of {ROUNDS} interleaved runs (least - most), **ratio to redis-server**.", ""]
 
 
 def main():
     os.makedirs(OUT, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended
     if sys.argv[1:] == ["instructions"]:
-        report("instructions.md", instruction_table())
+        write_report("instructions.md", instruction_table())
         return 0
     if sys.argv[1:]:
         print(__doc__, file=sys.stderr)
@@ -356,7 +229,7 @@ def main():
         lines += ["", *memory_table(result["memory"])]
     with open(os.path.join(OUT, "bench.json"), "w", encoding="utf-8") as f:
         json.dump(result, f, indent=1)
-    report("bench.md", lines)
+    write_report("bench.md", lines)
     ratio = ratio_to_redis(cpu["GET P16"], "tiercel")
     if MAX_RATIO and ratio > MAX_RATIO:
         print(f"bench: GET at pipeline 16 costs {ratio:.2f} of redis-server's CPU, more than {MAX_RATIO}",

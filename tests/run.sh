@@ -5,7 +5,7 @@
 #   tests/run.sh only STAGE...      some of them: lint gcc clang unit e2e differential asan tsan fuzz; soak
 #
 # Environment: JOBS, PYTHON, TIERCEL_BIN (e2e and differential; default build/tiercel),
-# E2E (pytest arguments that replace the whole of tests/e2e), FUZZ_SECONDS, SOAK_SECONDS.
+# E2E (pytest arguments that replace the whole of tests/e2e), FUZZ_SECONDS, SOAK_SECONDS, CRASH_ROUNDS.
 # A stage's output is kept in build/test-logs/STAGE.log. A stage counts its tests in
 # lines "N passed, N failed"; one that fails without counting is one failed test.
 set -u

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 # layers; modules that share a layer do not include one another, except in PEERS.
 LAYERS = [
     ["base"],
+    ["loadgen"],  # bench/loadgen, a program of its own: it takes nothing from the server but base
     ["stats", "log", "conf"],
     ["resp", "object", "codec"],
     ["mem", "disk", "upstream"],
@@ -40,7 +41,7 @@ HEADER_LAYER = {
     "mem": "mem",
     "disk": "disk",
     "upstream": "upstream",
-    "tier": "tier warm",
+    "tier": "tier inspect warm",
     "cmd": "cmd command keyspace session pubsub",
     "net": "net http loop figures",
 }
@@ -48,11 +49,11 @@ HEADER_MODULE = {name + ".h": module for module, names in HEADER_LAYER.items() f
 
 # Third-party headers: pattern of the header, pattern of the files that may include it, for the message.
 LIBRARIES = [
-    (r"(uv\.h|uv/.*)", r"src/(net/.*|base/mbox\.c|upstream/[^/]*(uv|attach)[^/]*\.[ch])",
-     "net, base/mbox.c and upstream's attachment (*uv*, *attach*)"),
+    (r"(uv\.h|uv/.*)", r"src/(net/.*|base/mbox\.c|upstream/[^/]*(uv|attach)[^/]*\.[ch])|bench/loadgen/.*",
+     "net, base/mbox.c, upstream's attachment (*uv*, *attach*) and bench/loadgen"),
     (r"hiredis(/.*|\.h|_ssl\.h)|async\.h", r"src/upstream/.*", "upstream"),
     (r"lmdb\.h", r"src/disk/.*", "disk"),
-    (r"z(std|dict|std_errors)\.h", r"src/codec/.*", "codec"),
+    (r"z(std|dict|std_errors)\.h", r"src/codec/.*|bench/loadgen/trace\.c", "codec and bench/loadgen/trace.c"),
     (r"xxh(ash|3)\.h", r"src/base/hash\.c", "base/hash.c"),
     (r"microhttpd\.h", r"src/net/http[^/]*\.c", "net/http*.c"),
     (r"jemalloc/.*", r"src/base/alloc\.c", "base/alloc.c"),
@@ -145,8 +146,10 @@ def line_of(text, offset):
 
 
 def module_of(path):
-    """The module of src/... or include/tiercel/..., or None."""
+    """The module of src/..., include/tiercel/... or bench/..., or None."""
     parts = path.split("/")
+    if parts[0] == "bench" and len(parts) == 3:
+        return parts[1]
     if path == "src/main.c":
         return "main"
     if parts[0] == "src" and len(parts) >= 3:
@@ -262,7 +265,7 @@ def main():
     root = os.path.abspath(args[0] if args else os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 
     sources = []
-    for top in ("src", "include"):
+    for top in ("src", "include", "bench"):
         for folder, dirs, files in os.walk(os.path.join(root, top)):
             dirs[:] = sorted(d for d in dirs if d not in SKIP_DIRS)
             for name in sorted(files):
