@@ -106,7 +106,8 @@ static bool open_disk(struct server *sv, char err[256])
     struct disk_options opt = {
         .dir = c->dir,
         .max_bytes = (uint64_t)c->disk_max_size,
-        .drop_oldest = c->maxmemory_policy != POLICY_NOEVICTION,
+        .retain = tier_retain(c),
+        .thorough = tier_thorough(c),
         .shard_bits = SHARD_BITS,
         .databases = (unsigned)c->databases,
         .readers = (unsigned)c->disk_readers,
@@ -235,10 +236,15 @@ static void stop(struct server *sv)
     if (sv->disk) {
         if (atomic_load(&sv->save_at_stop)) {
             int64_t lost = tier_write_out(sv->tier, timeout_ms);
-            if (lost)
-                log_warning("main", "%lld objects were not written out: the disk is full, or shutdown-timeout was over",
-                            (long long)lost);
+            if (lost < 0)
+                log_warning("main", "memory was not written out: the disk tier cannot be written");
+            else if (lost > 0)
+                log_warning(
+                    "main",
+                    "%lld objects were not written out: the disk tier is full or cannot be written, or shutdown-timeout was over",
+                    (long long)lost);
         }
+        tier_save_stop(sv->tier);
         disk_close(sv->disk);
     }
     loops_end(sv->loops);

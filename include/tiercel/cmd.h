@@ -19,6 +19,7 @@ struct slowlog;
 struct latency;
 struct pubsub;
 struct warm;
+struct persist;
 
 /* What main offers to commands that act on the whole process. */
 struct cmd_server_ops {
@@ -44,11 +45,14 @@ struct cmd {
     _Atomic bool pause_all;         /* else writes only */
     _Atomic bool active_expire;     /* DEBUG SET-ACTIVE-EXPIRE */
 
+    _Atomic unsigned notify; /* notify-keyspace-events in force: enum conf_notify; 0 = nothing is published */
+
     struct registry *registry; /* per shard: watched and waited-for keys (multi.c, block.c) */
     struct slowlog *slowlog;
     struct latency *latency;
     struct pubsub *pubsub;
     struct warm *warm;
+    struct persist *persist;
 };
 
 #define CMD_HIST_BUCKETS 32 /* powers of two in microseconds, as LATENCY HISTOGRAM shows them */

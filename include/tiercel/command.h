@@ -49,12 +49,12 @@ enum command_group {
     GROUP_CONNECTION,
     GROUP_SERVER,
     GROUP_SCRIPTING,
-    GROUP_CACHE /* Tiercel's own: WARM */
+    GROUP_CACHE /* Tiercel's own: CACHE, WARM */
 };
 
 /* How a command uses its keys: what must be known before it runs. */
 enum key_access {
-    KEY_NONE,
+    KEY_NONE,     /* there are none, or it sees to them itself */
     KEY_READ,     /* the value */
     KEY_UPDATE,   /* the value, which it may change */
     KEY_REPLACE,  /* nothing: it replaces whatever is there */

@@ -37,6 +37,24 @@ enum conf_maxmemory_policy {
 enum conf_appendfsync { FSYNC_EVERYSEC, FSYNC_ALWAYS, FSYNC_NO };
 enum conf_compression { COMPRESSION_ZSTD, COMPRESSION_NO };
 
+/* notify-keyspace-events: classes of events, and where they go. 'A' stands for all before 'n'. */
+enum conf_notify {
+    NOTIFY_GENERIC = 1 << 0,   /* g */
+    NOTIFY_STRING = 1 << 1,    /* $ */
+    NOTIFY_LIST = 1 << 2,      /* l */
+    NOTIFY_SET = 1 << 3,       /* s */
+    NOTIFY_HASH = 1 << 4,      /* h */
+    NOTIFY_ZSET = 1 << 5,      /* z */
+    NOTIFY_EXPIRED = 1 << 6,   /* x */
+    NOTIFY_EVICTED = 1 << 7,   /* e */
+    NOTIFY_STREAM = 1 << 8,    /* t */
+    NOTIFY_MODULE = 1 << 9,    /* d */
+    NOTIFY_NEW = 1 << 10,      /* n */
+    NOTIFY_KEYSPACE = 1 << 11, /* K: channels by key */
+    NOTIFY_KEYEVENT = 1 << 12, /* E: channels by event */
+    NOTIFY_MISS = 1 << 13      /* m */
+};
+
 /* client-output-buffer-limit: classes normal, replica (also "slave"), pubsub. */
 struct conf_obuf_limit {
     int64_t hard, soft, soft_s;
@@ -83,6 +101,9 @@ void conf_each(const struct conf *c, struct slice pattern, void (*fn)(void *arg,
                void *arg);
 /* One setting by its exact name; false: unknown. */
 bool conf_get(const struct conf *c, const char *name, struct buf *value);
+
+/* The letters of notify-keyspace-events as bits of enum conf_notify; false: there are others. */
+bool conf_notify_parse(const char *text, unsigned *classes);
 
 /* maxmemory-clients in bytes: a share is taken of `maxmemory`, what main resolved it to. */
 int64_t conf_maxmemory_clients(const struct conf *c, int64_t maxmemory);

@@ -41,6 +41,11 @@ struct metrics_command {
     uint64_t calls, failed_calls, rejected_calls, duration_us;
 };
 
+struct metrics_persistence {
+    int64_t changes, saves, last_save_s, last_duration_s;
+    bool saving, save_ok, journal, journal_ok;
+};
+
 struct metrics_source {
     /* the instance */
     const char *run_id, *os, *maxmemory_policy;
@@ -57,6 +62,7 @@ struct metrics_source {
     const struct disk_stats *disk;
     bool disk_writable;
     uint64_t disk_max_bytes;
+    struct metrics_persistence persistence;
     /* upstream tier; NULL: standalone. Sums over the workers. */
     const struct upstream_stats *upstream;
     int upstream_workers_up;

@@ -59,17 +59,20 @@ static inline bool call_arg_is(const struct call *c, int arg, const char *word)
 
 /* ---- keys: i is the index among c->keys ---- */
 
-/* The object, counted as a hit or a miss and as an access. */
+/* The object, counted as a hit or a miss (which is an event, too) and as an access. */
 struct object *ks_read(struct call *c, int i);
-/* The same, without counting (OBJECT, TTL, writes that look first). */
+/* The same, without counting (OBJECT, writes that look first). */
 struct object *ks_peek(struct call *c, int i);
 /* For KEY_PRESENCE too: in memory or on disk, not expired. */
 bool ks_exists(const struct call *c, int i);
-/* Makes `o` (taken; its key is keys[i].key) the key's value, whatever was there. */
+/* The same, counted as a hit or a miss, but not as an access (EXISTS, TTL, TYPE). */
+bool ks_lookup(struct call *c, int i);
+/* Makes `o` (taken; its key is keys[i].key) the key's value, whatever was there. Publishes the event
+ * "new"; all others, except those of misses and emptied lists, are the handlers' (ks_notify()). */
 void ks_put(struct call *c, int i, struct object *o);
 /* true: it existed. */
 bool ks_delete(struct call *c, int i);
-/* After a change inside keys[i].obj (a list): tells all who must know. An empty list is deleted by it. */
+/* After a change inside keys[i].obj (a list): tells all who must know. An empty list is deleted by it, with its event. */
 void ks_changed(struct call *c, int i);
 /* Absolute wall time, 0 = no expiry. The key must be resident. A time in the past deletes. */
 void ks_expire(struct call *c, int i, int64_t expire_ms);

@@ -39,6 +39,10 @@ enum obj_enc {
 #define OBJ_F_PACKED 8u       /* the value is a zstd frame: EMBED (raw length in its first 4 bytes) or RAW */
 #define OBJ_F_MODIFIED 16u    /* changed in place: OBJECT ENCODING says raw, as after APPEND */
 #define OBJ_F_EXPIRE_ROOM 32u /* the layout has the field, whether or not there is an expiry now */
+/* The tier layer's; a new object has none of them. */
+#define OBJ_F_LEAVING 64u /* its record waits in the disk's queue; it goes with the commit, unless read before */
+#define OBJ_F_OWED 128u   /* the disk has an older version, and the journal owes it this one */
+#define OBJ_F_REUSED 128u /* of a copy of an upstream key, which no journal has: it was read since it was fetched */
 
 struct object {
     uint8_t type : 4, enc : 4;
@@ -102,6 +106,11 @@ struct object *object_set_expire(struct object *o, int64_t expire_ms);
 /* What it costs: the object, its value, allocator slack included. */
 size_t object_bytes(const struct object *o);
 
+/* Bytes of the value: as clients see it, and as it is kept, compressed where it is. Of a list: its
+ * elements; with their lengths. O(1). */
+size_t object_plain_len(const struct object *o);
+size_t object_stored_len(const struct object *o);
+
 /* ---- string values ---- */
 #define OBJ_SCRATCH 24
 size_t object_string_len(const struct object *o); /* plain length; O(1) also when packed */
@@ -119,6 +128,8 @@ struct plist *plist_copy(const struct plist *l);
 void plist_destroy(struct plist *l);
 size_t plist_len(const struct plist *l);
 size_t plist_bytes(const struct plist *l);
+size_t plist_plain_len(const struct plist *l);  /* bytes of all elements */
+size_t plist_stored_len(const struct plist *l); /* with their lengths */
 void plist_push(struct plist *l, bool left, struct slice elem);
 bool plist_pop(struct plist *l, bool left, struct buf *out); /* appends the element to out; false: empty */
 /* Iterates elements first..last (0-based, inclusive, within bounds), in order. */

@@ -12,6 +12,7 @@
 #include "tiercel/list.h"
 #include "tiercel/mbox.h"
 #include "tiercel/resp.h"
+#include "tiercel/tier.h"
 #include "tiercel/worker.h"
 
 /* A client as the command layer sees it. Owned by one worker and touched by its thread only.
@@ -75,6 +76,10 @@ struct session {
     size_t queued_bytes;
     bool running; /* the queue is being run: completions only mark */
 
+    /* appendfsync always: writes whose replies wait in `out` for the disk. */
+    bool unsynced, holding; /* unsynced: there may be new ones; holding: `sync` waits */
+    struct tier_sync_wait sync;
+
     struct multi *multi;          /* queued commands and watched keys (multi.c); NULL until used */
     struct pubsub_client *pubsub; /* subscriptions (pubsub.c); NULL until used */
     struct forward_pin *pin;      /* its own upstream connection, if any (forward.c) */
@@ -91,9 +96,22 @@ void session_feed(struct session *s, const struct request *req);
 /* The net layer's, after output was written: goes on with requests that waited for room there. */
 #define SESSION_OUT_MAX (1 << 20) /* replies not taken: waiting requests do not run beyond it */
 void session_resume(struct session *s);
+/* Before output is written: must it wait until what was done is on disk? wake() comes then; until
+ * it does the session is full. */
+bool session_hold(struct session *s);
+/* A command of it changed something, or it was given something that left the key space. */
+static inline void session_wrote(struct session *s, uint64_t since)
+{
+    if (LIKELY(!atomic_load_explicit(&s->w->tier->limit.journal_always, memory_order_relaxed)) || s->unsynced)
+        return;
+    s->unsynced = true;
+    if (!s->holding) /* else it waits with the older one */
+        s->sync.since = since;
+}
 /* Receives pub/sub messages, from here or through the upstream. */
 bool session_subscribed(const struct session *s);
-/* Nothing was read for this client, and the queue is as long as it may get: stop reading. */
+/* Nothing was read for this client, and the queue is as long as it may get, or its replies are held:
+ * stop reading. */
 bool session_full(const struct session *s);
 /* Memory held for the client: input, queue, output. */
 size_t session_bytes(const struct session *s);

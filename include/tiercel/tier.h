@@ -5,7 +5,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "tiercel/buf.h"
 #include "tiercel/conf.h"
+#include "tiercel/disk.h"
 #include "tiercel/list.h"
 #include "tiercel/mbox.h"
 #include "tiercel/mem.h"
@@ -24,10 +26,12 @@
  *   ON_DISK    no entry; the disk index has it
  *   NEGATIVE   an OBJ_NONE object: the upstream lately did not have it, until its expiry
  *   FETCHING   a fetch is under way; waiters; `value` is a suspect copy, or NULL
- *   RESIDENT   the object itself. Clean: the disk index has the key, or it is a copy of an
- *              upstream key. Dirty: neither. (Derived, not stored.)
+ *   RESIDENT   the object itself. Clean: the disk has a committed record of this very value, or
+ *              it is a copy of an upstream key. Dirty: neither. (Derived from the index; only
+ *              what the journal still owes is marked in the object, OBJ_F_OWED.)
  *   PINNED     RESIDENT, and requests wait to use it: not evicted
- *   DEMOTING   appended to the disk's queue, not yet committed; readable; may be pinned too
+ *   DEMOTING   a resident object whose record waits in the disk's queue (its slot is pending),
+ *              and which leaves memory with the commit (OBJ_F_LEAVING); readable; may be pinned too
  *
  *   from       event                                   to
  *   ---------  --------------------------------------  --------------------------------------------
@@ -53,17 +57,21 @@
  *              write                                   RESIDENT (dirty): forget the disk copy, tombstone
  *              delete, expiry, invalidation            ABSENT, tombstone if the disk has it
  *   PINNED     last waiter ran                         RESIDENT
- *   DEMOTING   committed, not touched meanwhile        publish to the index, then ON_DISK
- *              committed, read meanwhile or pinned     publish to the index, then RESIDENT or PINNED (clean)
+ *   DEMOTING   committed, not touched meanwhile        ON_DISK
+ *              committed, read meanwhile or pinned     RESIDENT or PINNED (clean)
  *              commit failed                           RESIDENT (dirty)
- *              write or delete                         RESIDENT (dirty) or ABSENT, forced tombstone
+ *              write or delete                         RESIDENT (dirty) or ABSENT, tombstone
  *
  * A *detached* residency has left the table; it lives until its fetch and its waiters let
  * go, and a completion that finds it detached changes no table: that is what the sequence
  * numbers of the design amount to here, since a residency is never attached twice.
  *
- * Demotion publishes the index entry, then removes the object, under one hold of the lock,
- * after the commit. tests/unit/test_tier.c takes the table row by row, test_tier_model.c
+ * With `appendonly yes` every write is appended to the disk's log at once, under the lock
+ * that its handler holds, instead of a tombstone; a large list that changed in place (see
+ * TIER_JOURNAL_NOW) is *owed* for a while: the disk keeps the older version so long.
+ *
+ * Demotion removes the object after the commit, if the index still names the block that the
+ * commit has written: whatever changed the key has replaced that slot. tests/unit/test_tier.c takes the table row by row, test_tier_model.c
  * walks all of it with delays and failures at every step. */
 
 struct tier_worker;
@@ -77,6 +85,9 @@ struct tier_shard {
 /* Why change() is called. */
 enum tier_change { TIER_WRITTEN, TIER_DELETED, TIER_EXPIRED, TIER_EVICTED };
 
+/* With appendonly: a list larger than this is not written once per change but once per commit. */
+#define TIER_JOURNAL_NOW 4096
+
 struct tier_options {
     struct mem *mem;
     struct disk *disk; /* NULL: none. Set with tier_set_disk() once it is open */
@@ -87,7 +98,9 @@ struct tier_options {
 /* Settings that threads without a conf snapshot need too; stored relaxed. */
 struct tier_limits {
     _Atomic int64_t maxmemory, inflight_max, disk_queue_max, negative_ttl_ms, stale_if_error_ms, tracked_keys_max;
+    _Atomic int64_t disk_min_value, disk_max_value;
     _Atomic int policy, samples, lfu_log_factor, lfu_decay_time, disk_stall_ms;
+    _Atomic bool journal, journal_always; /* appendonly yes; and appendfsync always */
 };
 
 struct tier {
@@ -101,8 +114,10 @@ struct tier {
     struct tier_shard *shard; /* parallel to mem->shard, under the same locks */
     struct tier_limits limit;
     /* The command layer's, set before the loops run: a key of a shard with registrations
-     * changed. Shard locked; must not block. */
+     * changed, or (see `events`) one expired or was evicted. Shard locked; must not block. Any
+     * thread, the disk's writer among them. */
     void (*change)(void *arg, const struct key *key, enum tier_change why);
+    _Atomic bool events; /* tier_set_events() */
     void *change_arg;
     struct worker **workers;
     _Atomic uint32_t *generation;                    /* [nworkers]; 0 = none now */
@@ -114,14 +129,22 @@ struct tier {
     _Atomic int admission_waiters, room_waiting;
     _Atomic int fetches;                /* under way: the disk is not closed before they ended */
     _Atomic int64_t disk_full_since_ms; /* mono; when an append found the queue full; 0 = has room */
-    struct stats_block *disk_stats;     /* of the disk's writer thread */
+    _Atomic uint64_t settled_event,
+        failed_event;          /* of the disk's log; failed_event: the end of the last failed commit */
+    _Atomic bool paying;       /* a commit is put together: nothing more is owed (journal.c) */
+    struct buf paying_serial;  /* the disk's writer thread's */
+    _Atomic bool journal_debt; /* writes that the disk did not take: tier_save_start() once it is well */
+    struct saver *saver;
+    struct stats_block *disk_stats; /* of the disk's writer thread */
 };
 
 struct tier *tier_create(const struct tier_options *opt, const struct conf *conf);
 void tier_set_disk(struct tier *t, struct disk *disk);
 /* The disk tier's callbacks (disk.h), arg = struct tier *. */
-struct disk_owner;
 void tier_disk_owner(struct tier *t, struct disk_owner *out);
+/* What the settings say about records on disk: disk_options.retain and .thorough. */
+enum disk_retain tier_retain(const struct conf *c);
+bool tier_thorough(const struct conf *c);
 void tier_destroy(struct tier *t); /* after the loops ended; the disk is closed by the caller before */
 /* On the worker's thread: its upstream connections (opt NULL: none). */
 struct upstream_options;
@@ -193,6 +216,9 @@ struct tier_request {
  * inflight-max-bytes is taken by such. An urgent request waits while the limit is reached,
  * unless no other urgent one is in flight: so the oldest always get on. */
 enum status tier_fault(struct worker *w, struct tier_request *req, bool urgent);
+/* Before a request is made to wait for a key: brings it in from disk, if that can be done without
+ * waiting. The worker's thread, no lock held. true: resolving it again is worth it. */
+bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need need);
 /* After the request ran (or gave up): unpins. */
 void tier_release(struct worker *w, struct tier_request *req);
 /* The client went while ready() was outstanding (else: tier_release()). true: nothing refers to the request any more, free it. false: ready()
@@ -222,6 +248,52 @@ void tier_swap_db_locked(struct worker *w, unsigned a, unsigned b);
 void tier_forget_upstream(struct worker *w, unsigned db, struct slice name);
 void tier_forget_all_upstream(struct worker *w);
 
+/* ---- durability ---- */
+
+/* change() is called for every key that expires or is evicted, in any tier. */
+void tier_set_events(struct tier *t, bool on);
+
+/* Before a command that writes, with appendonly. No lock held. ST_OK; ST_PENDING: too much
+ * waits to be written, see tier_wait_room(); ST_IO: `always`, and the disk cannot be written. */
+enum status tier_may_write(struct worker *w);
+/* Around a command or transaction that writes several keys: all of it is on disk, or nothing.
+ * Begin before its shards are locked. Does nothing without appendonly. */
+void tier_group_begin(struct worker *w);
+void tier_group_end(struct worker *w);
+/* The key's shard is locked: what the journal owes of it is written now, because another worker's
+ * client will be told of it. */
+void tier_pay_locked(struct worker *w, const struct key *key);
+/* With appendfsync always: a wait for the commit of what was done. `since` is what tier_sync_since()
+ * said when it was done; a commit that failed since then fails the wait. */
+struct tier_sync_wait {
+    struct list link;
+    uint64_t since, event;
+    /* The worker's thread. !ok: it could not be written. */
+    void (*done)(struct tier_sync_wait *sw, bool ok);
+};
+uint64_t tier_sync_since(const struct worker *w);                   /* of the command that runs */
+bool tier_sync_needed(struct worker *w, struct tier_sync_wait *sw); /* fills in `event` */
+void tier_wait_sync(struct worker *w, struct tier_sync_wait *sw);
+void tier_cancel_sync(struct worker *w, struct tier_sync_wait *sw);
+
+/* SAVE, BGSAVE, BGREWRITEAOF: writes what is dirty in memory to the disk, and waits until it
+ * is there, on a thread of its own. ST_BUSY: one runs already; ST_IO: no disk tier. done() is
+ * called on that thread. NULL: nobody asks. */
+enum status tier_save_start(struct tier *t, void (*done)(void *arg, bool ok), void *arg);
+struct tier_save_figures {
+    bool running, last_ok;    /* last_ok: true before the first */
+    int64_t started_ms;       /* of the one that runs, wall clock; 0 = none */
+    int64_t last_save_s;      /* LASTSAVE: when the last good one ended; at first the start of the server */
+    int64_t last_duration_s;  /* -1 = none yet */
+    int64_t saves;            /* good ones */
+    int64_t changes;          /* writes of keys since the last good one began */
+    int64_t written, total;   /* keys, of the one that runs */
+    bool journal;             /* appendonly */
+    bool journal_ok;          /* the last commit could be written */
+    uint64_t journal_waiting; /* bytes not yet on disk */
+};
+void tier_get_save_figures(struct tier *t, struct tier_save_figures *out); /* any thread */
+
 /* ---- memory ---- */
 
 /* Before a command that may add data. No lock held. ST_OK; ST_FULL: answer OOM; ST_PENDING:
@@ -247,7 +319,6 @@ int tier_object_freq(struct worker *w, const struct object *o);
 /* One step from `cursor` (a hash): all keys of one bucket's range, in memory and on disk. Takes and
  * leaves the shard's lock (locked: all are locked already). mem_fn gets objects under the lock; disk_fn
  * gets slots that are not in memory, until it returns false. *next: 0 = done. */
-struct disk_slot;
 void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *next,
                     void (*mem_fn)(void *arg, const struct object *o),
                     bool (*disk_fn)(void *arg, const struct disk_slot *slot), void *arg);
@@ -263,8 +334,10 @@ struct tier_figures {
 };
 void tier_get_figures(struct tier *t, struct tier_figures *out); /* any thread */
 
-/* A clean stop: appends every dirty object, hottest first, within the time. After the loops
- * stopped reading. Returns how many could not be written. */
+/* A clean stop: ends a save that runs, then appends every dirty object, hottest first, within the
+ * time. After the loops stopped reading. Returns how many could not be written, or -1: the disk failed. */
 int64_t tier_write_out(struct tier *t, int64_t timeout_ms);
+/* Ends a save that runs, and starts no other. Before the disk is closed. */
+void tier_save_stop(struct tier *t);
 
 #endif

@@ -30,8 +30,9 @@ struct block {
     struct mbox_timer *timer;
     _Atomic int state;
     bool left;
-    bool orphan; /* the client went while it was served: the message frees it */
-    bool again;  /* the list is on disk: the command runs once more */
+    bool orphan;    /* the client went while it was served: the message frees it */
+    bool again;     /* the list is on disk: the command runs once more */
+    uint64_t since; /* see session_wrote() */
     void (*reply)(struct call *c, void *arg);
     struct buf key, elem;
     int n;
@@ -81,6 +82,7 @@ static void reply_served(struct call *c, void *arg)
 {
     struct block *b = arg;
 
+    session_wrote(c->s, b->since);
     reply_array(&c->r, 2);
     reply_bulk(&c->r, buf_slice(&b->key));
     reply_bulk(&c->r, buf_slice(&b->elem));
@@ -197,7 +199,10 @@ static bool serve_one(struct worker *w, struct block_entry *e, struct call_key *
     if (!atomic_compare_exchange_strong(&b->state, &waiting, BLOCK_SERVED))
         return false;
     buf_slice_append(&b->key, key_slice(&e->key));
+    b->since = atomic_load_explicit(&w->tier->settled_event, memory_order_relaxed);
     CHECK(list_pop_one(&c, 0, b->left, &b->elem));
+    if (UNLIKELY(atomic_load_explicit(&w->tier->limit.journal_always, memory_order_relaxed)))
+        tier_pay_locked(w, &k->key);
     block_send(b, reply_served);
     return true;
 }

@@ -44,11 +44,14 @@ struct cmd *cmd_create(struct tier *tier, struct conf *conf, const struct cmd_se
     cmd->latency = latency_create();
     cmd->pubsub = pubsub_create();
     cmd->warm = warm_create(tier);
+    cmd->persist = persist_create(cmd);
+    notify_conf_changed(cmd, conf);
     return cmd;
 }
 
 void cmd_destroy(struct cmd *cmd)
 {
+    persist_destroy(cmd->persist);
     warm_destroy(cmd->warm);
     pubsub_destroy(cmd->pubsub);
     latency_destroy(cmd->latency);

@@ -86,7 +86,7 @@ int dispatch_keys(struct worker *w, const struct command *cmd, int argc, const s
                   struct call_key *keys, int max);
 int dispatch_key_count(const struct command *cmd, int argc); /* an upper bound */
 const struct command *dispatch_find(int argc, const struct slice *argv);
-enum tier_need dispatch_need(enum key_access access);
+enum tier_need dispatch_need(const struct worker *w, enum key_access access);
 /* Locks the shards of all keys, in order; `all` locks every shard. */
 struct lockset {
     bool all;
@@ -123,6 +123,24 @@ struct registry {
     struct list watches; /* struct watch */
     struct list blocked; /* struct block_entry */
 };
+
+/* ---- key-space notifications (notify.c) ---- */
+/* Does notify-keyspace-events ask for events of these classes? */
+static inline bool notify_wants(const struct cmd *cmd, unsigned classes)
+{
+    return UNLIKELY(atomic_load_explicit(&cmd->notify, memory_order_relaxed) & classes);
+}
+/* The key's shard locked; any thread. */
+void notify_publish(struct cmd *cmd, const struct key *key, const char *event);
+void notify_change(struct cmd *cmd, const struct key *key, enum tier_change why);
+/* conf_lock held, or before the loops run. */
+void notify_conf_changed(struct cmd *cmd, const struct conf *conf);
+/* For handlers: what happened to key i, where Redis says so. */
+static inline void ks_notify(struct call *c, int i, enum conf_notify event_class, const char *event)
+{
+    if (notify_wants(c->w->cmd, event_class))
+        notify_publish(c->w->cmd, &c->keys[i].key, event);
+}
 
 /* ---- blocking pops (block.c) ---- */
 void block_signal(struct call *c, const struct call_key *k); /* a list may have elements for somebody */
@@ -188,6 +206,8 @@ void cmd_reply_bad_expiry(struct call *c);
 /* Sets the expiry of key i, which is resident, or deletes it when that time has come (0 and
  * below included). */
 void cmd_expire_at(struct call *c, int i, int64_t expire_ms);
+/* Takes the expiry off key i, which is resident. false: it had none. */
+bool cmd_persist_key(struct call *c, int i);
 /* An argument between min and max. err NULL: the texts that Redis has for both failures. false:
  * the error was replied. */
 bool cmd_arg_between(struct call *c, int arg, int64_t min, int64_t max, int64_t *out, const char *err);
@@ -233,6 +253,19 @@ struct cmd_stat_sum {
     uint64_t hist[CMD_HIST_BUCKETS];
 };
 void cmd_stat_sum(const struct cmd *cmd, int id, struct cmd_stat_sum *out);
+
+/* ---- SAVE and its kin (persist.c); any thread, no shard lock needed ---- */
+
+enum persist_job { PERSIST_NONE, PERSIST_SAVE, PERSIST_REWRITE };
+struct persist_figures {
+    enum persist_job running; /* of those that clients asked for */
+    bool rewrite_scheduled, rewrite_ok;
+    int64_t rewrites, rewrite_failures; /* good ones; bad ones since the last good one */
+    int64_t last_rewrite_s, current_s;  /* -1 = none */
+};
+struct persist *persist_create(struct cmd *cmd);
+void persist_destroy(struct persist *p);
+void persist_get_figures(struct persist *p, struct persist_figures *out);
 
 /* ---- clients (connection.c, client.c) ---- */
 

@@ -114,6 +114,7 @@ static bool set_locked(struct cmd *cmd, int npairs, const struct slice *pairs, s
     cmd->conf = next;
     conf_unref(old);
     tier_conf_changed(cmd->tier, next);
+    notify_conf_changed(cmd, next);
     log_set_level((enum log_level)next->loglevel);
     return true;
 }

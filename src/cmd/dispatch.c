@@ -77,12 +77,14 @@ const struct command *dispatch_find(int argc, const struct slice *argv)
 
 /* ---- keys ---- */
 
-enum tier_need dispatch_need(enum key_access access)
+enum tier_need dispatch_need(const struct worker *w, enum key_access access)
 {
     switch (access) {
     case KEY_READ:
     case KEY_UPDATE: return TIER_VALUE;
     case KEY_PRESENCE: return TIER_PRESENCE;
+    case KEY_REPLACE: /* whether a key on disk is new, or has expired */
+        return notify_wants(w->cmd, NOTIFY_NEW | NOTIFY_EXPIRED) ? TIER_PRESENCE : TIER_NOTHING;
     default: return TIER_NOTHING;
     }
 }
@@ -91,7 +93,7 @@ int dispatch_key_count(const struct command *cmd, int argc)
 {
     int n;
 
-    if (cmd->first == 0 && !cmd->find_keys)
+    if (cmd->access == KEY_NONE) /* it has none, or only names one */
         return 0;
     if (cmd->id == CMDID_copy || cmd->id == CMDID_move)
         return 2;
@@ -158,7 +160,7 @@ void dispatch_prepare(struct parked *p)
     p->treq.nwaits = n;
     for (int i = 0; i < n; i++) {
         p->waits[i].key = keys[i].key;
-        p->waits[i].need = (uint8_t)dispatch_need(keys[i].access);
+        p->waits[i].need = (uint8_t)dispatch_need(w, keys[i].access);
     }
 }
 
@@ -215,7 +217,7 @@ static inline enum status resolve_key(struct worker *w, struct mem_shard *shard,
 
     if (UNLIKELY(!mem_key_current(w->tier->mem, &k->key))) /* its database was flushed or swapped since */
         return ST_CANCELLED;
-    enum status st = tier_resolve_locked(w, shard, &k->key, dispatch_need(k->access), wait, &found);
+    enum status st = tier_resolve_locked(w, shard, &k->key, dispatch_need(w, k->access), wait, &found);
     if (UNLIKELY(st != ST_OK))
         return st;
     k->obj = found.obj;
@@ -281,6 +283,8 @@ void dispatch_call(struct call *c)
     account(c, end - start);
     if (LIKELY(w->mono_us != 0))
         w->mono_us = end;
+    if (c->cmd->flags & CMD_WRITE)
+        session_wrote(c->s, tier_sync_since(w));
 }
 
 void dispatch_fault_error(struct call *c, enum status st)
@@ -337,15 +341,36 @@ static enum dispatch_rc call_ended(struct call *c, enum status st)
     return c->suspended ? DISPATCH_LATER : DISPATCH_DONE;
 }
 
+#define INLINE_KEYS 16 /* a command with more waits for what is on disk */
+
+/* Its keys could not be resolved, and nothing is locked: try again? */
+static bool resolve_again(struct call *c, enum status st, bool *tried)
+{
+    struct worker *w = c->w;
+
+    if (st != ST_PENDING || *tried || c->nkeys > INLINE_KEYS)
+        return st == ST_CANCELLED;
+    *tried = true;
+    for (int i = 0; i < c->nkeys; i++)
+        if (!tier_fault_inline(w, &c->keys[i].key, dispatch_need(w, c->keys[i].access)))
+            return false;
+    if (LIKELY(w->mono_us != 0)) /* this is not the time of the command that follows */
+        w->mono_us = clock_mono_us();
+    return true;
+}
+
 static enum dispatch_rc run_on_keys(struct call *c)
 {
     struct worker *w = c->w;
     const struct tier_wait *waits = c->parked ? c->parked->waits : NULL;
     int n = dispatch_key_count(c->cmd, c->argc);
     struct lockset set;
+    bool tried = false;
     enum status st;
 
     c->keys = dispatch_scratch_keys(w, n);
+    if (c->cmd->flags & CMD_WRITE)
+        tier_group_begin(w);
     do {
         c->nkeys = n ? dispatch_keys(w, c->cmd, c->argc, c->argv, c->s->db, c->keys, n) : 0;
         dispatch_lock(w, &set, c->keys, c->nkeys, c->cmd->flags & CMD_ALL_SHARDS);
@@ -353,7 +378,7 @@ static enum dispatch_rc run_on_keys(struct call *c)
         if (LIKELY(st == ST_OK))
             break;
         dispatch_unlock(w, &set);
-    } while (st == ST_CANCELLED && c->nkeys > 0);
+    } while (c->nkeys > 0 && resolve_again(c, st, &tried));
     if (LIKELY(st == ST_OK)) {
         dispatch_call(c);
         if (UNLIKELY(c->cmd->flags & CMD_ALL_SHARDS)) {
@@ -363,6 +388,7 @@ static enum dispatch_rc run_on_keys(struct call *c)
         block_serve(w, c->now_ms);
         dispatch_unlock(w, &set);
     }
+    tier_group_end(w);
     return call_ended(c, st);
 }
 
@@ -371,7 +397,7 @@ static bool has_one_key(const struct call *c)
 {
     const struct command *cmd = c->cmd;
 
-    return cmd->first > 0 && cmd->last == cmd->first && !cmd->find_keys && !(cmd->flags & CMD_ALL_SHARDS) &&
+    return cmd->access != KEY_NONE && cmd->last == cmd->first && !cmd->find_keys && !(cmd->flags & CMD_ALL_SHARDS) &&
            cmd->id != CMDID_move && c->argc > cmd->first;
 }
 
@@ -384,6 +410,7 @@ static enum dispatch_rc run_on_one_key(struct call *c)
     struct call_key k = {.access = cmd->find_access ? cmd->find_access(c->argc, c->argv) : cmd->access,
                          .arg = cmd->first};
     struct mem_shard *shard;
+    bool tried = false;
     enum status st;
 
     if (value_arg(cmd))
@@ -398,7 +425,7 @@ static enum dispatch_rc run_on_one_key(struct call *c)
         if (LIKELY(st == ST_OK))
             break;
         mem_unlock(shard);
-    } while (st == ST_CANCELLED);
+    } while (resolve_again(c, st, &tried));
     if (LIKELY(st == ST_OK)) {
         dispatch_call(c);
         block_serve(w, c->now_ms);
@@ -585,6 +612,17 @@ static enum dispatch_rc reject(struct call *c)
     return DISPATCH_DONE;
 }
 
+/* appendfsync always, and what would be acknowledged cannot be written. */
+static enum dispatch_rc disk_refuses(struct call *c)
+{
+    char problem[256], text[320];
+
+    disk_problem(c->w->tier->disk, problem);
+    snprintf(text, sizeof(text), "MISCONF Errors writing to the AOF file: %s", problem);
+    refuse(c, text);
+    return reject(c);
+}
+
 static enum dispatch_rc process(struct call *c)
 {
     struct session *s = c->s;
@@ -615,6 +653,13 @@ static enum dispatch_rc process(struct call *c)
             call_error(c, "OOM command not allowed when used memory > 'maxmemory'.");
             return reject(c);
         }
+    }
+    if (c->cmd->flags & CMD_WRITE || c->cmd->id == CMDID_exec) {
+        enum status st = tier_may_write(c->w);
+        if (UNLIKELY(st == ST_IO))
+            return disk_refuses(c);
+        if (UNLIKELY(st == ST_PENDING) && (!(s->flags & SESSION_MULTI) || c->cmd->id == CMDID_exec))
+            return wait_again(c, 0);
     }
     if (UNLIKELY(s->flags & SESSION_MULTI) && !runs_in_multi(c->cmd)) {
         multi_queue(c);

@@ -21,10 +21,22 @@ void cmd_reply_bad_expiry(struct call *c)
 
 void cmd_expire_at(struct call *c, int i, int64_t expire_ms)
 {
-    if (expire_ms <= c->now_ms)
+    if (expire_ms <= c->now_ms) {
         ks_delete(c, i);
-    else
+        ks_notify(c, i, NOTIFY_GENERIC, "del");
+    } else {
         ks_expire(c, i, expire_ms);
+        ks_notify(c, i, NOTIFY_GENERIC, "expire");
+    }
+}
+
+bool cmd_persist_key(struct call *c, int i)
+{
+    if (!object_expire(ks_peek(c, i)))
+        return false;
+    ks_expire(c, i, 0);
+    ks_notify(c, i, NOTIFY_GENERIC, "persist");
+    return true;
 }
 
 bool cmd_arg_between(struct call *c, int arg, int64_t min, int64_t max, int64_t *out, const char *err)
@@ -45,8 +57,12 @@ bool cmd_arg_between(struct call *c, int arg, int64_t min, int64_t max, int64_t 
 void cmd_del(struct call *c)
 {
     int64_t deleted = 0;
-    for (int i = 0; i < c->nkeys; i++)
-        deleted += ks_delete(c, i);
+    for (int i = 0; i < c->nkeys; i++) {
+        if (!ks_delete(c, i))
+            continue;
+        ks_notify(c, i, NOTIFY_GENERIC, "del");
+        deleted++;
+    }
     reply_int(&c->r, deleted);
 }
 
@@ -59,7 +75,7 @@ void cmd_exists(struct call *c)
 {
     int64_t n = 0;
     for (int i = 0; i < c->nkeys; i++)
-        n += ks_exists(c, i);
+        n += ks_lookup(c, i);
     reply_int(&c->r, n);
 }
 
@@ -67,16 +83,15 @@ void cmd_touch(struct call *c)
 {
     int64_t n = 0;
     for (int i = 0; i < c->nkeys; i++) {
+        ks_read(c, i);
         n += ks_exists(c, i);
-        if (c->keys[i].obj)
-            ks_read(c, i);
     }
     reply_int(&c->r, n);
 }
 
 void cmd_type(struct call *c)
 {
-    struct object *o = ks_peek(c, 0);
+    struct object *o = ks_lookup(c, 0) ? ks_peek(c, 0) : NULL;
     reply_simple(&c->r, object_type_name(o ? o->type : OBJ_NONE));
 }
 
@@ -178,7 +193,7 @@ void cmd_pexpireat(struct call *c)
 /* TTL and its kin: the expiry as a time since base_ms, in units of unit_ms, rounded. */
 static void ttl_command(struct call *c, int64_t base_ms, int64_t unit_ms)
 {
-    struct object *o = ks_peek(c, 0);
+    struct object *o = ks_lookup(c, 0) ? ks_peek(c, 0) : NULL;
     int64_t expire_ms = o ? object_expire(o) : 0;
     if (!o) {
         reply_int(&c->r, -2);
@@ -212,11 +227,7 @@ void cmd_pexpiretime(struct call *c)
 
 void cmd_persist(struct call *c)
 {
-    struct object *o = ks_peek(c, 0);
-    bool has_expiry = o && object_expire(o);
-    if (has_expiry)
-        ks_expire(c, 0, 0);
-    reply_int(&c->r, has_expiry);
+    reply_int(&c->r, ks_peek(c, 0) && cmd_persist_key(c, 0));
 }
 
 /* ---- other names and databases ------------------------------------------------------- */
@@ -224,6 +235,8 @@ void cmd_persist(struct call *c)
 /* Gives key 1 the value and expiry of key 0. */
 static void copy_value(struct call *c, const struct object *from)
 {
+    if (ks_exists(c, 1)) /* what it replaces counts as deleted before, without an event of its own */
+        ks_notify(c, 1, NOTIFY_NEW, "new");
     ks_put(c, 1, object_copy(from, &c->keys[1].key, object_expire(from), 0));
 }
 
@@ -243,6 +256,8 @@ static bool rename_command(struct call *c, bool only_new)
     if (!same) {
         copy_value(c, o);
         ks_delete(c, 0);
+        ks_notify(c, 0, NOTIFY_GENERIC, "rename_from");
+        ks_notify(c, 1, NOTIFY_GENERIC, "rename_to");
     }
     return true;
 }
@@ -324,8 +339,10 @@ void cmd_copy(struct call *c)
     CHECK(c->nkeys == 2);
     struct object *o = ks_read(c, 0);
     bool copied = o && (replace || !ks_exists(c, 1));
-    if (copied)
+    if (copied) {
         copy_value(c, o);
+        ks_notify(c, 1, NOTIFY_GENERIC, "copy_to");
+    }
     reply_int(&c->r, copied);
 }
 
@@ -344,6 +361,8 @@ void cmd_move(struct call *c)
     if (moved) {
         copy_value(c, o);
         ks_delete(c, 0);
+        ks_notify(c, 0, NOTIFY_GENERIC, "move_from");
+        ks_notify(c, 1, NOTIFY_GENERIC, "move_to");
     }
     reply_int(&c->r, moved);
 }

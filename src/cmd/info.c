@@ -183,41 +183,73 @@ static void section_memory(struct info *in)
     line(in, "lazyfreed_objects:0");
 }
 
-/* The disk tier's commits are what comes nearest to a save. */
+static const char *ok_or_err(bool ok)
+{
+    return ok ? "ok" : "err";
+}
+
+static int64_t loaded_keys(const struct tier *t)
+{
+    int64_t sum = 0, keys, expires;
+
+    for (unsigned db = 0; t->disk && db < t->mem->databases; db++) {
+        disk_loaded_keys(t->disk, db, &keys, &expires);
+        sum += keys;
+    }
+    return sum;
+}
+
+/* rdb_*: all saves, rewrites among them. The append only file is the disk tier's log. */
 static void section_persistence(struct info *in)
 {
     static const char *const none[] = {"async_loading", "current_cow_peak", "current_cow_size", "current_cow_size_age",
                                        NULL};
-    static const char *const none2[] = {"rdb_saves", "rdb_last_cow_size", "rdb_last_load_keys_expired",
-                                        "rdb_last_load_keys_loaded", NULL};
-    static const char *const none3[] = {"aof_rewrites", "aof_rewrites_consecutive_failures", NULL};
-    struct disk_stats disk = {0};
-    if (in->c->w->tier->disk)
-        disk_get_stats(in->c->w->tier->disk, &disk);
-    int64_t saved_ms = disk.last_commit_ms ? (int64_t)disk.last_commit_ms : in->cmd->started_ms;
+    struct tier *t = in->c->w->tier;
+    struct tier_save_figures f;
+    struct persist_figures p;
+    tier_get_save_figures(t, &f);
+    persist_get_figures(in->cmd->persist, &p);
+    /* After appendonly was switched on the tier layer saves of its own accord, where Redis rewrites. */
+    bool saving = f.running && p.running == PERSIST_SAVE, rewriting = f.running && !saving;
+    int64_t now_s = clock_wall_ms() / 1000, since_s = f.running ? now_s - f.started_ms / 1000 : -1;
+    int64_t written = f.running ? f.written : 0, total = f.running ? f.total : 0;
     field(in, "loading", 0); /* clients are let in when the disk index is there */
     zeros(in, none);
-    line(in, "current_fork_perc:0.00");
-    line(in, "current_save_keys_processed:0");
-    line(in, "current_save_keys_total:0");
-    line(in, "rdb_changes_since_last_save:0");
-    line(in, "rdb_bgsave_in_progress:0");
-    field(in, "rdb_last_save_time", saved_ms / 1000);
-    line(in, "rdb_last_bgsave_status:ok");
-    line(in, "rdb_last_bgsave_time_sec:-1");
-    line(in, "rdb_current_bgsave_time_sec:-1");
-    zeros(in, none2);
-    line(in, "aof_enabled:0");
-    line(in, "aof_rewrite_in_progress:0");
-    line(in, "aof_rewrite_scheduled:0");
-    line(in, "aof_last_rewrite_time_sec:-1");
-    line(in, "aof_current_rewrite_time_sec:-1");
-    line(in, "aof_last_bgrewrite_status:ok");
-    zeros(in, none3);
-    line(in, "aof_last_write_status:ok");
+    line(in, "current_fork_perc:%.2f", memory_share(written, total) * 100);
+    field(in, "current_save_keys_processed", written);
+    field(in, "current_save_keys_total", total);
+    field(in, "rdb_changes_since_last_save", f.changes);
+    field(in, "rdb_bgsave_in_progress", saving);
+    field(in, "rdb_last_save_time", f.last_save_s);
+    line(in, "rdb_last_bgsave_status:%s", ok_or_err(f.last_ok));
+    field(in, "rdb_last_bgsave_time_sec", f.last_duration_s);
+    field(in, "rdb_current_bgsave_time_sec", saving ? since_s : -1);
+    field(in, "rdb_saves", f.saves);
+    line(in, "rdb_last_cow_size:0");
+    line(in, "rdb_last_load_keys_expired:0");
+    field(in, "rdb_last_load_keys_loaded", loaded_keys(t));
+    field(in, "aof_enabled", f.journal);
+    field(in, "aof_rewrite_in_progress", rewriting);
+    field(in, "aof_rewrite_scheduled", p.rewrite_scheduled);
+    field(in, "aof_last_rewrite_time_sec", p.last_rewrite_s);
+    field(in, "aof_current_rewrite_time_sec", rewriting ? since_s : -1);
+    line(in, "aof_last_bgrewrite_status:%s", ok_or_err(p.rewrite_ok));
+    field(in, "aof_rewrites", p.rewrites);
+    field(in, "aof_rewrites_consecutive_failures", p.rewrite_failures);
+    line(in, "aof_last_write_status:%s", ok_or_err(!f.journal || f.journal_ok));
     line(in, "aof_last_cow_size:0");
     line(in, "module_fork_in_progress:0");
     line(in, "module_fork_last_cow_size:0");
+    if (!f.journal)
+        return;
+    struct disk_stats disk;
+    disk_get_stats(t->disk, &disk);
+    field(in, "aof_current_size", (int64_t)disk.block_bytes);
+    field(in, "aof_base_size", (int64_t)disk.live_bytes);
+    field(in, "aof_pending_rewrite", p.rewrite_scheduled);
+    field(in, "aof_buffer_length", (int64_t)f.journal_waiting);
+    line(in, "aof_pending_bio_fsync:0"); /* a commit writes and syncs in one */
+    line(in, "aof_delayed_fsync:0");
 }
 
 static void section_stats(struct info *in)
@@ -370,14 +402,61 @@ static void section_keyspace(struct info *in)
     }
 }
 
+static void stat_fields(struct info *in, const enum stats_id *ids, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        stat_field(in, ids[i]);
+}
+
+static void disk_fields(struct info *in, const struct tier_figures *f)
+{
+    static const enum stats_id counted[] = {STAT_tier_disk_hits,          STAT_tier_disk_hit_bytes,
+                                            STAT_tier_disk_misses,        STAT_tier_disk_filter_negatives,
+                                            STAT_tier_demotions,          STAT_tier_promotions,
+                                            STAT_tier_clean_drops,        STAT_tier_dirty_drops,
+                                            STAT_tier_journal_writes,     STAT_tier_admission_size,
+                                            STAT_tier_admission_expiring, STAT_tier_admission_unread};
+    const struct disk *disk = in->c->w->tier->disk;
+    struct disk_stats ds = {0};
+    char problem[256] = "";
+    if (disk) {
+        disk_get_stats(disk, &ds);
+        disk_problem(disk, problem);
+    }
+    field(in, "tier_disk_enabled", f->disk_on);
+    field(in, "tier_disk_healthy", f->disk_healthy);
+    if (problem[0])
+        line(in, "tier_disk_problem:%s", problem);
+    field(in, "tier_disk_keys", f->disk_keys);
+    field(in, "tier_disk_bytes", f->disk_bytes);
+    field(in, "tier_disk_block_bytes", (int64_t)ds.block_bytes);
+    field(in, "tier_disk_live_bytes", (int64_t)ds.live_bytes);
+    field(in, "tier_disk_queue_bytes", f->disk_queue_bytes);
+    field(in, "tier_disk_index_bytes", f->disk_index_bytes);
+    field(in, "tier_disk_appended_bytes", (int64_t)ds.appended_bytes);
+    field(in, "tier_disk_written_bytes", f->disk_written_bytes);
+    field(in, "tier_disk_commits", f->disk_commits);
+    field(in, "tier_disk_commit_mean_us", ds.commits ? (int64_t)(ds.commit_us / ds.commits) : 0);
+    field(in, "tier_disk_last_commit_ms", (int64_t)ds.last_commit_ms);
+    field(in, "tier_disk_reads", (int64_t)ds.reads);
+    field(in, "tier_disk_inline_reads", (int64_t)ds.inline_reads);
+    field(in, "tier_disk_carried_keys", (int64_t)ds.carried_keys);
+    field(in, "tier_disk_carried_bytes", (int64_t)ds.carried_bytes);
+    field(in, "tier_disk_dropped_keys", (int64_t)ds.dropped_keys);
+    field(in, "tier_disk_expired_keys", (int64_t)ds.expired_keys);
+    field(in, "tier_disk_corrupt", f->disk_corrupt);
+    field(in, "tier_disk_io_errors", f->disk_io_errors);
+    field(in, "tier_demoting_bytes", f->demoting_bytes);
+    stat_fields(in, counted, sizeof(counted) / sizeof(counted[0]));
+}
+
 static void section_tiers(struct info *in)
 {
-    static const enum stats_id disk[] = {STAT_tier_disk_hits,  STAT_tier_disk_misses, STAT_tier_disk_filter_negatives,
-                                         STAT_tier_demotions,  STAT_tier_promotions,  STAT_tier_clean_drops,
-                                         STAT_tier_dirty_drops};
     static const enum stats_id upstream[] = {
         STAT_tier_upstream_requests, STAT_tier_upstream_hits, STAT_tier_upstream_misses, STAT_tier_upstream_errors,
         STAT_tier_coalesced_misses,  STAT_tier_negative_hits, STAT_tier_stale_hits,      STAT_tier_invalidations};
+    static const enum stats_id compression[] = {STAT_compression_values, STAT_compression_bytes_in,
+                                                STAT_compression_bytes_out};
     struct tier_figures f;
     tier_get_figures(in->c->w->tier, &f);
     stat_field(in, STAT_tier_memory_hits);
@@ -385,27 +464,12 @@ static void section_tiers(struct info *in)
     field(in, "tier_memory_keys", f.memory_keys);
     field(in, "tier_memory_bytes", f.memory_bytes);
     field(in, "tier_inflight_bytes", f.inflight_bytes);
-    field(in, "tier_disk_enabled", f.disk_on);
-    field(in, "tier_disk_healthy", f.disk_healthy);
-    field(in, "tier_disk_keys", f.disk_keys);
-    field(in, "tier_disk_bytes", f.disk_bytes);
-    field(in, "tier_disk_queue_bytes", f.disk_queue_bytes);
-    field(in, "tier_disk_index_bytes", f.disk_index_bytes);
-    field(in, "tier_disk_written_bytes", f.disk_written_bytes);
-    field(in, "tier_disk_commits", f.disk_commits);
-    field(in, "tier_disk_corrupt", f.disk_corrupt);
-    field(in, "tier_disk_io_errors", f.disk_io_errors);
-    field(in, "tier_demoting_bytes", f.demoting_bytes);
-    for (size_t i = 0; i < sizeof(disk) / sizeof(disk[0]); i++)
-        stat_field(in, disk[i]);
+    disk_fields(in, &f);
     line(in, "tier_upstream_state:%s", f.upstream_state);
-    for (size_t i = 0; i < sizeof(upstream) / sizeof(upstream[0]); i++)
-        stat_field(in, upstream[i]);
+    stat_fields(in, upstream, sizeof(upstream) / sizeof(upstream[0]));
     line(in, "coherence_mode:%s", f.coherence_mode);
     field(in, "coherence_bound_ms", f.coherence_bound_ms);
-    stat_field(in, STAT_compression_values);
-    stat_field(in, STAT_compression_bytes_in);
-    stat_field(in, STAT_compression_bytes_out);
+    stat_fields(in, compression, sizeof(compression) / sizeof(compression[0]));
 }
 
 /* ---- which sections ---- */

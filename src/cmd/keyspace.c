@@ -66,13 +66,24 @@ struct object *ks_read(struct call *c, int i)
 {
     struct call_key *k = &c->keys[i];
 
-    if (k->obj) {
+    if (LIKELY(k->obj != NULL)) {
         stats_inc(c->w->stats, STAT_keyspace_hits);
         tier_touch_locked(c->w, k->obj);
     } else {
-        stats_inc(c->w->stats, ks_exists(c, i) ? STAT_keyspace_hits : STAT_keyspace_misses);
+        ks_lookup(c, i);
     }
     return k->obj;
+}
+
+bool ks_lookup(struct call *c, int i)
+{
+    if (ks_exists(c, i)) {
+        stats_inc(c->w->stats, STAT_keyspace_hits);
+        return true;
+    }
+    stats_inc(c->w->stats, STAT_keyspace_misses);
+    ks_notify(c, i, NOTIFY_MISS, "keymiss");
+    return false;
 }
 
 struct object *ks_peek(struct call *c, int i)
@@ -85,10 +96,20 @@ bool ks_exists(const struct call *c, int i)
     return c->keys[i].obj || c->keys[i].on_disk;
 }
 
+/* A key that is named twice was resolved before its first value was stored. */
+static bool key_is_new(const struct call *c, int i)
+{
+    const struct call_key *k = &c->keys[i];
+
+    return !ks_exists(c, i) && !(c->nkeys > 1 && mem_find_locked(c->w->tier->mem, shard_of(c, k), &k->key));
+}
+
 void ks_put(struct call *c, int i, struct object *o)
 {
     struct call_key *k = &c->keys[i];
 
+    if (notify_wants(c->w->cmd, NOTIFY_NEW) && key_is_new(c, i))
+        notify_publish(c->w->cmd, &k->key, "new");
     tier_put_locked(c->w, shard_of(c, k), &k->key, o);
     k->obj = o;
     k->on_disk = false;
@@ -112,6 +133,7 @@ void ks_changed(struct call *c, int i)
 
     if (k->obj->type == OBJ_LIST && plist_len(object_ptr(k->obj)) == 0) {
         ks_delete(c, i);
+        ks_notify(c, i, NOTIFY_GENERIC, "del");
         return;
     }
     tier_changed_locked(c->w, shard_of(c, k), &k->key, k->obj, k->obj, object_expire(k->obj) != 0);

@@ -41,6 +41,8 @@ static void push_command(struct call *c, bool left, bool only_existing)
         len = plist_len(l);
         ks_put(c, 0, object_new_ptr(&c->keys[0].key, OBJ_LIST, ENC_LIST, l, 0, 0));
     }
+    if (len)
+        ks_notify(c, 0, NOTIFY_LIST, left ? "lpush" : "rpush");
     reply_int(&c->r, (int64_t)len);
 }
 
@@ -66,12 +68,18 @@ void cmd_rpushx(struct call *c)
 
 /* ---- removing ------------------------------------------------------------------------ */
 
+static void popped(struct call *c, int i, bool left)
+{
+    ks_notify(c, i, NOTIFY_LIST, left ? "lpop" : "rpop");
+    ks_changed(c, i);
+}
+
 bool list_pop_one(struct call *c, int i, bool left, struct buf *out)
 {
     struct object *o = ks_peek(c, i);
     if (!o || o->type != OBJ_LIST || !plist_pop(list_of(o), left, out))
         return false;
-    ks_changed(c, i);
+    popped(c, i, left);
     return true;
 }
 
@@ -98,7 +106,7 @@ static void pop_reply_many(struct call *c, struct plist *l, bool left, size_t n)
     }
     buf_deinit(&elem);
     if (n)
-        ks_changed(c, 0);
+        popped(c, 0, left);
 }
 
 static void pop_command(struct call *c, bool left)
@@ -111,7 +119,7 @@ static void pop_command(struct call *c, bool left)
     bool counted = c->argc == 3;
     if (counted && !cmd_arg_between(c, 2, 0, INT64_MAX, &count, "ERR value is out of range, must be positive"))
         return;
-    struct object *o = ks_read(c, 0);
+    struct object *o = ks_peek(c, 0);
     if (!check_list(c, o))
         return;
     if (!counted) {

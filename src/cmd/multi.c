@@ -190,13 +190,13 @@ void cmd_key_changed(void *arg, const struct key *key, enum tier_change why)
 {
     struct cmd *cmd = arg;
     struct list *watches = &cmd->registry[mem_shard_of(cmd->tier->mem, key->hash)->index].watches;
-    (void)why;
 
     for (struct list *l = watches->next; l != watches; l = l->next) {
         struct watch *watch = LIST_ENTRY(l, struct watch, link);
         if (watch->key.hash == key->hash && slice_eq(key_slice(&watch->key), key_slice(key)))
             atomic_store(&watch->multi->dirty, true);
     }
+    notify_change(cmd, key, why);
 }
 
 void watch_touch_db(struct worker *w, int db)
@@ -360,6 +360,7 @@ enum dispatch_rc multi_exec(struct call *c)
     }
     int max = multi_exec_keys(s, NULL, 0, &all);
     struct call_key *keys = mem_alloc(MEM_CLIENT, (size_t)(max + 1) * sizeof(*keys));
+    tier_group_begin(c->w);
     do {
         int n = max ? multi_exec_keys(s, keys, max, &all) : 0;
         dispatch_lock(c->w, &set, keys, n, all);
@@ -380,6 +381,7 @@ enum dispatch_rc multi_exec(struct call *c)
         dispatch_unlock(c->w, &set);
         exec_finish(c, dirty);
     }
+    tier_group_end(c->w);
     mem_free(MEM_CLIENT, keys);
     if (st == ST_PENDING)
         return DISPATCH_FAULT;

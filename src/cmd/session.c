@@ -259,9 +259,34 @@ void session_feed(struct session *s, const struct request *req)
         queue_run(s);
 }
 
+/* ---- replies that wait for the disk ---- */
+
+static void sync_done(struct tier_sync_wait *sw, bool ok)
+{
+    struct session *s = LIST_ENTRY(sw, struct session, sync);
+
+    s->holding = false;
+    if (!ok) /* what was done may be lost: better no answer than a wrong one */
+        s->close_asap = true;
+    s->ops->wake(s);
+}
+
+bool session_hold(struct session *s)
+{
+    if (s->holding || !s->unsynced)
+        return s->holding;
+    s->unsynced = false;
+    if (!tier_sync_needed(s->w, &s->sync))
+        return false;
+    s->sync.done = sync_done;
+    s->holding = true;
+    tier_wait_sync(s->w, &s->sync);
+    return true;
+}
+
 bool session_full(const struct session *s)
 {
-    return s->queued >= (unsigned)s->w->conf->pipeline_lookahead || s->queued_bytes >= QUEUE_BYTES_MAX;
+    return s->holding || s->queued >= (unsigned)s->w->conf->pipeline_lookahead || s->queued_bytes >= QUEUE_BYTES_MAX;
 }
 
 size_t session_bytes(const struct session *s)
@@ -285,6 +310,8 @@ void session_destroy(struct session *s)
     s->close_asap = true;
     while (!list_empty(&s->queue))
         parked_abandon(LIST_ENTRY(s->queue.next, struct parked, link));
+    if (s->holding)
+        tier_cancel_sync(s->w, &s->sync);
     multi_destroy(s);
     pubsub_session_gone(s);
     forward_drop(s);

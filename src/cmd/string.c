@@ -173,13 +173,28 @@ void cmd_substr(struct call *c)
 
 /* ---- replacing ----------------------------------------------------------------------- */
 
-/* Makes argument `arg` the value of key i. What has expired already is a deletion. */
-static void string_store(struct call *c, int i, int arg, int64_t expire_ms)
+/* Makes argument `arg` the value of key i. */
+static inline void string_store(struct call *c, int i, int arg, int64_t expire_ms)
 {
-    if (UNLIKELY(expire_ms && expire_ms <= c->now_ms))
-        ks_delete(c, i);
-    else
+    ks_put(c, i, ks_string_from_arg(c, i, arg, expire_ms));
+    ks_notify(c, i, NOTIFY_STRING, "set");
+}
+
+/* The same, with an expiry that the command sets. */
+static void string_store_until(struct call *c, int i, int arg, int64_t expire_ms)
+{
+    bool over = expire_ms <= c->now_ms; /* a deletion, but the events are those of a key that was there shortly */
+    if (LIKELY(!over)) {
         ks_put(c, i, ks_string_from_arg(c, i, arg, expire_ms));
+    } else {
+        if (!ks_exists(c, i))
+            ks_notify(c, i, NOTIFY_NEW, "new");
+        ks_delete(c, i);
+    }
+    ks_notify(c, i, NOTIFY_STRING, "set");
+    ks_notify(c, i, NOTIFY_GENERIC, "expire");
+    if (UNLIKELY(over))
+        ks_notify(c, i, NOTIFY_EXPIRED, "expired");
 }
 
 void cmd_set(struct call *c)
@@ -200,11 +215,11 @@ void cmd_set(struct call *c)
             reply_null(&c->r);
         return;
     }
-    if (flags & OPT_KEEPTTL) {
-        struct object *old = ks_peek(c, 0);
-        expire_ms = old ? object_expire(old) : 0;
-    }
-    string_store(c, 0, 2, expire_ms);
+    struct object *old = flags & OPT_KEEPTTL ? ks_peek(c, 0) : NULL;
+    if (flags & OPT_TIMES)
+        string_store_until(c, 0, 2, expire_ms);
+    else
+        string_store(c, 0, 2, old ? object_expire(old) : 0);
     if (!(flags & OPT_GET))
         reply_simple(&c->r, "OK");
 }
@@ -222,7 +237,7 @@ static void set_with_expiry(struct call *c, uint32_t unit)
     int64_t expire_ms;
     if (!expiry_parse(c, 2, unit, &expire_ms))
         return;
-    string_store(c, 0, 3, expire_ms);
+    string_store_until(c, 0, 3, expire_ms);
     reply_simple(&c->r, "OK");
 }
 
@@ -245,8 +260,10 @@ void cmd_getset(struct call *c)
 void cmd_getdel(struct call *c)
 {
     struct object *o = ks_read(c, 0);
-    if (string_reply(c, o) && o)
-        ks_delete(c, 0);
+    if (!string_reply(c, o) || !o)
+        return;
+    ks_delete(c, 0);
+    ks_notify(c, 0, NOTIFY_GENERIC, "del");
 }
 
 void cmd_getex(struct call *c)
@@ -266,8 +283,8 @@ void cmd_getex(struct call *c)
         return;
     if (flags & OPT_TIMES)
         cmd_expire_at(c, 0, expire_ms);
-    else if (flags & OPT_PERSIST && object_expire(o))
-        ks_expire(c, 0, 0);
+    else if (flags & OPT_PERSIST)
+        cmd_persist_key(c, 0);
 }
 
 /* Values follow their keys: an odd number of arguments with the command's name. */
@@ -328,7 +345,8 @@ static bool too_long(struct call *c, uint64_t len, uint64_t more)
 }
 
 /* Writes `patch` at `offset` over the value (zeros in between), stores that and replies its length. */
-static void string_patch(struct call *c, struct object *o, struct slice value, size_t offset, struct slice patch)
+static void string_patch(struct call *c, struct object *o, struct slice value, size_t offset, struct slice patch,
+                         const char *event)
 {
     size_t len = offset + patch.len > value.len ? offset + patch.len : value.len;
     struct buf out;
@@ -342,6 +360,7 @@ static void string_patch(struct call *c, struct object *o, struct slice value, s
     out.len = len;
     ks_put(c, 0, ks_string_from(c, 0, buf_slice(&out), o ? object_expire(o) : 0, true));
     buf_deinit(&out);
+    ks_notify(c, 0, NOTIFY_STRING, event);
     reply_int(&c->r, (int64_t)len);
 }
 
@@ -349,7 +368,8 @@ void cmd_append(struct call *c)
 {
     struct object *o = ks_peek(c, 0);
     if (!o) {
-        string_store(c, 0, 2, 0);
+        ks_put(c, 0, ks_string_from_arg(c, 0, 2, 0));
+        ks_notify(c, 0, NOTIFY_STRING, "append");
         reply_int(&c->r, (int64_t)c->argv[2].len);
         return;
     }
@@ -357,7 +377,7 @@ void cmd_append(struct call *c)
     struct slice value;
     if (!ks_string(c, o, scratch, &value) || too_long(c, value.len, c->argv[2].len))
         return;
-    string_patch(c, o, value, value.len, c->argv[2]);
+    string_patch(c, o, value, value.len, c->argv[2], "append");
 }
 
 void cmd_setrange(struct call *c)
@@ -377,7 +397,7 @@ void cmd_setrange(struct call *c)
     if (patch.len == 0)
         reply_int(&c->r, (int64_t)value.len);
     else if (!too_long(c, (uint64_t)offset, patch.len))
-        string_patch(c, o, value, (size_t)offset, patch);
+        string_patch(c, o, value, (size_t)offset, patch, "setrange");
 }
 
 /* ---- numbers ------------------------------------------------------------------------- */
@@ -406,6 +426,7 @@ static void string_add(struct call *c, int64_t by)
         return;
     }
     ks_put(c, 0, object_new_int(&c->keys[0].key, value, expire_ms, 0));
+    ks_notify(c, 0, NOTIFY_STRING, "incrby");
     reply_int(&c->r, value);
 }
 
@@ -457,5 +478,6 @@ void cmd_incrbyfloat(struct call *c)
     char out[NUM_F64_MAX];
     struct slice result = SLICE(out, num_format_f64_human(out, value));
     ks_put(c, 0, ks_string_from(c, 0, result, o ? object_expire(o) : 0, false));
+    ks_notify(c, 0, NOTIFY_STRING, "incrbyfloat");
     reply_bulk(&c->r, result);
 }

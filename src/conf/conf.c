@@ -276,6 +276,10 @@ enum status conf_set(const struct conf *cur, int npairs, const struct slice *pai
             c->priv->secret_file[target] = NULL;
         }
     }
+    enum conf_id id;
+    const char *conflict = st == ST_OK ? conf_conflict(c, &id) : NULL;
+    if (conflict != NULL)
+        st = set_failed(err, id, slice_str(conflict));
     buf_deinit(&why);
     if (st != ST_OK) {
         conf_unref(c);

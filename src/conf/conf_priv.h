@@ -55,9 +55,14 @@ enum conf_fault { FAULT_NONE, FAULT_SYNTAX, FAULT_REASON };
 enum conf_fault conf_value_parse(struct conf *c, enum conf_id id, struct slice text, struct buf *err);
 void conf_value_format(const struct conf *c, enum conf_id id, struct buf *out); /* as CONFIG GET, secrets too */
 bool conf_value_equal(const struct conf *a, const struct conf *b, enum conf_id id);
+/* What settings demand of one another, when all are set: NULL, or why they do not go together; *id is one of them. */
+const char *conf_conflict(const struct conf *c, enum conf_id *id);
 void conf_value_valid(enum conf_id id, struct buf *out); /* "an integer from 1 to 64" */
 void conf_bytes_format(struct buf *out, int64_t bytes);  /* "64mb" where that is exact */
 extern const char *const conf_obuf_names[OBUF_CLASSES];
+
+/* notify.c: is notify-keyspace-events valid? Puts its letters in Redis's order. */
+const char *conf_check_notify(struct conf *c);
 
 /* The lines that set a row's value in a file, without newline: calls fn for each. */
 void conf_value_lines(const struct conf *c, enum conf_id id, void (*fn)(void *arg, struct slice line), void *arg);

@@ -393,7 +393,13 @@ static enum status load_all(struct loader *l, int argc, char **argv, char **envp
         st = load_env(l, envp);
     if (st == ST_OK)
         st = load_args(l, argc - first, argv + first);
-    return st;
+    enum conf_id id;
+    const char *conflict = st == ST_OK ? conf_conflict(l->c, &id) : NULL;
+    if (conflict == NULL)
+        return st;
+    l->err->len = 0;
+    buf_printf(l->err, "%s", conflict);
+    return ST_BAD;
 }
 
 enum status conf_load(int argc, char **argv, char **envp, struct conf **out, bool *exit_now, struct buf *err)

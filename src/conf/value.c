@@ -141,12 +141,6 @@ static enum conf_fault parse_obuf(struct conf_obuf_limit *field, struct slice te
 /* What a row demands beyond its kind; may also adjust the value. NULL: fine. */
 typedef const char *(*check_fn)(struct conf *c);
 
-static const char *check_appendonly(struct conf *c)
-{
-    return c->appendonly ? "this version has no append only file: use 'no' (memory is written to disk at a clean stop)"
-                         : NULL;
-}
-
 static const char *check_hz(struct conf *c)
 {
     c->hz = c->hz < 1 ? 1 : c->hz > 500 ? 500 : c->hz;
@@ -178,8 +172,8 @@ static const char *check_unixsocketperm(struct conf *c)
 }
 
 static const check_fn checks[CONF_COUNT] = {
-    [CONF_ID_appendonly] = check_appendonly,
     [CONF_ID_hz] = check_hz,
+    [CONF_ID_notify_keyspace_events] = conf_check_notify,
     [CONF_ID_save] = check_save,
     [CONF_ID_unixsocketperm] = check_unixsocketperm,
 };
@@ -244,6 +238,12 @@ void conf_value_format(const struct conf *c, enum conf_id id, struct buf *out)
         break;
     case KIND_ALIAS: CHECK(!"an alias has no value of its own");
     }
+}
+
+const char *conf_conflict(const struct conf *c, enum conf_id *id)
+{
+    *id = CONF_ID_appendonly;
+    return c->appendonly && !c->disk ? "appendonly yes needs the disk tier, and disk is no" : NULL;
 }
 
 bool conf_value_equal(const struct conf *a, const struct conf *b, enum conf_id id)

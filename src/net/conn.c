@@ -547,7 +547,7 @@ static void flush(struct conn *c)
         conn_close(c);
         return;
     }
-    if (c->writing)
+    if (c->writing || UNLIKELY((c->s->unsynced || c->s->holding) && session_hold(c->s)))
         return;
     if (UNLIKELY(out->npacked) && !chain_unpack(out, inflate, c->nw->w->codec)) {
         log_warning("net", "client %llu at %s is closed: a compressed value is damaged", (unsigned long long)c->s->id,

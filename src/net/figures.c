@@ -78,6 +78,23 @@ static void sum_upstream(struct cmd *cmd, struct upstream_stats *sum, int *up)
     }
 }
 
+static struct metrics_persistence persistence(struct tier *t)
+{
+    struct tier_save_figures f;
+
+    tier_get_save_figures(t, &f);
+    return (struct metrics_persistence){
+        .changes = f.changes,
+        .last_save_s = f.last_save_s,
+        .last_duration_s = f.last_duration_s,
+        .saves = f.saves,
+        .saving = f.running,
+        .save_ok = f.last_ok,
+        .journal = f.journal,
+        .journal_ok = !f.journal || f.journal_ok,
+    };
+}
+
 void figures_metrics(void *arg, struct buf *out)
 {
     struct cmd *cmd = arg;
@@ -117,6 +134,7 @@ void figures_metrics(void *arg, struct buf *out)
     src.memory_clients = mem_class_bytes(MEM_CLIENT);
     src.memory_other = mem_class_bytes(MEM_OTHER);
     src.memory_keys = (uint64_t)tf.memory_keys;
+    src.persistence = persistence(t);
     if (t->disk) {
         disk_get_stats(t->disk, &ds);
         src.disk = &ds;
@@ -143,20 +161,43 @@ void figures_metrics(void *arg, struct buf *out)
     conf_unref(conf);
 }
 
+static void write_json_text(struct buf *out, const char *text)
+{
+    buf_byte(out, '"');
+    for (; *text; text++) {
+        if (*text == '"' || *text == '\\')
+            buf_printf(out, "\\%c", *text);
+        else if ((unsigned char)*text < 0x20)
+            buf_printf(out, "\\u%04x", *text);
+        else
+            buf_byte(out, *text);
+    }
+    buf_byte(out, '"');
+}
+
+static const char *json_bool(bool v)
+{
+    return v ? "true" : "false";
+}
+
 bool figures_ready(void *arg, struct buf *json)
 {
     struct cmd *cmd = arg;
+    struct tier *t = cmd->tier;
     struct tier_figures tf;
+    char problem[256] = "";
 
-    tier_get_figures(cmd->tier, &tf);
+    tier_get_figures(t, &tf);
+    if (t->disk)
+        disk_problem(t->disk, problem);
     bool warming = !warm_start_done(cmd->warm);
     /* A tier that is away is told, but does not take the server out of service: it goes on without. */
-    buf_printf(
-        json,
-        "{\"ready\":%s,\"warming\":%s,\"memory\":{\"keys\":%lld,\"bytes\":%lld},"
-        "\"disk\":{\"on\":%s,\"healthy\":%s,\"keys\":%lld},\"upstream\":{\"state\":\"%s\",\"coherence\":\"%s\"}}\n",
-        warming ? "false" : "true", warming ? "true" : "false", (long long)tf.memory_keys, (long long)tf.memory_bytes,
-        tf.disk_on ? "true" : "false", tf.disk_healthy ? "true" : "false", (long long)tf.disk_keys, tf.upstream_state,
-        tf.coherence_mode);
+    buf_printf(json, "{\"ready\":%s,\"warming\":%s,\"memory\":{\"keys\":%lld,\"bytes\":%lld},", json_bool(!warming),
+               json_bool(warming), (long long)tf.memory_keys, (long long)tf.memory_bytes);
+    buf_printf(json, "\"disk\":{\"on\":%s,\"healthy\":%s,\"problem\":", json_bool(tf.disk_on),
+               json_bool(tf.disk_healthy));
+    write_json_text(json, problem);
+    buf_printf(json, ",\"keys\":%lld},\"upstream\":{\"state\":\"%s\",\"coherence\":\"%s\"}}\n", (long long)tf.disk_keys,
+               tf.upstream_state, tf.coherence_mode);
     return !warming;
 }

@@ -94,6 +94,8 @@ static void write_disk(struct buf *out, const struct metrics_source *src)
     write_u64(out, "tiercel_disk_max_bytes", GAUGE, "Quota of the file", src->disk_max_bytes);
     write_u64(out, "tiercel_disk_file_bytes", GAUGE, "Size of the file", d->file_bytes);
     write_u64(out, "tiercel_disk_block_bytes", GAUGE, "Bytes of blocks in the file", d->block_bytes);
+    write_u64(out, "tiercel_disk_live_bytes", GAUGE, "Of these, bytes of records that are current, estimated",
+              d->live_bytes);
     write_u64(out, "tiercel_disk_index_bytes", GAUGE, "Bytes of the index in memory", d->index_bytes);
     write_u64(out, "tiercel_disk_queue_bytes", GAUGE, "Bytes waiting for a commit", d->queue_bytes);
     write_u64(out, "tiercel_disk_appends_total", COUNTER, "Records appended", d->appends);
@@ -106,11 +108,30 @@ static void write_disk(struct buf *out, const struct metrics_source *src)
     write_seconds(out, "tiercel_disk_last_commit_timestamp_seconds", GAUGE, "Time of the last commit",
                   (double)d->last_commit_ms / 1e3);
     write_u64(out, "tiercel_disk_reads_total", COUNTER, "Records read", d->reads);
+    write_u64(out, "tiercel_disk_inline_reads_total", COUNTER, "Of these, served from the page cache without a thread",
+              d->inline_reads);
     write_u64(out, "tiercel_disk_read_misses_total", COUNTER, "Reads that found no such record", d->read_misses);
     write_u64(out, "tiercel_disk_corrupt_records_total", COUNTER, "Records dropped over their checksum", d->corrupt);
     write_u64(out, "tiercel_disk_io_errors_total", COUNTER, "Input/output errors", d->io_errors);
+    write_u64(out, "tiercel_disk_carried_keys_total", COUNTER, "Keys copied out of blocks that were reclaimed",
+              d->carried_keys);
+    write_u64(out, "tiercel_disk_carried_bytes_total", COUNTER, "Bytes of their records", d->carried_bytes);
     write_u64(out, "tiercel_disk_dropped_keys_total", COUNTER, "Keys dropped with the oldest blocks", d->dropped_keys);
     write_u64(out, "tiercel_disk_expired_keys_total", COUNTER, "Keys that expired on disk", d->expired_keys);
+}
+
+/* Under redis_exporter's names. */
+static void write_persistence(struct buf *out, const struct metrics_source *src)
+{
+    const struct metrics_persistence *p = &src->persistence;
+    write_i64(out, "redis_rdb_changes_since_last_save", GAUGE, "Writes of keys since the last save began", p->changes);
+    write_u64(out, "redis_rdb_bgsave_in_progress", GAUGE, "1 while a save runs", p->saving);
+    write_i64(out, "redis_rdb_last_save_timestamp_seconds", GAUGE, "Time of the last save", p->last_save_s);
+    write_i64(out, "redis_rdb_last_bgsave_duration_sec", GAUGE, "How long it took", p->last_duration_s);
+    write_i64(out, "redis_rdb_saves_total", COUNTER, "Saves that succeeded", p->saves);
+    write_u64(out, "redis_rdb_last_bgsave_status", GAUGE, "0 when the last save failed", p->save_ok);
+    write_u64(out, "redis_aof_enabled", GAUGE, "1 with appendonly", p->journal);
+    write_u64(out, "redis_aof_last_write_status", GAUGE, "0 while the log cannot be written", p->journal_ok);
 }
 
 static void write_upstream(struct buf *out, const struct metrics_source *src)
@@ -192,6 +213,7 @@ void metrics_write(struct buf *out, const struct metrics_source *src)
             write_u64(out, name, stats_is_gauge((enum stats_id)s) ? GAUGE : COUNTER, stats_help((enum stats_id)s),
                       stats_sum((enum stats_id)s));
     }
+    write_persistence(out, src);
     if (src->disk != NULL)
         write_disk(out, src);
     if (src->upstream != NULL)

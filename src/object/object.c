@@ -298,6 +298,20 @@ size_t object_bytes(const struct object *o)
     return bytes;
 }
 
+size_t object_plain_len(const struct object *o)
+{
+    return o->type == OBJ_LIST ? plist_plain_len(object_ptr(o)) : object_string_len(o);
+}
+
+size_t object_stored_len(const struct object *o)
+{
+    size_t raw_len;
+
+    if (o->type == OBJ_LIST)
+        return plist_stored_len(object_ptr(o));
+    return o->enc == ENC_INT ? sizeof(int64_t) : object_stored(o, &raw_len).len;
+}
+
 /* ---- strings --------------------------------------------------------------------------- */
 
 size_t object_string_len(const struct object *o)

@@ -59,6 +59,16 @@ size_t plist_bytes(const struct plist *l)
     return mem_usable(l) + (l->buf ? mem_usable(l->buf) : 0);
 }
 
+size_t plist_plain_len(const struct plist *l)
+{
+    return plist_stored_len(l) - l->count * LENGTHS;
+}
+
+size_t plist_stored_len(const struct plist *l)
+{
+    return l->end - l->start;
+}
+
 /* Moves the elements so that they start at `start`, into `cap` bytes of room. */
 static void plist_move(struct plist *l, size_t cap, size_t start)
 {

@@ -136,7 +136,8 @@ static void pool_sample(struct worker *w, int policy)
         size_t n = mem_sample_locked(shard, random & 0xffffffff, sample, want - got);
         for (size_t i = 0; i < n; i++) {
             const struct object *o = sample[i];
-            if (o->type == OBJ_RESIDENCY || (only_volatile(t, policy) && !(o->flags & OBJ_F_EXPIRE)))
+            if (o->type == OBJ_RESIDENCY || o->flags & OBJ_F_LEAVING ||
+                (only_volatile(t, policy) && !(o->flags & OBJ_F_EXPIRE)))
                 continue;
             pool_offer(&w->tier_worker->pool, victim_score(w, o, policy), mem_object_hash(t->mem, o), o);
             got++;
@@ -149,42 +150,27 @@ static void pool_sample(struct worker *w, int policy)
 
 enum evict_rc { EVICT_DONE, EVICT_NONE, EVICT_QUEUE_FULL };
 
-static void fill_record(struct worker *w, const struct key *key, const struct object *o, struct disk_record *rec)
-{
-    struct buf *serial = &w->tier_worker->serial;
+#define NOTE_TRACKED 0x80000000u /* in disk_record.note; the rest are the object's bytes */
 
-    *rec =
-        (struct disk_record){.key = *key, .type = o->type, .expire_ms = object_expire(o), .origin = object_origin(o)};
-    rec->incarnation = atomic_load_explicit(&w->tier->mem->full_inc[o->inc], memory_order_relaxed);
-    serial->len = 0;
-    if (!object_serial_ref(o, serial, &rec->payload_ref))
-        object_serialise(o, serial);
-    rec->payload = buf_slice(serial);
-}
-
-static enum status demote_locked(struct worker *w, struct mem_shard *shard, const struct key *key, mem_slot *slot)
+static enum status demote_locked(struct worker *w, const struct key *key, struct object *o)
 {
     struct tier *t = w->tier;
-    struct object *o = mem_object(*slot);
     struct disk_record rec;
+    bool tracked = o->flags & OBJ_F_ORIGIN;
 
-    fill_record(w, key, o, &rec);
-    /* The ticket is the residency; it exists before the append, so that a commit finds it. */
-    struct residency *r = residency_attach_locked(t, shard, key, slot, o);
-    rec.ticket = (uint64_t)(uintptr_t)r;
+    tier_fill_record(t, key, o, &w->tier_worker->serial, &rec);
+    rec.ticket = (uint64_t)(uintptr_t)o;
+    rec.note = ((uint32_t)object_bytes(o) & ~NOTE_TRACKED) | (tracked ? NOTE_TRACKED : 0);
     enum status st = disk_append_locked(t->disk, &rec);
     rcbuf_unref(rec.payload_ref);
-    if (st != ST_OK) {
-        residency_unwrap_locked(t, shard, r);
+    if (st != ST_OK)
         return st;
-    }
-    r->demoting = true;
-    r->refs++; /* the queue's */
-    r->bytes = object_bytes(o);
-    r->tracked = o->flags & OBJ_F_ORIGIN;
-    if (r->tracked)
+    o->flags |= OBJ_F_LEAVING;
+    if (tracked)
         atomic_fetch_add_explicit(&t->demoting_tracked, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&t->demoting_bytes, (int64_t)r->bytes, memory_order_relaxed);
+    else
+        o->flags &= (uint8_t)~OBJ_F_OWED;
+    atomic_fetch_add_explicit(&t->demoting_bytes, rec.note & ~NOTE_TRACKED, memory_order_relaxed);
     stats_inc(w->stats, STAT_tier_demotions);
     return ST_OK;
 }
@@ -211,7 +197,65 @@ static bool may_drop(int policy, const struct object *o)
     return policy != POLICY_NOEVICTION && (!policy_is_volatile(policy) || o->flags & OBJ_F_EXPIRE);
 }
 
-/* `stalled`: the disk's queue was full for too long; dirty victims are dropped, counted. */
+/* ---- admission: what is not worth a write ---- */
+
+#define ADMIT_TTL_MS 1000 /* a record with less to live would hardly be read */
+
+static size_t value_bytes(const struct object *o)
+{
+    return o->type == OBJ_STRING ? object_string_len(o) : object_bytes(o);
+}
+
+/* Why it is not written: a counter, or STAT_COUNT when it is. */
+static enum stats_id refused(const struct worker *w, const struct object *o)
+{
+    const struct tier *t = w->tier;
+    size_t size = value_bytes(o);
+
+    if (o->flags & OBJ_F_EXPIRE && object_expire(o) - w->now_ms < ADMIT_TTL_MS)
+        return STAT_tier_admission_expiring;
+    if (o->flags & OBJ_F_ORIGIN && !(o->flags & OBJ_F_REUSED) && tier_origin_current(t, object_origin(o)))
+        return STAT_tier_admission_unread;
+    if (size < (size_t)t->limit.disk_min_value || size > (size_t)t->limit.disk_max_value)
+        return STAT_tier_admission_size;
+    return STAT_COUNT;
+}
+
+/* It has to leave memory, and the disk does not have it. `stalled`: the disk's queue was full
+ * for too long; dirty victims are dropped, counted. */
+static enum evict_rc evict_dirty_locked(struct worker *w, struct mem_shard *shard, const struct key *key,
+                                        mem_slot *slot, int policy, bool stalled)
+{
+    struct tier *t = w->tier;
+    struct object *o = mem_object(*slot);
+    enum stats_id why = refused(w, o);
+
+    if (UNLIKELY(why != STAT_COUNT)) {
+        bool had_expire;
+        if (!may_drop(policy, o))
+            return EVICT_NONE;
+        stats_inc(w->stats, why);
+        tier_forget_disk_locked(t, key->hash, &had_expire); /* what the journal wrote earlier is out of date */
+        drop_locked(w, shard, key, slot, true);
+        return EVICT_DONE;
+    }
+    enum status st = demote_locked(w, key, o);
+    if (st == ST_OK)
+        return EVICT_DONE;
+    if (st == ST_FULL && !stalled && disk_queue_bytes(t->disk) > 0) {
+        int64_t none = 0;
+        atomic_compare_exchange_strong(&t->disk_full_since_ms, &none, clock_mono_ms());
+        return EVICT_QUEUE_FULL;
+    }
+    if (!may_drop(policy, o))
+        return EVICT_NONE;
+    bool had_expire;
+    stats_inc(w->stats, STAT_tier_dirty_drops);
+    tier_forget_disk_locked(t, key->hash, &had_expire);
+    drop_locked(w, shard, key, slot, true);
+    return EVICT_DONE;
+}
+
 static enum evict_rc evict_locked(struct worker *w, struct mem_shard *shard, mem_slot *slot, int policy, bool stalled)
 {
     struct tier *t = w->tier;
@@ -221,7 +265,8 @@ static enum evict_rc evict_locked(struct worker *w, struct mem_shard *shard, mem
     bool has_expire;
 
     /* The pool knows objects by their address: this may be another one by now, or have changed. */
-    if (o->type == OBJ_RESIDENCY || (only_volatile(t, policy) && !(o->flags & OBJ_F_EXPIRE)))
+    if (o->type == OBJ_RESIDENCY || o->flags & OBJ_F_LEAVING ||
+        (only_volatile(t, policy) && !(o->flags & OBJ_F_EXPIRE)))
         return EVICT_NONE;
     mem_object_key(t->mem, o, &key);
     if (o->type == OBJ_NONE || mem_db_of(t->mem, o->inc) < 0) {
@@ -236,23 +281,12 @@ static enum evict_rc evict_locked(struct worker *w, struct mem_shard *shard, mem
         drop_locked(w, shard, &key, slot, true);
         return EVICT_DONE;
     }
-    if (disk_find_locked(t->disk, key.hash, &block, &has_expire)) {
-        stats_inc(w->stats, STAT_tier_clean_drops);
-        drop_locked(w, shard, &key, slot, false);
-        return EVICT_DONE;
-    }
-    enum status st = demote_locked(w, shard, &key, slot);
-    if (st == ST_OK)
-        return EVICT_DONE;
-    if (st == ST_FULL && !stalled && disk_queue_bytes(t->disk) > 0) {
-        int64_t none = 0;
-        atomic_compare_exchange_strong(&t->disk_full_since_ms, &none, clock_mono_ms());
-        return EVICT_QUEUE_FULL;
-    }
-    if (!may_drop(policy, o))
-        return EVICT_NONE;
-    stats_inc(w->stats, STAT_tier_dirty_drops);
-    drop_locked(w, shard, &key, slot, true);
+    if (tier_dirty_locked(t, o, key.hash))
+        return evict_dirty_locked(w, shard, &key, slot, policy, stalled);
+    if (!disk_find_locked(t->disk, key.hash, &block, &has_expire))
+        return EVICT_NONE; /* its record is on its way to the disk */
+    stats_inc(w->stats, STAT_tier_clean_drops);
+    drop_locked(w, shard, &key, slot, false);
     return EVICT_DONE;
 }
 
@@ -323,6 +357,8 @@ enum status tier_make_room(struct worker *w)
     int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
     int policy = atomic_load_explicit(&t->limit.policy, memory_order_relaxed);
 
+    if (UNLIKELY(t->limit.journal) && t->disk && disk_quota_full(t->disk))
+        return ST_FULL; /* what is written has to be on disk too */
     bool tracked = too_many_tracked(t);
     if (limit <= 0 && !tracked)
         return ST_OK;
@@ -344,7 +380,7 @@ enum status tier_make_room(struct worker *w)
     }
     if (used <= limit || limit <= 0)
         return ST_OK;
-    if (t->disk && t->demoting_bytes > 0) {
+    if (t->disk && (t->demoting_bytes > 0 || (t->limit.journal && disk_queue_bytes(t->disk) > 0))) {
         disk_hurry(t->disk);
         return stalled ? ST_OK : ST_PENDING;
     }
@@ -357,26 +393,26 @@ enum status tier_make_room(struct worker *w)
 
 /* ---- what the disk reports, on its writer thread ---- */
 
-static void commit_one_locked(struct tier *t, struct mem_shard *shard, const struct disk_done *item,
-                              struct residency *r, bool ok)
+/* The record of an object that was to leave memory. */
+static void commit_one_locked(struct tier *t, struct mem_shard *shard, const struct disk_done *item, bool ok)
 {
-    atomic_fetch_sub_explicit(&t->demoting_bytes, (int64_t)r->bytes, memory_order_relaxed);
-    if (r->tracked)
-        atomic_fetch_sub_explicit(&t->demoting_tracked, 1, memory_order_relaxed);
-    r->tracked = false;
-    if (!r->demoting)
-        return; /* changed or gone meanwhile; its tombstone is queued behind the record */
-    r->demoting = false;
-    if (ok)
-        disk_publish_locked(t->disk, item->hash, item->block, item->has_expire);
-    if (r->pins > 0)
-        return; /* the last of those that use it unwraps it */
-    if (!ok || r->read_since) {
-        residency_unwrap_locked(t, shard, r);
+    uint32_t block;
+    bool has_expire;
+    mem_slot *slot = mem_find_object_locked(t->mem, shard, item->hash, (const struct object *)(uintptr_t)item->ticket);
+
+    if (!ok)
+        disk_drop_locked(t->disk, item->hash, item->block);
+    if (!slot) /* it went, or requests wait to use it */
         return;
-    }
-    tier_object_gone(t, r->value);
-    residency_detach_locked(t, shard, r); /* the queue's reference frees it */
+    struct object *o = mem_object(*slot);
+    if (!(o->flags & OBJ_F_LEAVING) || mem_object_hash(t->mem, o) != item->hash)
+        return; /* read or changed meanwhile; or another object, at the same address */
+    o->flags &= (uint8_t)~OBJ_F_LEAVING;
+    if (!ok || !disk_find_locked(t->disk, item->hash, &block, &has_expire) || block != item->block)
+        return;
+    mem_remove_locked(t->mem, shard, item->hash, slot);
+    tier_object_gone(t, o);
+    object_free(o);
 }
 
 void tier_committed(void *arg, const struct disk_done *items, size_t n, enum status st)
@@ -384,17 +420,22 @@ void tier_committed(void *arg, const struct disk_done *items, size_t n, enum sta
     struct tier *t = arg;
 
     for (size_t i = 0; i < n; i++) {
-        struct residency *r = (struct residency *)(uintptr_t)items[i].ticket;
-        struct mem_shard *shard = tier_shard_of(t, items[i].hash);
+        const struct disk_done *item = &items[i];
+        struct mem_shard *shard = tier_shard_of(t, item->hash);
+        if (item->ticket == 0 && st == ST_OK)
+            continue;
         mem_lock(shard);
-        if (r) {
-            commit_one_locked(t, shard, &items[i], r, st == ST_OK);
-            residency_unref(r);
-        } else if (st == ST_OK) { /* tier_write_out(): the object stays where it is */
-            disk_publish_locked(t->disk, items[i].hash, items[i].block, items[i].has_expire);
-        }
+        if (item->ticket != 0)
+            commit_one_locked(t, shard, item, st == ST_OK);
+        else
+            disk_drop_locked(t->disk, item->hash, item->block);
         mem_unlock(shard);
+        atomic_fetch_sub_explicit(&t->demoting_bytes, item->note & ~NOTE_TRACKED, memory_order_relaxed);
+        if (item->note & NOTE_TRACKED)
+            atomic_fetch_sub_explicit(&t->demoting_tracked, 1, memory_order_relaxed);
     }
+    if (st != ST_OK && t->limit.journal)
+        atomic_store(&t->journal_debt, true);
     tier_wake_room(t);
 }
 
@@ -416,25 +457,62 @@ static void presence_fn(void *arg, struct object *o)
     }
 }
 
+static bool in_memory_locked(const struct tier *t, struct mem_shard *shard, uint64_t hash)
+{
+    struct presence p = {.t = t, .bits = disk_hash_bits(t->disk, hash)};
+    uint64_t end;
+
+    mem_scan_locked(t->mem, shard, hash, &end, presence_fn, &p);
+    return p.found;
+}
+
+static int gone_db(const struct tier *t, const struct disk_gone *gone)
+{
+    int db = mem_db_of(t->mem, (uint16_t)gone->incarnation);
+
+    return db >= 0 && atomic_load(&t->mem->db[db].incarnation) == gone->incarnation ? db : -1;
+}
+
+static void gone_notify_locked(struct tier *t, struct mem_shard *shard, const struct disk_gone *gone, int db)
+{
+    struct key key = {.ptr = gone->name.ptr,
+                      .len = (uint32_t)gone->name.len,
+                      .db = (uint16_t)db,
+                      .inc = (uint16_t)gone->incarnation,
+                      .hash = gone->hash};
+
+    if (key.ptr)
+        tier_notify_locked(t, shard, &key, gone->expired ? TIER_EXPIRED : TIER_EVICTED);
+}
+
 /* Records that leave the disk. What is in memory too becomes dirty by that; the rest is lost. */
 void tier_dropped(void *arg, const struct disk_gone *items, size_t n)
 {
     struct tier *t = arg;
 
     for (size_t i = 0; i < n; i++) {
-        struct mem_shard *shard = tier_shard_of(t, items[i].hash);
-        struct presence p = {.t = t, .bits = disk_hash_bits(t->disk, items[i].hash)};
-        uint64_t end;
+        const struct disk_gone *gone = &items[i];
+        struct mem_shard *shard = tier_shard_of(t, gone->hash);
         mem_lock(shard);
-        int db = mem_db_of(t->mem, (uint16_t)items[i].incarnation);
-        bool live = db >= 0 && atomic_load(&t->mem->db[db].incarnation) == items[i].incarnation;
-        if (disk_drop_locked(t->disk, items[i].hash, items[i].block) && live) {
-            mem_scan_locked(t->mem, shard, items[i].hash, &end, presence_fn, &p);
-            if (!p.found) {
-                mem_db_count(t->mem, (unsigned)db, -1, items[i].has_expire ? -1 : 0);
-                stats_inc(t->disk_stats, STAT_evicted_keys);
+        int db = gone_db(t, gone);
+        if (disk_drop_locked(t->disk, gone->hash, gone->block) && db >= 0) {
+            if (in_memory_locked(t, shard, gone->hash)) {
+                if (t->limit.journal && !gone->expired)
+                    atomic_store(&t->journal_debt, true);
+            } else {
+                mem_db_count(t->mem, (unsigned)db, -1, gone->has_expire ? -1 : 0);
+                stats_inc(t->disk_stats, gone->expired ? STAT_expired_keys : STAT_evicted_keys);
+                gone_notify_locked(t, shard, gone, db);
             }
         }
         mem_unlock(shard);
     }
+}
+
+/* With appendonly, what is in memory keeps its copy on disk. */
+bool tier_keep_locked(void *arg, const struct disk_gone *rec)
+{
+    struct tier *t = arg;
+
+    return t->limit.journal && gone_db(t, rec) >= 0 && in_memory_locked(t, tier_shard_of(t, rec->hash), rec->hash);
 }

@@ -152,6 +152,7 @@ static void pin_locked(struct tier_wait *wait, struct residency *r)
 {
     r->refs++;
     r->pins++;
+    r->value->flags &= (uint8_t)~OBJ_F_LEAVING;
     wait->res = r;
     wait->st = ST_OK;
 }
@@ -174,16 +175,13 @@ static void miss_locked(struct worker *w, struct mem_shard *shard, struct tier_r
     join_locked(req, wait, r);
 }
 
-/* A suspect that others use or that is being demoted stays with them; a copy of it takes its place. */
+/* A suspect that others use stays with them; a copy of it takes its place. */
 static mem_slot *suspect_apart_locked(struct tier *t, struct mem_shard *shard, const struct key *key,
                                       struct residency *r)
 {
     struct object *copy = object_copy(r->value, key, object_expire(r->value), object_origin(r->value));
-    bool demoting = r->demoting, expires;
 
     residency_detach_locked(t, shard, r);
-    if (demoting)
-        tier_forget_disk_locked(t, key->hash, true, &expires);
     mem_insert_locked(t->mem, shard, key->hash, copy);
     return mem_find_locked(t->mem, shard, key);
 }
@@ -345,9 +343,10 @@ static void unpin_locked(struct worker *w, struct mem_shard *shard, struct resid
     bool has_expire;
 
     CHECK(r->pins > 0);
-    if (--r->pins == 0 && r->attached && !r->fetching && !r->demoting) {
+    if (--r->pins == 0 && r->attached && !r->fetching) {
         /* Over the limit, what the disk still has need not stay: it was fetched for this use. */
-        if (tier_over_limit(t) && t->disk && disk_find_locked(t->disk, r->hash, &block, &has_expire)) {
+        if (tier_over_limit(t) && t->disk && !tier_dirty_locked(t, r->value, r->hash) &&
+            disk_find_locked(t->disk, r->hash, &block, &has_expire)) {
             stats_inc(w->stats, STAT_tier_clean_drops);
             tier_object_gone(t, r->value);
             residency_detach_locked(t, shard, r);
@@ -409,6 +408,13 @@ static void fetch_free(struct fetch *f)
     mem_free(MEM_CLIENT, f);
 }
 
+static void count_disk_hit(struct worker *w, const struct object *o)
+{
+    stats_inc(w->stats, STAT_tier_disk_hits);
+    stats_add(w->stats, STAT_tier_disk_hit_bytes, object_bytes(o));
+    stats_inc(w->stats, STAT_tier_promotions);
+}
+
 static void learn_size(struct tier *t, const struct object *o)
 {
     int64_t mean = atomic_load_explicit(&t->fetched_size, memory_order_relaxed), size = (int64_t)object_bytes(o);
@@ -451,17 +457,22 @@ static void count_key(struct worker *w, const struct key *key, int keys, bool ex
 }
 
 /* The index was wrong, or its record is dead by now. */
-static void drop_index_locked(struct worker *w, struct fetch *f, bool expired)
+static void drop_index_locked(struct worker *w, struct mem_shard *shard, struct fetch *f, bool expired)
 {
     struct tier *t = w->tier;
+    int db = mem_db_of(t->mem, f->key.inc);
     uint32_t block;
     bool has_expire = false;
 
     if (disk_find_locked(t->disk, f->key.hash, &block, &has_expire) && block == f->rd.block &&
         disk_drop_locked(t->disk, f->key.hash, block)) {
         count_key(w, &f->key, -1, has_expire);
-        if (expired)
+        if (expired && db >= 0) {
+            struct key key = f->key;
+            key.db = (uint16_t)db;
             stats_inc(w->stats, STAT_expired_keys);
+            tier_notify_locked(t, shard, &key, TIER_EXPIRED);
+        }
     }
 }
 
@@ -478,8 +489,7 @@ static bool finish_disk_locked(struct worker *w, struct mem_shard *shard, struct
 
     f->found = NULL;
     if (current && r->attached) {
-        stats_inc(w->stats, STAT_tier_disk_hits);
-        stats_inc(w->stats, STAT_tier_promotions);
+        count_disk_hit(w, o);
         if (!disk_find_locked(t->disk, f->key.hash, &block, &has_expire)) /* its block was dropped meanwhile */
             count_key(w, &f->key, 1, object_expire(o) != 0);
         install_locked(w, shard, r, o);
@@ -487,7 +497,7 @@ static bool finish_disk_locked(struct worker *w, struct mem_shard *shard, struct
     }
     stats_inc(w->stats, STAT_tier_disk_misses);
     if (f->st != ST_IO && r->attached && (!o || expired || !t->has_upstream))
-        drop_index_locked(w, f, expired);
+        drop_index_locked(w, shard, f, expired);
     if (t->has_upstream) {
         if (o && !expired && o->flags & OBJ_F_ORIGIN && r->attached && !r->value) {
             r->value = o; /* a suspect: the upstream decides, stale-if-error may keep it */
@@ -531,6 +541,79 @@ static void fetch_finish(struct mbox_msg *msg, void *owner)
     }
 }
 
+/* ---- without waiting ---- */
+
+struct inline_read {
+    struct disk_read rd;
+    struct object *found;
+};
+
+static void inline_read_done(struct disk_read *rd, enum status st, const struct disk_record *rec)
+{
+    struct inline_read *ir = LIST_ENTRY(rd, struct inline_read, rd);
+
+    if (st == ST_OK)
+        (void)object_parse(rec->type, &rd->key, rec->payload, rec->expire_ms, rec->origin, &ir->found);
+}
+
+/* The key is on disk, and has no entry in memory. */
+static bool only_on_disk_locked(const struct tier *t, struct mem_shard *shard, const struct key *key, uint32_t *block,
+                                bool *has_expire)
+{
+    return mem_key_current(t->mem, key) && !mem_find_locked(t->mem, shard, key) &&
+           disk_find_locked(t->disk, key->hash, block, has_expire);
+}
+
+/* The read holds neither a lock nor a place among the fetches. But a block is deleted only after
+ * its slots were dropped, and a key that changes gets an entry or loses its slot: what was read
+ * is its value if its slot is what it was. */
+static bool install_inline(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *o,
+                           uint32_t block)
+{
+    struct tier *t = w->tier;
+    uint32_t now;
+    bool has_expire;
+
+    tier_access_init(t, o, w->now_ms);
+    learn_size(t, o);
+    mem_lock(shard);
+    bool same = only_on_disk_locked(t, shard, key, &now, &has_expire) && now == block;
+    if (LIKELY(same)) {
+        count_disk_hit(w, o);
+        mem_insert_locked(t->mem, shard, key->hash, o);
+    }
+    mem_unlock(shard);
+    return same;
+}
+
+bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need need)
+{
+    struct tier *t = w->tier;
+    struct mem_shard *shard = tier_shard_of(t, key->hash);
+    struct inline_read ir = {.rd = {.key = *key, .done = inline_read_done}};
+    bool has_expire = false;
+
+    if (need == TIER_NOTHING)
+        return true;
+    if (!t->disk || t->has_upstream)
+        return false;
+    (void)tier_make_room(w);
+    if (tier_over_limit(t)) /* what waits is bounded by inflight-max-bytes */
+        return false;
+    mem_lock(shard);
+    bool on_disk = only_on_disk_locked(t, shard, key, &ir.rd.block, &has_expire);
+    ir.rd.incarnation = atomic_load_explicit(&t->mem->full_inc[key->inc], memory_order_relaxed);
+    mem_unlock(shard);
+    if (!on_disk || (need == TIER_PRESENCE && !has_expire))
+        return true;
+    if (!disk_read_inline(t->disk, &ir.rd) || !ir.found)
+        return false;
+    bool current = !object_expired(ir.found, w->now_ms) && !(ir.found->flags & OBJ_F_ORIGIN);
+    if (!current || !install_inline(w, shard, key, ir.found, ir.rd.block))
+        object_free(ir.found);
+    return current;
+}
+
 /* ---- the upstream's part ---- */
 
 static void count_copy(struct worker *w, const struct fetch *f, struct residency *r, const struct object *o)
@@ -562,7 +645,7 @@ static void forget_copies_locked(struct worker *w, const struct fetch *f, struct
     bool had = r->value != NULL, expires = had && object_expire(r->value) != 0, disk_expires;
 
     if (r->attached) {
-        if (tier_forget_disk_locked(w->tier, f->key.hash, false, &disk_expires) && !had) {
+        if (tier_forget_disk_locked(w->tier, f->key.hash, &disk_expires) && !had) {
             had = true;
             expires = disk_expires;
         }
@@ -585,7 +668,7 @@ static void finish_upstream_locked(struct worker *w, struct mem_shard *shard, st
         bool had_expire;
         count_copy(w, f, r, o);
         discard_suspect(w, r);
-        tier_forget_disk_locked(t, f->key.hash, false, &had_expire);
+        tier_forget_disk_locked(t, f->key.hash, &had_expire);
     } else {
         forget_copies_locked(w, f, r);
         if (r->attached)

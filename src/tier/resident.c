@@ -57,7 +57,6 @@ static void residency_left_table(struct residency *r)
 void residency_detach_locked(struct tier *t, struct mem_shard *shard, struct residency *r)
 {
     mem_remove_locked(t->mem, shard, r->hash, residency_slot_locked(t, shard, r));
-    r->demoting = false;
     residency_left_table(r);
 }
 
@@ -69,7 +68,6 @@ void residency_unwrap_locked(struct tier *t, struct mem_shard *shard, struct res
     CHECK(value && !r->pins && !r->fetching);
     r->value = NULL;
     mem_replace_locked(residency_slot_locked(t, shard, r), value);
-    r->demoting = false;
     residency_left_table(r);
 }
 
@@ -126,6 +124,9 @@ static enum status found(struct worker *w, struct object *o, bool kept, struct t
 static enum status resolve_slow_locked(struct worker *w, struct mem_shard *shard, const struct key *key,
                                        struct object *o, struct tier_found *out)
 {
+    o->flags &= (uint8_t)~OBJ_F_LEAVING;
+    if (o->flags & OBJ_F_ORIGIN)
+        o->flags |= OBJ_F_REUSED;
     switch (tier_liveness(w, o)) {
     case LIVE: return found(w, o, true, out);
     case NEGATIVE_LIVE: stats_inc(w->stats, STAT_tier_negative_hits); return ST_OK;
@@ -199,10 +200,9 @@ enum status tier_resolve_locked(struct worker *w, struct mem_shard *shard, const
             struct residency *r = residency_of(o);
             if (r->fetching)
                 return need == TIER_NOTHING && !t->has_upstream ? resolve_absent_locked(w, key, need, out) : ST_PENDING;
-            r->read_since = true;
             o = r->value;
         }
-        if (LIKELY(o->type != OBJ_NONE && !(o->flags & (OBJ_F_EXPIRE | OBJ_F_ORIGIN))))
+        if (LIKELY(o->type != OBJ_NONE && !(o->flags & (OBJ_F_EXPIRE | OBJ_F_ORIGIN | OBJ_F_LEAVING))))
             return found(w, o, true, out);
         return resolve_slow_locked(w, shard, key, o, out);
     }
@@ -233,8 +233,17 @@ struct rcbuf *tier_pack(struct worker *w, struct slice value)
 
 void tier_notify_locked(struct tier *t, struct mem_shard *shard, const struct key *key, enum tier_change why)
 {
-    if (UNLIKELY(t->shard[shard->index].watched > 0))
+    bool told = t->shard[shard->index].watched > 0 || ((why == TIER_EXPIRED || why == TIER_EVICTED) && t->events);
+
+    if (UNLIKELY(told))
         t->change(t->change_arg, key, why);
+}
+
+void tier_set_events(struct tier *t, bool on)
+{
+    atomic_store(&t->events, on);
+    if (t->disk)
+        disk_set_names(t->disk, on);
 }
 
 /* An object leaves memory (it is about to be freed). */
@@ -244,35 +253,32 @@ void tier_object_gone(struct tier *t, const struct object *o)
         atomic_fetch_sub_explicit(&t->tracked_keys, 1, memory_order_relaxed);
 }
 
-bool tier_forget_disk_locked(struct tier *t, uint64_t hash, bool force, bool *had_expire)
+bool tier_forget_disk_locked(struct tier *t, uint64_t hash, bool *had_expire)
 {
     *had_expire = false;
-    return t->disk && disk_forget_locked(t->disk, hash, force, had_expire);
+    return t->disk && disk_forget_locked(t->disk, hash, had_expire);
 }
 
-/* Takes the key's entry out of the table, frees it, forgets its disk copy. What it was is
- * left in *existed and *expires; the slot is gone. */
-static void clear_locked(struct worker *w, struct mem_shard *shard, const struct key *key, bool *existed, bool *expires)
+/* Takes the key's entry out of the table, frees it, forgets its disk copy (`replaced`: only
+ * looks for one, a new record will take its place). What it was is left in *existed and
+ * *expires; the slot is gone. */
+static void clear_locked(struct worker *w, struct mem_shard *shard, const struct key *key, bool replaced, bool *existed,
+                         bool *expires)
 {
     struct tier *t = w->tier;
     mem_slot *slot = mem_find_locked(t->mem, shard, key);
     struct object *value = slot ? mem_object(*slot) : NULL;
-    bool force = false, disk_expires;
+    bool disk_expires = false;
+    uint32_t block;
 
     *existed = *expires = false;
     if (value && value->type == OBJ_RESIDENCY) {
         struct residency *r = residency_of(value);
-        value = r->fetching ? NULL : r->value;
-        force = r->demoting;
         r->refs++;
-        if (value) {
-            *existed = value->type != OBJ_NONE;
-            *expires = object_expire(value) != 0;
-            tier_object_gone(t, value);
-        } else if (r->value) {
-            tier_object_gone(t, r->value); /* a suspect that is being asked for anew */
-            *existed = true;
+        if (r->value) { /* while it fetches: a suspect that is being asked for anew */
+            *existed = r->fetching || r->value->type != OBJ_NONE;
             *expires = object_expire(r->value) != 0;
+            tier_object_gone(t, r->value);
         }
         residency_detach_locked(t, shard, r);
         if (r->fetching && !t->has_upstream)
@@ -285,7 +291,9 @@ static void clear_locked(struct worker *w, struct mem_shard *shard, const struct
         tier_object_gone(t, value);
         object_free(value);
     }
-    if (tier_forget_disk_locked(t, key->hash, force, &disk_expires) && !*existed) {
+    bool on_disk = replaced ? t->disk && disk_find_locked(t->disk, key->hash, &block, &disk_expires)
+                            : tier_forget_disk_locked(t, key->hash, &disk_expires);
+    if (on_disk && !*existed) {
         *existed = true;
         *expires = disk_expires;
     }
@@ -299,7 +307,7 @@ static bool counted(const struct object *o)
 void tier_put_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *o)
 {
     struct tier *t = w->tier;
-    bool existed, expires;
+    bool existed, expires, journal = tier_journals(t, o);
     mem_slot *slot = mem_find_locked(t->mem, shard, key);
     struct object *old = slot ? mem_object(*slot) : NULL;
 
@@ -311,19 +319,25 @@ void tier_put_locked(struct worker *w, struct mem_shard *shard, const struct key
             o->access = old->access;
             tier_touch_locked(w, o);
         }
+        if (journal && !(old->flags & OBJ_F_ORIGIN))
+            o->flags |= old->flags & OBJ_F_OWED; /* it is noted already */
         mem_replace_locked(slot, o);
         bool disk_expires;
-        tier_forget_disk_locked(t, key->hash, false, &disk_expires);
+        if (!journal)
+            tier_forget_disk_locked(t, key->hash, &disk_expires);
         tier_object_gone(t, old);
         object_free(old);
     } else {
-        clear_locked(w, shard, key, &existed, &expires);
+        clear_locked(w, shard, key, journal, &existed, &expires);
         mem_insert_locked(t->mem, shard, key->hash, o);
     }
     if (o->flags & OBJ_F_ORIGIN && counted(o))
         atomic_fetch_add_explicit(&t->tracked_keys, 1, memory_order_relaxed);
     mem_db_count(t->mem, key->db, (int)counted(o) - existed,
                  (counted(o) && object_expire(o) != 0) - (existed && expires));
+    stats_inc(w->stats, STAT_tier_changes);
+    if (UNLIKELY(journal))
+        tier_journal_locked(w, key, o);
     tier_notify_locked(t, shard, key, TIER_WRITTEN);
 }
 
@@ -333,14 +347,15 @@ bool tier_delete_locked(struct worker *w, struct mem_shard *shard, const struct 
     struct key told = *key;
     char *name = NULL;
 
-    if (UNLIKELY(w->tier->shard[shard->index].watched > 0)) { /* the key may be that of the object that goes */
-        name = mem_alloc(MEM_OTHER, key->len);
+    if (UNLIKELY(w->tier->shard[shard->index].watched > 0 || w->tier->events)) {
+        name = mem_alloc(MEM_OTHER, key->len ? key->len : 1); /* the key may be that of the object that goes */
         memcpy(name, key->ptr, key->len);
         told.ptr = name;
     }
-    clear_locked(w, shard, key, &existed, &expires);
+    clear_locked(w, shard, key, false, &existed, &expires);
     if (existed) {
         mem_db_count(w->tier->mem, told.db, -1, -(int)expires);
+        stats_inc(w->stats, STAT_tier_changes);
         if (why == TIER_EXPIRED)
             stats_inc(w->stats, STAT_expired_keys);
         tier_notify_locked(w->tier, shard, &told, why);
@@ -354,23 +369,24 @@ void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct
 {
     struct tier *t = w->tier;
     mem_slot *slot = mem_find_object_locked(t->mem, shard, key->hash, old);
-    bool force = false, disk_expires;
+    bool disk_expires;
 
     if (slot) {
         mem_replace_locked(slot, o); /* also when it is the same: its expiry may have come or gone */
-    } else {                         /* pinned or demoting */
+    } else {                         /* pinned */
         slot = mem_find_locked(t->mem, shard, key);
         CHECK(slot && mem_object(*slot)->type == OBJ_RESIDENCY);
         struct residency *r = residency_of(mem_object(*slot));
         CHECK(r->value == old);
         r->value = o;
-        force = r->demoting;
-        r->demoting = false;
-        if (r->pins == 0)
-            residency_unwrap_locked(t, shard, r);
     }
-    tier_forget_disk_locked(t, key->hash, force, &disk_expires);
+    o->flags &= (uint8_t)~OBJ_F_LEAVING;
+    if (UNLIKELY(tier_journals(t, o)))
+        tier_journal_locked(w, key, o);
+    else
+        tier_forget_disk_locked(t, key->hash, &disk_expires);
     mem_db_count(t->mem, key->db, 0, (object_expire(o) != 0) - had_expire);
+    stats_inc(w->stats, STAT_tier_changes);
     tier_notify_locked(t, shard, key, TIER_WRITTEN);
 }
 

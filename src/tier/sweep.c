@@ -1,6 +1,4 @@
-/* Walks over the key space: expiry and reclaim in slices, SCAN's steps, writing out at a stop. */
-#include <stdlib.h>
-
+/* Walks over the key space: expiry and reclaim in slices, SCAN's steps. */
 #include "tiercel/clock.h"
 #include "tier_priv.h"
 
@@ -99,6 +97,7 @@ bool tier_worker_tick(struct worker *w, bool expire)
     size_t seen = 0, due = 0;
 
     tier_drop_room_waits(tw); /* a missed wake-up costs a tick, not a hang */
+    tier_flush_owed(w);
     bool more = shed_memory(w, until);
     if (!expire)
         return more;
@@ -183,114 +182,4 @@ void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *ne
     if (!locked)
         mem_unlock(shard);
     mem_free(MEM_OTHER, s.seen);
-}
-
-/* ---- writing out at a clean stop ---- */
-
-struct hot {
-    uint32_t coldness;
-    uint64_t hash;
-    struct object *obj;
-};
-
-struct hot_list {
-    struct worker *w;
-    struct hot *v;
-    size_t n, cap;
-};
-
-static void hot_add(void *arg, struct object *o)
-{
-    struct hot_list *h = arg;
-    struct tier *t = h->w->tier;
-    uint32_t block;
-    bool has_expire;
-
-    if (o->type == OBJ_RESIDENCY) {
-        struct residency *r = residency_of(o);
-        if (!r->value || r->fetching || r->demoting)
-            return;
-        o = r->value;
-    }
-    uint64_t hash = mem_object_hash(t->mem, o);
-    if (o->type == OBJ_NONE || mem_db_of(t->mem, o->inc) < 0 || object_expired(o, h->w->now_ms) ||
-        disk_find_locked(t->disk, hash, &block, &has_expire))
-        return;
-    if (h->n == h->cap) {
-        h->cap = h->cap ? h->cap * 2 : 1024;
-        h->v = mem_realloc(MEM_OTHER, h->v, h->cap * sizeof(*h->v));
-    }
-    int64_t cold = t->limit.policy == POLICY_ALLKEYS_LFU || t->limit.policy == POLICY_VOLATILE_LFU
-                       ? 255 - tier_object_freq(h->w, o)
-                       : tier_object_idle_ms(h->w, o);
-    h->v[h->n++] = (struct hot){(uint32_t)(cold > UINT32_MAX ? UINT32_MAX : cold), hash, o};
-}
-
-static int hot_compare(const void *a, const void *b)
-{
-    const struct hot *x = a, *y = b;
-    return x->coldness < y->coldness ? -1 : x->coldness > y->coldness;
-}
-
-static bool append_now(struct tier *t, const struct hot *h, struct buf *serial, int64_t until_ms)
-{
-    struct disk_record rec = {
-        .type = h->obj->type, .expire_ms = object_expire(h->obj), .origin = object_origin(h->obj)};
-    struct mem_shard *shard = tier_shard_of(t, h->hash);
-
-    mem_object_key(t->mem, h->obj, &rec.key);
-    rec.incarnation = atomic_load(&t->mem->full_inc[h->obj->inc]);
-    for (;;) {
-        serial->len = 0;
-        rec.payload_ref = NULL;
-        if (!object_serial_ref(h->obj, serial, &rec.payload_ref))
-            object_serialise(h->obj, serial);
-        rec.payload = buf_slice(serial);
-        mem_lock(shard);
-        enum status st = disk_append_locked(t->disk, &rec);
-        mem_unlock(shard);
-        rcbuf_unref(rec.payload_ref);
-        if (st == ST_OK)
-            return true;
-        int64_t left = until_ms - clock_mono_ms();
-        if (st != ST_FULL || left <= 0 || disk_queue_bytes(t->disk) == 0)
-            return false;
-        disk_sync(t->disk, left);
-    }
-}
-
-int64_t tier_write_out(struct tier *t, int64_t timeout_ms)
-{
-    int64_t until = clock_mono_ms() + timeout_ms, lost = 0;
-    struct worker *w = t->workers[0];
-    struct hot_list h = {.w = w};
-    struct buf serial;
-
-    if (!t->disk)
-        return 0;
-    w->now_ms = clock_wall_ms();
-    disk_sync(t->disk, timeout_ms); /* demotions under way settle first */
-    for (uint64_t cursor = 0, next;; cursor = next) {
-        struct mem_shard *shard = tier_shard_of(t, cursor);
-        mem_lock(shard);
-        mem_scan_locked(t->mem, shard, cursor, &next, hot_add, &h);
-        mem_unlock(shard);
-        if (next == 0)
-            break;
-    }
-    if (h.n > 1)
-        qsort(h.v, h.n, sizeof(*h.v), hot_compare);
-    buf_init(&serial, MEM_OTHER);
-    for (size_t i = 0; i < h.n; i++) {
-        if (!append_now(t, &h.v[i], &serial, until)) {
-            lost = (int64_t)(h.n - i);
-            break;
-        }
-    }
-    int64_t left = until - clock_mono_ms();
-    if (disk_sync(t->disk, left > 100 ? left : 100) != ST_OK && lost == 0)
-        lost = -1;
-    buf_deinit(&serial);
-    mem_free(MEM_OTHER, h.v);
-    return lost;
 }

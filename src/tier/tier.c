@@ -25,10 +25,36 @@ void tier_conf_changed(struct tier *t, const struct conf *c)
     atomic_store(&t->limit.lfu_log_factor, (int)c->lfu_log_factor);
     atomic_store(&t->limit.lfu_decay_time, (int)c->lfu_decay_time);
     atomic_store(&t->limit.disk_stall_ms, (int)c->disk_stall_ms);
-    if (t->disk) {
-        disk_set_max_bytes(t->disk, (uint64_t)c->disk_max_size);
-        disk_set_drop_oldest(t->disk, c->maxmemory_policy != POLICY_NOEVICTION);
+    atomic_store(&t->limit.disk_min_value, c->disk_min_value);
+    atomic_store(&t->limit.disk_max_value, c->disk_max_value);
+    atomic_store(&t->limit.journal_always, c->appendonly && c->appendfsync == FSYNC_ALWAYS);
+    bool was = atomic_exchange(&t->limit.journal, c->appendonly);
+    if (!t->disk)
+        return;
+    disk_set_max_bytes(t->disk, (uint64_t)c->disk_max_size);
+    disk_set_retain(t->disk, tier_retain(c), tier_thorough(c));
+    if (c->appendonly && !was) { /* what was written before has to follow */
+        atomic_store(&t->journal_debt, true);
+        tier_pay_debt(t);
     }
+}
+
+/* What the policy says about records on disk. */
+enum disk_retain tier_retain(const struct conf *c)
+{
+    switch (c->maxmemory_policy) {
+    case POLICY_NOEVICTION: return DISK_RETAIN_ALL;
+    case POLICY_VOLATILE_LRU:
+    case POLICY_VOLATILE_LFU:
+    case POLICY_VOLATILE_RANDOM:
+    case POLICY_VOLATILE_TTL: return DISK_RETAIN_PERSISTENT;
+    default: return DISK_RETAIN_HOT;
+    }
+}
+
+bool tier_thorough(const struct conf *c)
+{
+    return c->appendonly || tier_retain(c) != DISK_RETAIN_HOT;
 }
 
 struct tier *tier_create(const struct tier_options *opt, const struct conf *conf)
@@ -44,6 +70,8 @@ struct tier *tier_create(const struct tier_options *opt, const struct conf *conf
     t->generation = mem_calloc(MEM_OTHER, n * sizeof(*t->generation));
     t->lost_ms = mem_calloc(MEM_OTHER, n * sizeof(*t->lost_ms));
     t->disk_stats = stats_block_create();
+    buf_init(&t->paying_serial, MEM_OTHER);
+    tier_save_init(t);
     tier_conf_changed(t, conf);
     return t;
 }
@@ -51,6 +79,8 @@ struct tier *tier_create(const struct tier_options *opt, const struct conf *conf
 void tier_set_disk(struct tier *t, struct disk *disk)
 {
     t->disk = disk;
+    if (disk)
+        disk_set_names(disk, t->events);
     for (unsigned db = 0; disk && db < t->mem->databases; db++) {
         int64_t keys, expires;
         disk_loaded_keys(disk, db, &keys, &expires);
@@ -71,9 +101,28 @@ static void disk_notice(void *arg, bool healthy, const char *text)
         log_warning("disk", "%s", text);
 }
 
+static void disk_lock(void *arg, uint64_t hash)
+{
+    mem_lock(tier_shard_of((struct tier *)arg, hash));
+}
+
+static void disk_unlock(void *arg, uint64_t hash)
+{
+    mem_unlock(tier_shard_of((struct tier *)arg, hash));
+}
+
 void tier_disk_owner(struct tier *t, struct disk_owner *out)
 {
-    *out = (struct disk_owner){t, tier_committed, tier_dropped, tier_room, disk_notice};
+    *out = (struct disk_owner){.arg = t,
+                               .committing = tier_committing,
+                               .committed = tier_committed,
+                               .settled = tier_settled,
+                               .dropped = tier_dropped,
+                               .lock = disk_lock,
+                               .unlock = disk_unlock,
+                               .keep_locked = tier_keep_locked,
+                               .room = tier_room,
+                               .notice = disk_notice};
 }
 
 void tier_destroy(struct tier *t)
@@ -82,6 +131,8 @@ void tier_destroy(struct tier *t)
     mem_free(MEM_OTHER, t->workers);
     mem_free(MEM_OTHER, (void *)t->generation);
     mem_free(MEM_OTHER, (void *)t->lost_ms);
+    mem_free(MEM_OTHER, t->saver);
+    buf_deinit(&t->paying_serial);
     mem_free(MEM_OTHER, t);
 }
 
@@ -129,6 +180,7 @@ void tier_worker_init(struct tier *t, struct worker *w, const struct upstream_op
 
     tw->w = w;
     tier_fault_init(tw);
+    tier_journal_init(tw);
     buf_init(&tw->serial, MEM_OTHER);
     w->tier = t;
     w->tier_worker = tw;
@@ -152,6 +204,7 @@ void tier_worker_stop(struct worker *w)
 void tier_worker_deinit(struct worker *w)
 {
     buf_deinit(&w->tier_worker->serial);
+    tier_journal_deinit(w->tier_worker);
     mem_free(MEM_OTHER, w->tier_worker);
     w->tier_worker = NULL;
 }

@@ -8,19 +8,15 @@
 #include "tiercel/upstream.h"
 #include "tiercel/warm.h"
 
-/* The record of a key that is not plainly resident. Everything in it is under the lock of
- * the shard of `hash`. References: one of the table while attached, one of its fetch, one
- * of the disk's queue while demoting, one of every tier_wait that waits for it or pins it. */
+/* The record of a key that is fetched or pinned. Everything in it is under the lock of the
+ * shard of `hash`. References: one of the table while attached, one of its fetch, one of
+ * every tier_wait that waits for it or pins it. */
 struct residency {
     uint32_t refs;
     uint32_t pins;
     bool attached;
     bool fetching;
-    bool demoting;   /* appended, not committed, and not changed since */
-    bool read_since; /* while demoting */
-    bool tracked;    /* counts in demoting_tracked */
     uint64_t hash;
-    size_t bytes;         /* of value, while it counts in demoting_bytes */
     struct object *value; /* fetching: a suspect copy or NULL */
     struct object *node;  /* the OBJ_RESIDENCY object in the table, while attached */
     struct list waiters;  /* struct tier_wait */
@@ -50,8 +46,18 @@ struct tier_worker {
     struct mbox_msg room_msg;
     _Atomic bool room_posted;
     struct evict_pool pool;
-    struct buf serial; /* scratch for demotion */
+    struct buf serial; /* scratch for demotion and journal */
     unsigned sweep_shard;
+    pthread_mutex_t owed_mu; /* guards the next two; below the shard locks */
+    struct buf owed;         /* struct key and name of what the journal owes, noted here (journal.c) */
+    _Atomic int owed_n;
+    bool in_group;
+    uint64_t since;    /* settled_event before the last command that writes */
+    bool unwritten;    /* the disk refused a write that was not acknowledged yet */
+    struct list syncs; /* tier_sync_wait */
+    _Atomic int sync_waiting;
+    struct mbox_msg sync_msg;
+    _Atomic bool sync_posted;
 };
 
 /* How an object in the table may be used now. */
@@ -73,7 +79,7 @@ void residency_detach_locked(struct tier *t, struct mem_shard *shard, struct res
 void residency_unwrap_locked(struct tier *t, struct mem_shard *shard, struct residency *r);
 void residency_unref(struct residency *r);
 void tier_object_gone(struct tier *t, const struct object *o);
-bool tier_forget_disk_locked(struct tier *t, uint64_t hash, bool force, bool *had_expire);
+bool tier_forget_disk_locked(struct tier *t, uint64_t hash, bool *had_expire);
 void tier_notify_locked(struct tier *t, struct mem_shard *shard, const struct key *key, enum tier_change why);
 
 /* fault.c */
@@ -88,10 +94,32 @@ void tier_sweep_dead_locked(struct worker *w); /* all shards locked */
 void tier_access_init(struct tier *t, struct object *o, int64_t now_ms);
 void tier_committed(void *arg, const struct disk_done *items, size_t n, enum status st);
 void tier_dropped(void *arg, const struct disk_gone *items, size_t n);
+bool tier_keep_locked(void *arg, const struct disk_gone *rec);
 void tier_room(void *arg);
 void tier_wake_room(struct tier *t); /* memory became free; any thread */
 bool tier_over_limit(struct tier *t);
 bool tier_over_mark(struct tier *t);
+
+/* journal.c */
+void tier_journal_init(struct tier_worker *tw);
+void tier_journal_deinit(struct tier_worker *tw);
+/* What an object is on disk; *serial holds the payload. Unref rec->payload_ref afterwards. */
+void tier_fill_record(const struct tier *t, const struct key *key, const struct object *o, struct buf *serial,
+                      struct disk_record *rec);
+/* Is the record of this object to be written by the journal? */
+bool tier_journals(const struct tier *t, const struct object *o);
+/* The key's new value, or its change in place, goes to the disk's log; now or with the next commit. */
+void tier_journal_locked(struct worker *w, const struct key *key, struct object *o);
+/* Has the disk no committed or queued record of this very value? */
+bool tier_dirty_locked(const struct tier *t, const struct object *o, uint64_t hash);
+void tier_flush_owed(struct worker *w); /* no lock held */
+bool tier_committing(void *arg, bool begin);
+void tier_settled(void *arg, uint64_t event, bool ok);
+/* What could not be written is written, now that the disk is well. */
+void tier_pay_debt(struct tier *t);
+
+/* save.c */
+void tier_save_init(struct tier *t);
 
 /* warm_source.c: where a job's names come from. On the job's worker. */
 struct warm_source;

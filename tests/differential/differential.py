@@ -2,7 +2,7 @@
 """Sends the same random commands to Tiercel, under a memory limit that keeps objects moving
 between memory and disk, and to redis-server, and compares the bytes of the replies.
 
-usage: differential.py [--commands N] [--seed S] [--maxmemory 8mb] [--threads 2] [--no-restart]
+usage: differential.py [--commands N] [--seed S] [--maxmemory 8mb] [--threads 2] [--appendonly] [--no-restart]
                        [--redis PATH] [--against-redis] [-v]
 
 Every 1,000 commands the whole key space is compared, and at the end once more after Tiercel was stopped
@@ -20,12 +20,14 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+from events import Events  # noqa: E402
 from grammar import Grammar  # noqa: E402
 from wire import Connection, Gone, encode, parse, redis_server, tiercel_server  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 DATABASES = 16
 CHECK_EVERY = 1000
+EVENTS_EVERY = 20  # exchanges after which the notifications are compared
 HISTORY = 16       # earlier commands shown with a mismatch
 CLOCK_S = 2        # tolerance of times in seconds
 CLOCK_MS = 50      # and in milliseconds, plus how long the slowest exchange took
@@ -78,8 +80,10 @@ class Differential:
         self.pairs = [(Connection(self.servers[0], proto), Connection(self.servers[1], proto))
                       for proto in (2, 2, 3, 3)]
         self.inspector = (Connection(self.servers[0], 2), Connection(self.servers[1], 2))
+        self.events = Events(self.servers)
 
     def disconnect(self):
+        self.events.close()
         for pair in self.pairs + [self.inspector]:
             for connection in pair:
                 connection.close()
@@ -186,6 +190,12 @@ class Differential:
         lines += ["    %d %s" % (w, shown_command(c)) for w, c in log[-4:]]
         raise Mismatch("\n".join(lines))
 
+    def compare_events(self):
+        difference = self.events.difference()
+        if difference:
+            log = list(self.log)[-4 * HISTORY:]
+            raise Mismatch("\n".join([difference, "  before:"] + ["    %d %s" % (w, shown_command(c)) for w, c in log]))
+
     # -- the whole key space
 
     def check(self, what, cmds, same=None):
@@ -262,33 +272,43 @@ class Differential:
 
     def run(self, commands):
         next_check = self.check_every
+        exchanges = 0
         while self.sent < commands:
             self.run_pipeline()
+            exchanges += 1
+            if exchanges % EVENTS_EVERY == 0:
+                self.compare_events()
             if self.sent >= next_check or self.sent >= commands:
                 next_check += self.check_every
                 self.short_expiries()
                 total = self.compare_all()
+                self.compare_events()
+                self.events.toggle()
                 if self.verbose:
-                    print("%6d commands, %5d keys equal, redis uses %s, slowest exchange %d ms" % (
-                        self.sent, total, self.redis_memory(), self.slowest_ms), flush=True)
+                    print("%6d commands, %5d keys and %6d events equal, redis uses %s, slowest exchange %d ms" % (
+                        self.sent, total, self.events.compared, self.redis_memory(), self.slowest_ms), flush=True)
 
     def redis_memory(self):
         info = self.inspector[0].exchange(encode([b"INFO", b"memory"]), 1)[0]
         return re.search(rb"used_memory_human:(\S+)", info).group(1).decode()
 
-    def restart_and_compare(self):
+    def restart_and_compare(self, kill=False):
         self.disconnect()
-        self.servers[1].stop()
+        if kill:
+            self.servers[1].kill()
+        else:
+            self.servers[1].stop()
         self.servers[1].start()
         self.connect()
         self.compare_all()
 
 
 def run(commands, seed, binary=None, maxmemory="8mb", threads=2, restart=True, redis="redis-server", out=sys.stdout,
-        verbose=False):
-    """Returns how many replies and values were equal, and the text of the mismatch or None."""
+        verbose=False, appendonly=False):
+    """Returns how many replies and values were equal, and the text of the mismatch or None.
+    appendonly: with appendfsync always, and kill -9 in place of the orderly restart."""
     left = redis_server(redis)
-    right = tiercel_server(binary, maxmemory, threads) if binary else redis_server(redis)
+    right = tiercel_server(binary, maxmemory, threads, appendonly) if binary else redis_server(redis)
     test = None
     try:
         left.start()
@@ -296,7 +316,7 @@ def run(commands, seed, binary=None, maxmemory="8mb", threads=2, restart=True, r
         test = Differential(left, right, seed, verbose=verbose)
         test.run(commands)
         if restart and binary:
-            test.restart_and_compare()
+            test.restart_and_compare(kill=appendonly)
         test.disconnect()
         right.stop()
         left.stop()
@@ -318,6 +338,7 @@ def main():
     parser.add_argument("--seed", type=int, default=None, help="default: a new one")
     parser.add_argument("--maxmemory", default="8mb")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--appendonly", action="store_true", help="appendfsync always, and kill -9 at the end")
     parser.add_argument("--no-restart", action="store_true", help="no comparison after a stop and start")
     parser.add_argument("--redis", default="redis-server", metavar="PATH")
     parser.add_argument("--against-redis", action="store_true", help="two redis-servers: tests the test")
@@ -329,7 +350,7 @@ def main():
     print("seed %d" % seed, flush=True)
     begin = time.monotonic()
     passed, failure = run(args.commands, seed, binary, args.maxmemory, args.threads, not args.no_restart, args.redis,
-                          verbose=args.verbose)
+                          verbose=args.verbose, appendonly=args.appendonly)
     if failure:
         print(failure)
     print("%.1f s" % (time.monotonic() - begin))

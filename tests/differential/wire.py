@@ -50,6 +50,11 @@ class Server:
                 raise Gone("%s does not start\n%s" % (self.name, self.log_tail()))
             time.sleep(0.02)
 
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
     def stop(self):
         """An orderly stop. Raises if the server had ended, or does not end well."""
         if self.process is None:
@@ -85,11 +90,13 @@ def redis_server(path="redis-server"):
                                                "--save", "", "--appendonly", "no", "--daemonize", "no"])
 
 
-def tiercel_server(path, maxmemory, threads):
+def tiercel_server(path, maxmemory, threads, appendonly=False):
+    """appendonly: what was acknowledged survives kill()."""
+    journal = ["--appendonly", "yes", "--appendfsync", "always"] if appendonly else []
     path = os.path.abspath(path)
     return Server("tiercel", lambda port, home: [path, "--port", str(port), "--bind", "127.0.0.1", "--dir", home,
                                                  "--maxmemory", maxmemory, "--disk", "yes", "--http-port", "0",
-                                                 "--threads", str(threads), "--hz", "10"])
+                                                 "--threads", str(threads), "--hz", "10"] + journal)
 
 
 class Connection:

@@ -6,7 +6,7 @@ from rawconn import RespError
 # Subcommands that redis-server has and this version does not.
 LEFT_OUT = {"client|caching", "client|getredir", "client|tracking", "client|trackinginfo", "pubsub|shardchannels",
             "pubsub|shardnumsub"}
-OWN = {"warm"}
+OWN = {"cache", "cache|help", "cache|inspect", "warm"}
 
 
 def tree(raw):

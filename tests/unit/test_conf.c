@@ -340,7 +340,7 @@ static void test_bad_values(void **state)
         {"maxmemory 99999999999999999999", "maxmemory 99999999999999999999: not valid"},
         {"maxmemory-clients 101%", "maxmemory-clients 101%: not valid"},
         {"maxmemory-policy lru", "must be one of volatile-lru, volatile-lfu,"},
-        {"appendonly yes", "appendonly yes: this version has no append only file"},
+        {"appendonly maybe", "appendonly maybe: not valid, must be yes or no"},
         {"save 1", "save 1: Invalid save parameters"},
         {"save 0 1", "save 0 1: Invalid save parameters"},
         {"unixsocketperm 888", "octal"},
@@ -353,6 +353,9 @@ static void test_bad_values(void **state)
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
         assert_text_fails(cases[i].line, cases[i].message);
+    assert_load_fails(ARGV("--disk", "no", "--appendonly", "yes"), no_env,
+                      "appendonly yes needs the disk tier, and disk is no");
+    assert_load_fails(ARGV("--appendonly", "yes", "--disk", "no"), no_env, "appendonly yes needs the disk tier");
     assert_load_fails(ARGV("--port"), no_env, "command line: port needs a value");
     assert_load_fails(ARGV("--port", "1", "2"), no_env, "command line: expected --name value, got '2'");
     assert_load_fails(ARGV("--"), no_env, "expected --name value, got '--'");
@@ -452,10 +455,14 @@ static void test_set_errors(void **state)
     assert_string_equal(err.ptr, "Unknown option or number of arguments for CONFIG SET - 'Foo  x'");
     assert_int_equal(set(c, &d, 2, "timeout", "x", "timeout", "2"), ST_BAD);
     assert_string_equal(err.ptr, "CONFIG SET failed (possibly related to argument 'timeout') - duplicate parameter");
-    assert_int_equal(set(c, &d, 1, "appendonly", "yes"), ST_BAD);
-    assert_non_null(strstr(err.ptr, "'appendonly') - this version has no append only file"));
-    assert_int_equal(set(c, &d, 1, "appendonly", "no"), ST_OK);
+    assert_int_equal(set(c, &d, 2, "appendfsync", "always", "appendonly", "yes"), ST_OK);
+    assert_true(d->appendonly && d->appendfsync == FSYNC_ALWAYS);
     conf_unref(d);
+    struct conf *diskless = load_ok(ARGV("--disk", "no"), no_env);
+    assert_int_equal(set(diskless, &d, 1, "appendonly", "yes"), ST_BAD);
+    assert_string_equal(err.ptr, "CONFIG SET failed (possibly related to argument 'appendonly') - "
+                                 "appendonly yes needs the disk tier, and disk is no");
+    conf_unref(diskless);
     d = NULL;
     /* All or none. */
     assert_int_equal(set(c, &d, 2, "timeout", "5", "maxmemory", "x"), ST_BAD);

@@ -350,7 +350,9 @@ static void test_metrics_values(void **state)
                                         "redis_evicted_keys_total",         "redis_expired_keys_total",
                                         "redis_commands_processed_total",   "redis_connections_received_total",
                                         "redis_rejected_connections_total", "redis_net_input_bytes_total",
-                                        "redis_net_output_bytes_total",     "redis_cpu_user_seconds_total"};
+                                        "redis_net_output_bytes_total",     "redis_cpu_user_seconds_total",
+                                        "redis_rdb_bgsave_in_progress",     "redis_rdb_last_save_timestamp_seconds",
+                                        "redis_rdb_last_bgsave_status",     "redis_aof_last_write_status"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
         find_value(body(answer), names[i]);
     assert_non_null(strstr(answer, "\nredis_instance_info{redis_version=\"7.0.15\","));

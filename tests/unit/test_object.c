@@ -50,6 +50,11 @@ static void string_is(const struct object *o, struct slice want)
     assert_int_equal(object_string(o, codec, scratch, &got), ST_OK);
     assert_true(slice_eq(got, want));
     assert_int_equal(object_string_len(o), want.len);
+    assert_int_equal(object_plain_len(o), want.len);
+    if (o->flags & OBJ_F_PACKED)
+        assert_in_range(object_stored_len(o), 1, want.len - 1);
+    else
+        assert_int_equal(object_stored_len(o), o->enc == ENC_INT ? sizeof(int64_t) : want.len);
 }
 
 static void head_is(const struct object *o, const struct key *key, int64_t expire_ms, uint64_t origin)
@@ -377,6 +382,8 @@ static void test_list_memory_follows_content(void **state)
     for (int i = 0; i < 10000; i++)
         plist_push(l, false, SLICE_LIT("0123456789"));
     assert_true(plist_bytes(l) < 10000 * 18 * 2);
+    assert_int_equal(plist_plain_len(l), 10000 * 10);
+    assert_int_equal(plist_stored_len(l), 10000 * 18);
     for (int i = 0; i < 100000; i++) { /* a queue that moves through its room */
         plist_push(l, true, SLICE_LIT("0123456789"));
         out.len = 0;

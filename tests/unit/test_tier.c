@@ -60,10 +60,15 @@ static bool resident(const char *name)
     return o && o->type == OBJ_STRING;
 }
 
-static bool wrapped(const char *name) /* FETCHING, PINNED or DEMOTING */
+static bool wrapped(const char *name) /* FETCHING or PINNED */
 {
     const struct object *o = entry(name);
     return o && o->type == OBJ_RESIDENCY;
+}
+
+static bool leaving(const char *name) /* DEMOTING */
+{
+    return resident(name) && entry(name)->flags & OBJ_F_LEAVING;
 }
 
 static bool negative(const char *name)
@@ -72,10 +77,12 @@ static bool negative(const char *name)
     return o && o->type == OBJ_NONE;
 }
 
-static bool on_disk(const char *name)
+static bool on_disk(const char *name) /* committed */
 {
     struct key k = key_of(name);
-    return fake_slot(wd->disk, k.hash) != NULL;
+    uint32_t block;
+    bool has_expire;
+    return disk_find_locked(wd->disk, k.hash, &block, &has_expire);
 }
 
 static struct tier_found found;
@@ -387,7 +394,7 @@ static void test_resident_demoted(void **state)
     (void)state;
     put("a", "1");
     squeeze();
-    assert_true(wrapped("a")); /* dirty: to the queue */
+    assert_true(leaving("a")); /* dirty: to the queue */
     assert_true(atomic_load(&wd->tier->demoting_bytes) > 0);
     assert_false(on_disk("a"));
     fake_commit(wd->disk, SIZE_MAX, ST_OK);
@@ -533,7 +540,7 @@ static void test_on_disk_dropped(void **state)
     assert_int_equal(expires(), 0);
     release(&r);
     squeeze(); /* and is dirty by that */
-    assert_true(wrapped("c"));
+    assert_true(leaving("c"));
     fake_commit(wd->disk, 10, ST_OK);
     assert_true(on_disk("c"));
     assert_int_equal(keys(), 1);
@@ -706,7 +713,7 @@ static void test_fetch_from_dropped_block(void **state)
     assert_int_equal(expires(), 1);
     release(&r);
     squeeze();
-    assert_true(wrapped("a")); /* dirty */
+    assert_true(leaving("a")); /* dirty */
 }
 
 static void flush(unsigned db)
@@ -872,8 +879,9 @@ static void test_demoting_read(void **state)
     (void)state;
     put("a", "1");
     squeeze();
+    assert_true(leaving("a"));
     HAS("a", "1");
-    assert_true(wrapped("a"));
+    assert_false(leaving("a"));
     fake_commit(wd->disk, 1, ST_OK);
     assert_true(resident("a")); /* wanted: stays, clean */
     assert_true(on_disk("a"));
@@ -894,13 +902,13 @@ static void test_demoting_pinned(void **state)
     release(&r);
     assert_true(resident("a"));
 
-    put("b", "1"); /* unpinned before the commit */
+    put("b", "1"); /* unpinned before the commit: somebody used it */
     squeeze();
     assert_int_equal(fault(&r, "b"), ST_OK);
     release(&r);
-    assert_true(wrapped("b"));
+    assert_false(leaving("b"));
     fake_commit(wd->disk, 1, ST_OK);
-    assert_null(entry("b"));
+    assert_true(resident("b"));
     assert_true(on_disk("b"));
 }
 
@@ -940,9 +948,9 @@ static void test_demoting_written(void **state)
     squeeze(); /* again, twice in the queue at once */
     put("a", "3");
     squeeze();
-    assert_true(wrapped("a"));
+    assert_true(leaving("a"));
     fake_commit(wd->disk, 1, ST_OK); /* the older one */
-    assert_true(wrapped("a"));
+    assert_true(leaving("a"));
     assert_false(on_disk("a"));
     fake_commit(wd->disk, 1, ST_OK);
     assert_true(on_disk("a"));
@@ -1499,6 +1507,7 @@ static void test_copies_on_disk(void **state)
         fake_up_connect(up_of(0));
     }
     /* The disk cannot be read, and what the upstream says is not to be kept. */
+    HAS("a", "2");
     demote();
     assert_true(on_disk("a"));
     atomic_store(&wd->tier->limit.negative_ttl_ms, 0);
@@ -1512,6 +1521,7 @@ static void test_copies_on_disk(void **state)
     /* Invalidated while the disk is being read. */
     fetch_copy("a", "1");
     demote();
+    assert_true(on_disk("a"));
     assert_int_equal(fault(&r, "a"), ST_PENDING);
     world_turn(wd);
     tier_forget_upstream(w, 0, SLICE_LIT("a"));

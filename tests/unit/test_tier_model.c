@@ -24,7 +24,7 @@
 #define VERSION_LEN 16
 #define VERSIONS (OPS * OP_KEYS * 2 + 1000000)
 
-enum phase { READY, WAITING, CANCELLING, ROOM, SENT, ANSWERED };
+enum phase { READY, WAITING, CANCELLING, ROOM, SENT, ANSWERED, SYNC };
 enum op { READ, EXISTS, SET, SET_LIST, DEL, PUSH, EXPIRE, FLUSH, SWAP, WALK, WRITE_UP, WRITE_FOREIGN, FLUSH_UP };
 
 struct client {
@@ -40,6 +40,10 @@ struct client {
     int n, k[OP_KEYS], faults, left, next_key;
     unsigned db;
     uint64_t floor[OP_KEYS], version;
+    struct tier_sync_wait sync;
+    struct {
+        uint64_t hash, version;
+    } written[OP_KEYS]; /* by the last operation */
 };
 
 struct mkey {
@@ -105,13 +109,17 @@ static uint64_t version_of(struct worker *w, const struct object *o)
     return version_parse(s.ptr);
 }
 
+static uint64_t record_version(const struct disk_record *r)
+{
+    return version_parse(r->type == OBJ_LIST ? r->payload.ptr + r->payload.len - VERSION_LEN : r->payload.ptr + 2);
+}
+
 /* Called by the disk before a record goes, or is found damaged. */
 static void losing(void *arg, const struct disk_record *r)
 {
-    const char *at = r->type == OBJ_LIST ? r->payload.ptr + r->payload.len - VERSION_LEN : r->payload.ptr + 2;
     (void)arg;
     if (!with_up)
-        atomic_store(&lost[version_parse(at)], true);
+        atomic_store(&lost[record_version(r)], true);
 }
 
 static int key_number(const struct key *key)
@@ -523,6 +531,7 @@ static void execute(struct client *c, const struct key *key, const struct tier_f
             continue;
         }
         judge(c, c->k[i], &f[i]);
+        c->written[i].hash = key[i].hash;
         if (c->op == SET || c->op == SET_LIST)
             key_put(c, &key[i], c->k[i], c->op == SET_LIST);
         else if (c->op == DEL)
@@ -533,6 +542,29 @@ static void execute(struct client *c, const struct key *key, const struct tier_f
             key_expire(c, &key[i], c->k[i], f[i].obj);
         else if (f[i].obj)
             tier_touch_locked(c->w, f[i].obj);
+        c->written[i].version = model_of(c->db, c->k[i])->version;
+    }
+}
+
+/* What a start after a crash would find of the client's keys now: this version, or what came after it. */
+static void check_durable(struct client *c)
+{
+    if (c->op != SET && c->op != SET_LIST && c->op != PUSH)
+        return;
+    for (int i = 0; i < c->n; i++) {
+        bool found = false;
+        pthread_mutex_lock(&wd->disk->mu);
+        for (size_t e = wd->disk->nevents; e-- > 0 && !found;) {
+            const struct fake_event *ev = &wd->disk->event[e];
+            if (ev->hash != c->written[i].hash)
+                continue;
+            if (ev->block == 0 || ev->dropped)
+                found = true; /* deleted since, or dropped: then the tier knows */
+            else if (wd->disk->rec[ev->block - 1].committed)
+                found = record_version(&wd->disk->rec[ev->block - 1].r) >= c->written[i].version;
+        }
+        pthread_mutex_unlock(&wd->disk->mu);
+        CHECK(found);
     }
 }
 
@@ -562,6 +594,29 @@ static void fault(struct client *c)
     }
 }
 
+/* appendfsync always: what was done is acknowledged when it is on disk. */
+static void on_sync(struct tier_sync_wait *sw, bool ok)
+{
+    struct client *c = LIST_ENTRY(sw, struct client, sync);
+    CHECK(c->phase == SYNC);
+    CHECK(ok || wd->disk->p_commit > 0);
+    if (ok)
+        check_durable(c);
+    op_end(c);
+}
+
+static bool await_disk(struct client *c)
+{
+    if (c->op == READ || c->op == EXISTS || !wd->tier->limit.journal_always)
+        return false;
+    if (!tier_sync_needed(c->w, &c->sync))
+        return false;
+    c->sync.done = on_sync;
+    c->phase = SYNC;
+    tier_wait_sync(c->w, &c->sync);
+    return true;
+}
+
 static void attempt(struct client *c)
 {
     struct key key[OP_KEYS];
@@ -569,6 +624,9 @@ static void attempt(struct client *c)
     int shard[OP_KEYS], nshards;
     enum status st = ST_OK;
 
+    c->sync.since = atomic_load(&wd->tier->settled_event);
+    if (c->n > 1)
+        tier_group_begin(c->w);
     while (!keys_lock(c, key, shard, &nshards))
         keys_unlock(shard, nshards);
     for (int i = 0; i < c->n && st == ST_OK; i++)
@@ -577,6 +635,9 @@ static void attempt(struct client *c)
     if (st == ST_OK)
         execute(c, key, found);
     keys_unlock(shard, nshards);
+    tier_group_end(c->w);
+    if (st == ST_OK && await_disk(c))
+        return;
     if (st == ST_PENDING) {
         if (c->holding)
             tier_release(c->w, &c->req);
@@ -833,11 +894,43 @@ static void settle_accounts(void)
     CHECK(atomic_load(&wd->tier->inflight_urgent) == 0 && atomic_load(&wd->tier->inflight_ahead) == 0);
 }
 
+static bool tier_dirty(const struct disk *d, const struct object *o, uint64_t hash)
+{
+    uint32_t block;
+    bool has_expire;
+    return o->flags & OBJ_F_OWED || !disk_find_locked(d, hash, &block, &has_expire);
+}
+
+static void durable_object(void *arg, const struct object *o)
+{
+    (void)arg;
+    CHECK(!tier_dirty(wd->disk, o, mem_object_hash(wd->mem, o)));
+}
+
+static bool durable_slot(void *arg, const struct disk_slot *s)
+{
+    (void)arg;
+    (void)s;
+    return true;
+}
+
+/* With a journal and a disk that does not fail, memory has nothing that the disk has not. */
+static void check_all_durable(void)
+{
+    uint64_t cursor = 0;
+
+    disk_sync(wd->disk, 1000);
+    do
+        tier_scan_step(world_worker(wd, 0), false, cursor, &cursor, durable_object, durable_slot, NULL);
+    while (cursor != 0);
+}
+
 struct plan {
     const char *name;
     bool disk, up, failures;
     int64_t room, stale_ms;
     int policy;
+    bool journal;
 };
 
 static void start_all(uint64_t seed, int ops)
@@ -905,6 +998,8 @@ static void run(const struct plan *p, uint64_t seed, int ops)
     atomic_store(&limit->negative_ttl_ms, 20);
     atomic_store(&limit->tracked_keys_max, p->up ? 50 : 1000000);
     atomic_store(&limit->disk_stall_ms, 5);
+    atomic_store(&limit->journal, p->journal);
+    atomic_store(&limit->journal_always, p->journal);
     if (wd->disk) {
         wd->disk->losing = losing;
         wd->disk->rng = seed + 77;
@@ -931,6 +1026,9 @@ static void run(const struct plan *p, uint64_t seed, int ops)
         pthread_join(threads[i], NULL);
     settle_accounts();
     if (wd->disk) {
+        tier_save_stop(wd->tier);
+        if (p->journal && !p->failures)
+            check_all_durable();
         fake_disk_stop(wd->disk);
         world_check_log(wd);
         printf("  %zu records, %zu tombstones, %zu reads, %llu errors, %llu lost, %llu cancelled\n", wd->disk->nrec,
@@ -976,6 +1074,18 @@ static void test_failing_disk(void **state)
     run_plan(&(struct plan){"failing disk", true, false, true, 20000, 0, POLICY_ALLKEYS_LRU});
 }
 
+static void test_journal(void **state)
+{
+    (void)state;
+    run_plan(&(struct plan){"journal", true, false, false, 20000, 0, POLICY_ALLKEYS_LRU, true});
+}
+
+static void test_journal_failing(void **state)
+{
+    (void)state;
+    run_plan(&(struct plan){"journal, failing disk", true, false, true, 20000, 0, POLICY_ALLKEYS_LRU, true});
+}
+
 static void test_upstream(void **state)
 {
     (void)state;
@@ -994,6 +1104,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_disk),
         cmocka_unit_test(test_failing_disk),
+        cmocka_unit_test(test_journal),
+        cmocka_unit_test(test_journal_failing),
         cmocka_unit_test(test_upstream),
         cmocka_unit_test(test_upstream_and_disk),
     };

@@ -38,6 +38,7 @@
 
 struct fake_rec {
     struct disk_record r; /* key.ptr, payload: malloc */
+    uint64_t event;
     bool committed, gone;
 };
 
@@ -64,14 +65,17 @@ struct disk {
     size_t nevents, cap_events, tombstones;
     _Atomic size_t queue_bytes;
     size_t queue_max;
-    bool want_room;
+    bool want_room, unhealthy, quota_full, names;
+    int groups;            /* open */
     enum status append_st; /* what every append answers, when not ST_OK */
+    uint64_t settled;
+    size_t hurries;
     struct list reads;
     size_t nreads; /* ever */
     struct disk_owner owner;
     uint64_t rng;
     /* With threads. Chances in a thousand. */
-    int p_full, p_io, p_commit, p_corrupt, p_read_io, max_delay_us;
+    int p_full, p_io, p_commit, p_corrupt, p_read_io, p_inline, max_delay_us;
     size_t max_live;
     bool stop, threaded;
     pthread_t writer, reader[2];
@@ -120,6 +124,7 @@ static inline void fake_event_push(struct disk *d, uint64_t hash, uint32_t block
         d->event = realloc(d->event, d->cap_events * sizeof(*d->event));
     }
     d->event[d->nevents++] = (struct fake_event){hash, block, dropped};
+    pthread_cond_broadcast(&d->wake);
     d->tombstones += block == 0;
 }
 
@@ -129,25 +134,38 @@ uint64_t disk_hash_bits(const struct disk *d, uint64_t hash)
     return hash;
 }
 
+static inline bool fake_committed(struct disk *d, uint32_t block)
+{
+    pthread_mutex_lock(&d->mu);
+    bool yes = d->rec[block - 1].committed;
+    pthread_mutex_unlock(&d->mu);
+    return yes;
+}
+
 bool disk_find_locked(const struct disk *d, uint64_t hash, uint32_t *block, bool *has_expire)
 {
     const struct disk_slot *s = fake_slot(d, hash);
-    if (!s)
+    if (!s || !fake_committed((struct disk *)(uintptr_t)d, s->block))
         return false;
     *block = s->block;
     *has_expire = s->has_expire;
     return true;
 }
 
-bool disk_forget_locked(struct disk *d, uint64_t hash, bool force, bool *had_expire)
+uint32_t disk_pending_locked(const struct disk *d, uint64_t hash)
+{
+    const struct disk_slot *s = fake_slot(d, hash);
+    return s && !fake_committed((struct disk *)(uintptr_t)d, s->block) ? s->block : 0;
+}
+
+bool disk_forget_locked(struct disk *d, uint64_t hash, bool *had_expire)
 {
     struct disk_slot *s = fake_slot(d, hash);
     bool had = s != NULL;
     if (had_expire)
         *had_expire = s && s->has_expire;
-    if (s)
+    if (s) {
         fake_erase(d, s);
-    if (had || force) {
         pthread_mutex_lock(&d->mu);
         fake_event_push(d, hash, 0, false);
         pthread_mutex_unlock(&d->mu);
@@ -155,7 +173,7 @@ bool disk_forget_locked(struct disk *d, uint64_t hash, bool force, bool *had_exp
     return had;
 }
 
-void disk_publish_locked(struct disk *d, uint64_t hash, uint32_t block, bool has_expire)
+static inline void fake_enter(struct disk *d, uint64_t hash, uint32_t block, bool has_expire)
 {
     struct disk_slot *s = fake_slot(d, hash);
     if (!s) {
@@ -205,7 +223,8 @@ enum status disk_append_locked(struct disk *d, const struct disk_record *rec)
     pthread_mutex_lock(&d->mu);
     if (st == ST_OK && fake_chance(d, d->p_io))
         st = ST_IO;
-    if (st == ST_OK && ((d->queue_bytes > 0 && d->queue_bytes + len > d->queue_max) || fake_chance(d, d->p_full))) {
+    if (st == ST_OK && !rec->must &&
+        ((d->queue_bytes > 0 && d->queue_bytes + len > d->queue_max) || fake_chance(d, d->p_full))) {
         d->want_room = true;
         st = ST_FULL;
     }
@@ -230,9 +249,12 @@ enum status disk_append_locked(struct disk *d, const struct disk_record *rec)
     f->r.payload = SLICE(bytes + rec->key.len, len);
     f->r.payload_ref = NULL;
     atomic_fetch_add(&d->queue_bytes, len);
-    fake_event_push(d, rec->key.hash, (uint32_t)d->nrec, false);
+    uint32_t block = (uint32_t)d->nrec;
+    fake_event_push(d, rec->key.hash, block, false);
+    f->event = d->nevents;
     pthread_cond_broadcast(&d->wake);
     pthread_mutex_unlock(&d->mu);
+    fake_enter(d, rec->key.hash, block, rec->expire_ms != 0);
     return ST_OK;
 }
 
@@ -240,21 +262,30 @@ enum status disk_append_locked(struct disk *d, const struct disk_record *rec)
 static inline size_t fake_commit(struct disk *d, size_t max, enum status st)
 {
     pthread_mutex_lock(&d->mu);
+    while (d->groups > 0 && d->threaded)
+        pthread_cond_wait(&d->wake, &d->mu);
     size_t n = d->nrec - d->reported, bytes = 0;
     if (n > max)
         n = max;
+    uint64_t event = d->reported + n == d->nrec ? d->nevents : n ? d->rec[d->reported + n - 1].event : 0;
     struct disk_done *done = malloc((n + 1) * sizeof(*done));
     for (size_t i = 0; i < n; i++) {
         struct fake_rec *f = &d->rec[d->reported + i];
         f->committed = st == ST_OK;
         bytes += f->r.payload.len;
-        done[i] = (struct disk_done){f->r.key.hash, f->r.ticket, (uint32_t)(d->reported + i + 1), f->r.expire_ms != 0};
+        done[i] = (struct disk_done){f->r.key.hash, f->r.ticket, (uint32_t)(d->reported + i + 1), f->r.note};
     }
     d->reported += n;
     pthread_mutex_unlock(&d->mu);
     if (n > 0)
         d->owner.committed(d->owner.arg, done, n, st);
     free(done);
+    if (event > d->settled) {
+        pthread_mutex_lock(&d->mu);
+        d->settled = event;
+        pthread_mutex_unlock(&d->mu);
+        d->owner.settled(d->owner.arg, event, st == ST_OK);
+    }
     pthread_mutex_lock(&d->mu);
     atomic_fetch_sub(&d->queue_bytes, bytes);
     bool room = d->want_room && d->queue_bytes <= d->queue_max / 2;
@@ -278,7 +309,13 @@ static inline void fake_drop(struct disk *d, size_t max)
         struct fake_rec *f = &d->rec[to];
         if (!f->committed || f->gone)
             continue;
-        gone[n++] = (struct disk_gone){f->r.key.hash, (uint32_t)(to + 1), f->r.incarnation, f->r.expire_ms != 0};
+        gone[n] = (struct disk_gone){.hash = f->r.key.hash,
+                                     .block = (uint32_t)(to + 1),
+                                     .incarnation = f->r.incarnation,
+                                     .has_expire = f->r.expire_ms != 0};
+        if (d->names)
+            gone[n].name = key_slice(&f->r.key);
+        n++;
         if (d->losing)
             d->losing(d->losing_arg, &f->r);
     }
@@ -348,14 +385,60 @@ void disk_read_now(struct disk *d, struct disk_read *rd)
     fake_read(d, rd, ST_OK);
 }
 
+bool disk_read_inline(struct disk *d, struct disk_read *rd)
+{
+    if (!d->p_inline || !fake_chance(d, d->p_inline))
+        return false;
+    fake_read(d, rd, ST_OK);
+    return true;
+}
+
 void disk_hurry(struct disk *d)
 {
-    (void)d; /* the fake writer is never idle */
+    d->hurries++; /* the fake writer is never idle */
+}
+
+uint64_t disk_last_event(const struct disk *d)
+{
+    struct disk *mine = (struct disk *)(uintptr_t)d;
+    pthread_mutex_lock(&mine->mu);
+    uint64_t event = d->nevents;
+    pthread_mutex_unlock(&mine->mu);
+    return event;
+}
+
+void disk_group_begin(struct disk *d)
+{
+    pthread_mutex_lock(&d->mu);
+    d->groups++;
+    pthread_mutex_unlock(&d->mu);
+}
+
+void disk_group_end(struct disk *d)
+{
+    pthread_mutex_lock(&d->mu);
+    d->groups--;
+    pthread_cond_broadcast(&d->wake);
+    pthread_mutex_unlock(&d->mu);
+}
+
+bool disk_quota_full(const struct disk *d)
+{
+    return d->quota_full;
+}
+
+void disk_set_names(struct disk *d, bool wanted)
+{
+    d->names = wanted;
 }
 
 enum status disk_sync(struct disk *d, int64_t timeout_ms)
 {
-    (void)timeout_ms;
+    for (int64_t until = clock_mono_ms() + timeout_ms; d->threaded && disk_queue_bytes(d) > 0;) {
+        if (clock_mono_ms() > until)
+            return ST_TIMEOUT;
+        usleep(200);
+    }
     while (!d->threaded && fake_commit(d, SIZE_MAX, ST_OK) > 0)
         ;
     return ST_OK;
@@ -385,8 +468,7 @@ size_t disk_queue_bytes(const struct disk *d)
 
 bool disk_healthy(const struct disk *d)
 {
-    (void)d;
-    return true;
+    return !d->unhealthy;
 }
 
 void disk_get_stats(const struct disk *d, struct disk_stats *out)
@@ -402,10 +484,11 @@ void disk_set_max_bytes(struct disk *d, uint64_t max_bytes)
     (void)max_bytes;
 }
 
-void disk_set_drop_oldest(struct disk *d, bool drop_oldest)
+void disk_set_retain(struct disk *d, enum disk_retain retain, bool thorough)
 {
     (void)d;
-    (void)drop_oldest;
+    (void)retain;
+    (void)thorough;
 }
 
 static void *fake_writer(void *arg)
@@ -414,9 +497,9 @@ static void *fake_writer(void *arg)
 
     pthread_mutex_lock(&d->mu);
     for (;;) {
-        while (d->reported == d->nrec && !d->stop)
+        while (d->reported == d->nrec && d->settled >= d->nevents && !d->stop)
             pthread_cond_wait(&d->wake, &d->mu);
-        if (d->reported == d->nrec)
+        if (d->reported == d->nrec && d->stop)
             break;
         useconds_t delay = d->max_delay_us ? (useconds_t)(rng_next(&d->rng) % (uint64_t)d->max_delay_us) : 0;
         size_t n = 1 + rng_next(&d->rng) % 32, live = d->reported - d->tail;
