@@ -124,7 +124,8 @@ struct disk_options {
     unsigned shard_bits; /* the memory tier's */
     unsigned databases;
     unsigned readers;       /* threads */
-    unsigned commit_ms;     /* a commit starts at most this long after the first append or tombstone */
+    unsigned commit_ms;     /* a commit starts at most this long after the first tombstone or append that must
+                             * be; other appends may wait for half a second, for company */
     size_t commit_bytes;    /* ... or when this much is queued */
     size_t queue_max_bytes; /* appends and not yet committed */
     uint64_t fresh_seed;    /* hash seed for a new file */

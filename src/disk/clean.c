@@ -123,6 +123,8 @@ static void hand_turn(struct disk *d)
     c->dry++;
     atomic_store_explicit(&d->n.live_bytes, c->live_bytes, memory_order_relaxed);
     c->keys = c->live_keys;
+    c->dead_part = c->seen_keys == 0 ? 0 : (c->seen_keys - c->seen_data) * 1024 / c->seen_keys;
+    c->seen_keys = c->seen_data = 0;
     memset(c->seen, 0, sizeof(c->seen));
     c->live_bytes = c->live_keys = 0;
     c->hand = PEEK(d->tail);
@@ -141,8 +143,11 @@ static uint64_t hand_move(struct disk *d, uint32_t *share)
         c->hand = PEEK(d->tail);
     uint64_t id = c->hand++;
     const struct block_meta *m = block_meta(d, id);
-    if (m == NULL || !(PEEK(m->flags) & BLOCK_DATA))
+    uint32_t flags = m == NULL ? 0 : PEEK(m->flags);
+    c->seen_keys += (flags & BLOCK_KEYS) != 0;
+    if (!(flags & BLOCK_DATA))
         return 0;
+    c->seen_data += (flags & BLOCK_KEYS) != 0;
     uint32_t live = PEEK(m->live);
     c->live_keys += live;
     if (m->records != 0)
@@ -469,7 +474,8 @@ static bool tail_is_pinned(const struct disk *d, bool need)
     uint64_t spare = need ? PEEK(d->max_bytes) / 16 : live * 3 + KEYS_SPARE;
     if (PEEK(d->head) >= PEEK(d->tail) + WINDOW_TIGHT)
         return true;
-    return c->rounds >= 2 && d->keys_bytes > live + spare;
+    uint64_t dead = d->keys_bytes / 1024 * c->dead_part;
+    return c->rounds >= 2 && dead > spare && d->keys_bytes > live + spare;
 }
 
 static void unpin_tail(struct disk *d)

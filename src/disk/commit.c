@@ -30,7 +30,6 @@ static MDB_val id_key(const uint64_t *id)
 /* Puts the records together with their directory into `out`, and seals them. */
 static void block_write(const struct block *b, char *out)
 {
-    memcpy(out, b->data, b->data_len);
     size_t dir = b->data_len;
     if (b->ref != NULL && b->ref->len != 0) {
         memcpy(out + dir, b->ref->data, b->ref->len);
@@ -42,8 +41,9 @@ static void block_write(const struct block *b, char *out)
     for (uint32_t i = 0, op = 0; i < b->nrec; i++, op++) {
         while (b->ops[op].word & OP_TOMB)
             op++;
-        size_t end = i + 1 < b->nrec ? b->offs[i + 1] : dir;
-        if (!(b->ops[op].word & OP_CARRIED)) /* these are sealed already */
+        size_t end = i + 1 < b->nrec ? b->offs[i + 1] : dir, copy = end < b->data_len ? end : b->data_len;
+        memcpy(out + b->offs[i], b->data + b->offs[i], copy - b->offs[i]); /* sealed while it is in the cache */
+        if (!(b->ops[op].word & OP_CARRIED))                               /* these are sealed already */
             record_seal(out + b->offs[i], end - b->offs[i]);
         uint32_t hash32 = (uint32_t)(b->ops[op].hash >> 32);
         memcpy(hashes + (size_t)i * 4, &hash32, 4);

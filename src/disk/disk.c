@@ -287,7 +287,7 @@ enum status disk_start(struct disk *d, const struct disk_owner *owner, char err[
  * where it is a cache. Where it is to keep what it has, an older state is what a crash gives, too. */
 static void give_up_file(struct disk *d)
 {
-    if (PEEK(d->retain) != DISK_RETAIN_HOT || PEEK(d->healthy) ||
+    if (PEEK(d->retain) != DISK_RETAIN_HOT || PEEK(d->thorough) || PEEK(d->healthy) ||
         (d->retained_n == 0 && !PEEK(d->any_dirty) && !d->drop_pending))
         return;
     if (unlink(d->path) == 0)

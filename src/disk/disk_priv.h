@@ -48,6 +48,7 @@
 #define DOOM_MAX 4096u      /* blocks deleted in one transaction */
 #define TRIM_MAX 65536u     /* keys entries deleted in one transaction */
 #define READ_BATCH 64
+#define DEMOTED_MS 500 /* records that nobody would miss after a crash may wait so long for company */
 #define RETRY_US 1000000
 #define EXPIRE_AGAIN_S 60u /* a swept block is not swept again sooner */
 
@@ -250,6 +251,8 @@ struct cleaner {
     uint64_t seen[SHARES + 1];      /* bytes it has passed in this one, by live share */
     uint64_t live_bytes, live_keys; /* the same: what lives, estimated */
     uint64_t keys;                  /* live ones in the last round */
+    uint64_t seen_keys, seen_data;  /* blocks with an entry in `keys`, in `data` */
+    uint64_t dead_part;             /* of those in `keys`, of 1,024, had none in `data` in the last round */
     uint32_t rounds, dry;           /* so far; since it took a block */
     uint32_t cut;                   /* it takes blocks of which at most this share lives */
     bool poor;                      /* the last round found next to nothing that is worth it */
@@ -313,10 +316,11 @@ struct disk {
     unsigned groups; /* open */
     bool taking;     /* the writer wants a batch: no new groups */
     uint64_t reclaim_events;
-    int64_t first_event_us, reclaim_at_us;
+    int64_t commit_at_us, reclaim_at_us; /* commit_at_us: 0 = nothing waits */
     size_t retained_n, waiting_tombs;
     char problem[256];
     uint64_t meta_event; /* the newest change of an incarnation: what comes before goes with it */
+    bool commit_soon;    /* the commit that is due next is one that commit_ms speaks of */
     bool want_room, closing, work_soon;
     bool writer_started;
 

@@ -6,6 +6,8 @@
  * right when the writer takes the block is its count of live records. */
 #include "disk_priv.h"
 
+#define AHEAD_BYTES 1024 /* of the buffer, fetched into the cache for the next record */
+
 void queue_init(struct disk *d)
 {
     pthread_condattr_t attr;
@@ -165,16 +167,17 @@ static void block_push_record(struct block *b, uint64_t hash, uint32_t incarnati
     }
 }
 
-/* An event was queued: when is its commit due? */
-static void queue_event_locked(struct disk *d, size_t bytes)
+/* An event was queued. soon: its commit is due in commit_ms, else in DEMOTED_MS. */
+static void queue_event_locked(struct disk *d, size_t bytes, bool soon)
 {
     uint64_t event = PEEK(d->events) + 1;
     atomic_store_explicit(&d->events, event, memory_order_release);
     if (d->open != NULL)
         d->open->last_event = event;
     bool wake = false;
-    if (d->first_event_us == 0) {
-        d->first_event_us = clock_mono_us();
+    if (d->commit_at_us == 0 || (soon && !d->commit_soon)) {
+        d->commit_at_us = clock_mono_us() + (int64_t)(soon ? d->opt.commit_ms : DEMOTED_MS) * 1000;
+        d->commit_soon = soon;
         wake = true;
     }
     size_t before = d->waiting_bytes;
@@ -247,9 +250,13 @@ static void record_write(char *to, const struct disk_record *rec, size_t payload
         memcpy(p + rec->payload.len, rec->payload_ref->data, rec->payload_ref->len);
 }
 
+static struct index_shard *index_of(const struct disk *d, uint64_t hash)
+{
+    return &d->index[disk_shard_of(d, hash)];
+}
+
 /* Returns the id of its block. */
-static uint64_t append_record_locked(struct disk *d, const struct disk_record *rec, size_t payload, size_t bytes,
-                                     uint32_t flags)
+static uint64_t append_record_locked(struct disk *d, const struct disk_record *rec, size_t payload, size_t bytes)
 {
     size_t copied = bytes;
     struct block *b;
@@ -265,7 +272,11 @@ static uint64_t append_record_locked(struct disk *d, const struct disk_record *r
     } else {
         b = queue_open_small_locked(d, bytes);
         record_write(b->data + b->data_len, rec, payload, true);
+        for (size_t at = b->data_len + bytes; at < b->data_len + bytes + AHEAD_BYTES && at < BLOCK_BYTES; at += 64)
+            __builtin_prefetch(b->data + at, 1);
     }
+    uint32_t place,
+        flags = index_find(index_of(d, rec->key.hash), disk_tag_of(d, rec->key.hash), &place) ? OP_REPLACES : 0;
     block_push_record(b, rec->key.hash, rec->incarnation, rec->expire_ms, flags);
     b->done[b->ndone++] =
         (struct disk_done){.hash = rec->key.hash, .ticket = rec->ticket, .block = (uint32_t)b->id, .note = rec->note};
@@ -275,11 +286,11 @@ static uint64_t append_record_locked(struct disk *d, const struct disk_record *r
 }
 
 /* After a record of that size was put into the open block. */
-static void queue_record_locked(struct disk *d, size_t bytes)
+static void queue_record_locked(struct disk *d, size_t bytes, bool soon)
 {
     d->open->queue_bytes += bytes;
     BUMP(d->queue_bytes, bytes);
-    queue_event_locked(d, bytes);
+    queue_event_locked(d, bytes, soon);
     if (bytes > BLOCK_BYTES / 2)
         queue_seal_locked(d);
 }
@@ -292,17 +303,18 @@ enum status disk_append_locked(struct disk *d, const struct disk_record *rec)
         return ST_TOO_LARGE;
     if (!PEEK(d->healthy))
         return ST_IO;
-    struct index_shard *s = &d->index[disk_shard_of(d, rec->key.hash)];
+    struct index_shard *s = index_of(d, rec->key.hash);
     uint64_t tag = disk_tag_of(d, rec->key.hash);
-    uint32_t old, flags = index_find(s, tag, &old) ? OP_REPLACES : 0;
+    uint32_t old;
+    index_prefetch(s, tag); /* wanted when the record was copied */
     pthread_mutex_lock(&d->mu);
     if (queue_is_full_locked(d, rec, bytes)) {
         d->want_room = true;
         pthread_mutex_unlock(&d->mu);
         return ST_FULL;
     }
-    uint32_t number = block_number(append_record_locked(d, rec, payload, bytes, flags));
-    queue_record_locked(d, bytes);
+    uint32_t number = block_number(append_record_locked(d, rec, payload, bytes));
+    queue_record_locked(d, bytes, rec->must);
     BUMP(d->n.appends, 1);
     BUMP(d->n.appended_bytes, bytes);
     pthread_mutex_unlock(&d->mu);
@@ -339,7 +351,7 @@ bool queue_carry_locked(struct disk *d, uint64_t hash, uint64_t from_id, const c
     if (own == NULL)
         memcpy(b->data + b->data_len, raw, len);
     b->data_len += len;
-    queue_record_locked(d, len);
+    queue_record_locked(d, len, false);
     pthread_mutex_unlock(&d->mu);
     COUNT(d, carried_keys, 1);
     COUNT(d, carried_bytes, len);
@@ -365,7 +377,7 @@ static void tombstone(struct disk *d, uint64_t hash, uint32_t number)
     if (!crowded || !forget_by_block(d, number)) {
         block_push_op(queue_open_locked(d), hash, OP_TOMB);
         d->waiting_tombs++;
-        queue_event_locked(d, sizeof(struct disk_op));
+        queue_event_locked(d, sizeof(struct disk_op), true);
     }
     BUMP(d->n.tombstones, 1);
     pthread_mutex_unlock(&d->mu);
@@ -454,7 +466,7 @@ void disk_set_incarnation(struct disk *d, unsigned db, uint32_t incarnation)
         return;
     pthread_mutex_lock(&d->mu);
     atomic_store_explicit(&d->incarnation[db], incarnation, memory_order_relaxed);
-    queue_event_locked(d, 0);
+    queue_event_locked(d, 0, true);
     d->meta_event = PEEK(d->events);
     /* Not at once: the other half of a SWAPDB may follow, and what was queued must be written. */
     d->reclaim_events = d->meta_event;
@@ -484,7 +496,8 @@ void queue_take_locked(struct disk *d, struct batch *batch, size_t limit)
     if (!list_empty(&d->sealed))
         return;
     batch->events = PEEK(d->events);
-    d->first_event_us = 0;
+    d->commit_at_us = 0;
+    d->commit_soon = false;
     /* All events are in this batch, those too that replaced records of it. */
     for (struct list *l = batch->blocks.next; l != &batch->blocks; l = l->next) {
         struct block *b = LIST_ENTRY(l, struct block, link);

@@ -35,17 +35,14 @@ static bool commit_is_due_locked(const struct disk *d, int64_t now_us)
     if (settled == PEEK(d->events))
         return false;
     return d->closing || d->sync_events > settled || d->waiting_bytes >= d->opt.commit_bytes ||
-           d->first_event_us == 0 || now_us - d->first_event_us >= (int64_t)d->opt.commit_ms * 1000 ||
-           reclaim_commit_due(d, now_us); /* what waits may be what a deletion waits for */
+           now_us >= d->commit_at_us || reclaim_commit_due(d, now_us); /* what waits may be what a deletion waits for */
 }
 
 static void writer_sleep_locked(struct disk *d, int64_t now_us)
 {
     int64_t until = d->house_at_us;
-    if (PEEK(d->settled_events) != PEEK(d->events) && d->first_event_us != 0) {
-        int64_t due = d->first_event_us + (int64_t)d->opt.commit_ms * 1000;
-        until = due < until ? due : until;
-    }
+    if (PEEK(d->settled_events) != PEEK(d->events) && d->commit_at_us != 0)
+        until = d->commit_at_us < until ? d->commit_at_us : until;
     if (until <= now_us)
         return;
     struct timespec ts = {.tv_sec = until / 1000000, .tv_nsec = until % 1000000 * 1000};

@@ -271,13 +271,17 @@ static inline void world_reopen(struct world *w)
 }
 
 /* A world, not opened, with the file as it is now, which is what a crash leaves; the model is copied, too. */
-static inline struct world *world_image(const struct world *w)
+static inline struct world *world_image(struct world *w)
 {
     struct world *v = world_new(w->nkeys);
     char cmd[300];
     snprintf(cmd, sizeof(cmd), "cp %s/tiercel.mdb %s/", w->dir, v->dir);
     CHECK(system(cmd) == 0);
+    for (unsigned i = 0; i < SHARDS; i++)
+        pthread_mutex_lock(&w->lock[i]);
     memcpy(v->keys, w->keys, w->nkeys * sizeof(*v->keys));
+    for (unsigned i = 0; i < SHARDS; i++)
+        pthread_mutex_unlock(&w->lock[i]);
     return v;
 }
 

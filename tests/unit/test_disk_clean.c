@@ -43,6 +43,7 @@ static bool put_waiting(struct world *w, uint32_t k, size_t len, int64_t expire_
 static void reopen_same(struct world *w)
 {
     int64_t keys, expires, before = 0;
+    sync_ok(w);
     check_all(w);
     for (uint32_t k = 0; k < w->nkeys; k++)
         before += w->keys[k].on_disk != 0;
@@ -161,6 +162,7 @@ static void test_persistent(void **state)
         more++;
     assert_true(disk_quota_full(w->disk));
     assert_true(more > QUOTA / 2 / 1060);
+    sync_ok(w);
     for (uint32_t i = k; i < k + more; i++)
         assert_true(get_version(w, i, true, &g) != 0);
     assert_true(file_size(w) <= QUOTA + 2 * MB);
