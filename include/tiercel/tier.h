@@ -217,8 +217,10 @@ struct tier_request {
  * unless no other urgent one is in flight: so the oldest always get on. */
 enum status tier_fault(struct worker *w, struct tier_request *req, bool urgent);
 /* Before a request is made to wait for a key: brings it in from disk, if that can be done without
- * waiting. The worker's thread, no lock held. true: resolving it again is worth it. */
-bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need need);
+ * waiting. The worker's thread, no lock held. true: resolving it again is worth it. *brief (NULL:
+ * it is to stay): memory is full, and it is there for this use only: end that with tier_let_go_locked(). */
+bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need need, bool *brief);
+void tier_let_go_locked(struct worker *w, struct mem_shard *shard, const struct key *key);
 /* After the request ran (or gave up): unpins. */
 void tier_release(struct worker *w, struct tier_request *req);
 /* The client went while ready() was outstanding (else: tier_release()). true: nothing refers to the request any more, free it. false: ready()

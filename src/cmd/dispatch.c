@@ -344,7 +344,7 @@ static enum dispatch_rc call_ended(struct call *c, enum status st)
 #define INLINE_KEYS 16 /* a command with more waits for what is on disk */
 
 /* Its keys could not be resolved, and nothing is locked: try again? */
-static bool resolve_again(struct call *c, enum status st, bool *tried)
+static bool resolve_again(struct call *c, enum status st, bool *tried, bool *brief)
 {
     struct worker *w = c->w;
 
@@ -352,7 +352,7 @@ static bool resolve_again(struct call *c, enum status st, bool *tried)
         return st == ST_CANCELLED;
     *tried = true;
     for (int i = 0; i < c->nkeys; i++)
-        if (!tier_fault_inline(w, &c->keys[i].key, dispatch_need(w, c->keys[i].access)))
+        if (!tier_fault_inline(w, &c->keys[i].key, dispatch_need(w, c->keys[i].access), brief))
             return false;
     if (LIKELY(w->mono_us != 0)) /* this is not the time of the command that follows */
         w->mono_us = clock_mono_us();
@@ -378,7 +378,7 @@ static enum dispatch_rc run_on_keys(struct call *c)
         if (LIKELY(st == ST_OK))
             break;
         dispatch_unlock(w, &set);
-    } while (c->nkeys > 0 && resolve_again(c, st, &tried));
+    } while (c->nkeys > 0 && resolve_again(c, st, &tried, NULL));
     if (LIKELY(st == ST_OK)) {
         dispatch_call(c);
         if (UNLIKELY(c->cmd->flags & CMD_ALL_SHARDS)) {
@@ -410,7 +410,7 @@ static enum dispatch_rc run_on_one_key(struct call *c)
     struct call_key k = {.access = cmd->find_access ? cmd->find_access(c->argc, c->argv) : cmd->access,
                          .arg = cmd->first};
     struct mem_shard *shard;
-    bool tried = false;
+    bool tried = false, brief = false;
     enum status st;
 
     if (value_arg(cmd))
@@ -425,10 +425,12 @@ static enum dispatch_rc run_on_one_key(struct call *c)
         if (LIKELY(st == ST_OK))
             break;
         mem_unlock(shard);
-    } while (resolve_again(c, st, &tried));
+    } while (resolve_again(c, st, &tried, &brief));
     if (LIKELY(st == ST_OK)) {
         dispatch_call(c);
         block_serve(w, c->now_ms);
+        if (brief)
+            tier_let_go_locked(w, shard, &k.key);
         mem_unlock(shard);
     }
     c->keys = NULL;

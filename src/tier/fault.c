@@ -2,9 +2,11 @@
 #include <stdio.h>
 
 #include "tiercel/clock.h"
+#include "tiercel/hash.h"
 #include "tier_priv.h"
 
 #define FETCHED_SIZE_INIT 1024 /* what a fetched object is taken to weigh before any was seen */
+#define INLINE_STAYS 4         /* while memory is full, one in so many that are read inline stays there */
 
 /* One fetch, from the disk or the upstream. Its worker's, except that a disk reader fills
  * in `found` and `st` before it posts it back. */
@@ -111,17 +113,11 @@ static struct fetch *fetch_create(struct worker *w, struct residency *r, const s
     return f;
 }
 
-/* Queues the fetch of a key: from `block` on disk, or from the upstream. Sent when no lock is held. */
-static void fetch_start_locked(struct worker *w, struct residency *r, const struct key *key, bool on_disk,
-                               uint32_t block)
+static void fetch_read(struct fetch *f, uint32_t block)
 {
+    struct worker *w = f->w;
     struct tier_worker *tw = w->tier_worker;
-    struct fetch *f = fetch_create(w, r, key);
 
-    if (!on_disk) {
-        list_push_back(&tw->upstream_now, &f->link);
-        return;
-    }
     f->rd = (struct disk_read){.key = f->key, .incarnation = f->incarnation, .block = block, .done = disk_read_done};
     list_push_back(&tw->reads, &f->link);
     if (!tw->reads_posted) { /* one hand-over per loop iteration */
@@ -129,6 +125,18 @@ static void fetch_start_locked(struct worker *w, struct residency *r, const stru
         tw->reads_msg.run = reads_run;
         mbox_post(w->mbox, &tw->reads_msg);
     }
+}
+
+/* Queues the fetch of a key: from `block` on disk, or from the upstream. Sent when no lock is held. */
+static void fetch_start_locked(struct worker *w, struct residency *r, const struct key *key, bool on_disk,
+                               uint32_t block)
+{
+    struct fetch *f = fetch_create(w, r, key);
+
+    if (on_disk)
+        fetch_read(f, block);
+    else
+        list_push_back(&w->tier_worker->upstream_now, &f->link);
 }
 
 static void send_upstream_now(struct tier_worker *tw)
@@ -408,11 +416,12 @@ static void fetch_free(struct fetch *f)
     mem_free(MEM_CLIENT, f);
 }
 
-static void count_disk_hit(struct worker *w, const struct object *o)
+static void count_disk_hit(struct worker *w, const struct object *o, bool stays)
 {
     stats_inc(w->stats, STAT_tier_disk_hits);
     stats_add(w->stats, STAT_tier_disk_hit_bytes, object_bytes(o));
-    stats_inc(w->stats, STAT_tier_promotions);
+    if (stays)
+        stats_inc(w->stats, STAT_tier_promotions);
 }
 
 static void learn_size(struct tier *t, const struct object *o)
@@ -489,7 +498,7 @@ static bool finish_disk_locked(struct worker *w, struct mem_shard *shard, struct
 
     f->found = NULL;
     if (current && r->attached) {
-        count_disk_hit(w, o);
+        count_disk_hit(w, o, true);
         if (!disk_find_locked(t->disk, f->key.hash, &block, &has_expire)) /* its block was dropped meanwhile */
             count_key(w, &f->key, 1, object_expire(o) != 0);
         install_locked(w, shard, r, o);
@@ -515,6 +524,16 @@ static bool finish_disk_locked(struct worker *w, struct mem_shard *shard, struct
     return true;
 }
 
+/* The record is not where it was when the read was sent: cleaning has moved it. */
+static bool has_moved_locked(const struct fetch *f, uint32_t *block)
+{
+    const struct tier *t = f->w->tier;
+    bool has_expire;
+
+    return !f->found && f->res->attached && mem_key_current(t->mem, &f->key) &&
+           disk_find_locked(t->disk, f->key.hash, block, &has_expire) && *block != f->rd.block;
+}
+
 static void after_install(struct worker *w)
 {
     if (tier_over_limit(w->tier) || w->tier->has_upstream)
@@ -528,7 +547,13 @@ static void fetch_finish(struct mbox_msg *msg, void *owner)
     struct mem_shard *shard = tier_shard_of(w->tier, f->key.hash);
     (void)owner;
 
+    uint32_t block;
     mem_lock(shard);
+    if (UNLIKELY(has_moved_locked(f, &block))) {
+        mem_unlock(shard);
+        fetch_read(f, block);
+        return;
+    }
     bool done = finish_disk_locked(w, shard, f);
     if (done)
         residency_unref(f->res);
@@ -568,7 +593,7 @@ static bool only_on_disk_locked(const struct tier *t, struct mem_shard *shard, c
  * its slots were dropped, and a key that changes gets an entry or loses its slot: what was read
  * is its value if its slot is what it was. */
 static bool install_inline(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *o,
-                           uint32_t block)
+                           uint32_t block, bool stays)
 {
     struct tier *t = w->tier;
     uint32_t now;
@@ -579,14 +604,26 @@ static bool install_inline(struct worker *w, struct mem_shard *shard, const stru
     mem_lock(shard);
     bool same = only_on_disk_locked(t, shard, key, &now, &has_expire) && now == block;
     if (LIKELY(same)) {
-        count_disk_hit(w, o);
+        count_disk_hit(w, o, stays);
         mem_insert_locked(t->mem, shard, key->hash, o);
     }
     mem_unlock(shard);
     return same;
 }
 
-bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need need)
+/* In a full memory something else has to go for what comes. A key that can be had from the page
+ * cache is not worth that each time: if it is hot, its turn will come soon. */
+static bool stays_in_memory(struct worker *w, bool may_go)
+{
+    if (!tier_over_mark(w->tier))
+        return true;
+    if (may_go && rng_next(&w->rng) % INLINE_STAYS != 0)
+        return false;
+    (void)tier_make_room(w);
+    return true;
+}
+
+bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need need, bool *brief)
 {
     struct tier *t = w->tier;
     struct mem_shard *shard = tier_shard_of(t, key->hash);
@@ -597,8 +634,8 @@ bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need n
         return true;
     if (!t->disk || t->has_upstream)
         return false;
-    (void)tier_make_room(w);
-    if (tier_over_limit(t)) /* what waits is bounded by inflight-max-bytes */
+    bool stays = stays_in_memory(w, brief != NULL);
+    if (stays && tier_over_limit(t)) /* what waits is bounded by inflight-max-bytes */
         return false;
     mem_lock(shard);
     bool on_disk = only_on_disk_locked(t, shard, key, &ir.rd.block, &has_expire);
@@ -609,9 +646,26 @@ bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need n
     if (!disk_read_inline(t->disk, &ir.rd) || !ir.found)
         return false;
     bool current = !object_expired(ir.found, w->now_ms) && !(ir.found->flags & OBJ_F_ORIGIN);
-    if (!current || !install_inline(w, shard, key, ir.found, ir.rd.block))
+    if (!current || !install_inline(w, shard, key, ir.found, ir.rd.block, stays))
         object_free(ir.found);
+    else if (!stays)
+        *brief = true;
     return current;
+}
+
+void tier_let_go_locked(struct worker *w, struct mem_shard *shard, const struct key *key)
+{
+    struct tier *t = w->tier;
+    mem_slot *slot = mem_find_locked(t->mem, shard, key);
+    struct object *o = slot ? mem_object(*slot) : NULL;
+    uint32_t block;
+    bool has_expire;
+
+    if (o && o->type != OBJ_NONE && o->type != OBJ_RESIDENCY && !tier_dirty_locked(t, o, key->hash) &&
+        disk_find_locked(t->disk, key->hash, &block, &has_expire)) { /* it has not changed */
+        mem_remove_locked(t->mem, shard, key->hash, slot);
+        object_free(o);
+    }
 }
 
 /* ---- the upstream's part ---- */
