@@ -1059,19 +1059,19 @@ static void run_plan(const struct plan *p)
 static void test_memory(void **state)
 {
     (void)state;
-    run_plan(&(struct plan){"memory", false, false, false, 30000, 0, POLICY_ALLKEYS_LRU});
+    run_plan(&(struct plan){"memory", false, false, false, 30000, 0, POLICY_ALLKEYS_LRU, false});
 }
 
 static void test_disk(void **state)
 {
     (void)state;
-    run_plan(&(struct plan){"disk", true, false, false, 20000, 0, POLICY_ALLKEYS_LFU});
+    run_plan(&(struct plan){"disk", true, false, false, 20000, 0, POLICY_ALLKEYS_LFU, false});
 }
 
 static void test_failing_disk(void **state)
 {
     (void)state;
-    run_plan(&(struct plan){"failing disk", true, false, true, 20000, 0, POLICY_ALLKEYS_LRU});
+    run_plan(&(struct plan){"failing disk", true, false, true, 20000, 0, POLICY_ALLKEYS_LRU, false});
 }
 
 static void test_journal(void **state)
@@ -1089,13 +1089,13 @@ static void test_journal_failing(void **state)
 static void test_upstream(void **state)
 {
     (void)state;
-    run_plan(&(struct plan){"upstream", false, true, true, 30000, 0, POLICY_ALLKEYS_LRU});
+    run_plan(&(struct plan){"upstream", false, true, true, 30000, 0, POLICY_ALLKEYS_LRU, false});
 }
 
 static void test_upstream_and_disk(void **state)
 {
     (void)state;
-    run_plan(&(struct plan){"upstream and disk", true, true, true, 4000, LATER_MS, POLICY_ALLKEYS_LRU});
+    run_plan(&(struct plan){"upstream and disk", true, true, true, 4000, LATER_MS, POLICY_ALLKEYS_LRU, false});
 }
 
 int main(int argc, char **argv)
