@@ -451,7 +451,7 @@ static void test_query_limit(void **state)
     struct test_server *srv = test_server_start(conf, 1);
     char *piece = calloc(1, 1 << 20);
     int fd = dial(srv);
-    send_str(fd, "*2\r\n$4\r\nECHO\r\n$3000000\r\n");
+    send_str(fd, "*2\r\n$4\r\nECHO\r\n$30000000\r\n"); /* more than comes: it cannot be answered */
     for (int i = 0; i < 3; i++)
         if (send(fd, piece, 1 << 20, MSG_NOSIGNAL) < 0)
             break;
