@@ -333,7 +333,7 @@ struct disk {
     struct doomed *doomed;
     size_t doomed_n, doomed_cap;
     uint64_t doomed_bytes, data_bytes, keys_bytes;
-    uint64_t frag_reserve, soft_max;
+    uint64_t frag_reserve, soft_max, room_max;
     int64_t soft_until_us, retry_at_us, doomed_at_us;
     uint64_t reclaim_cursor, reclaim_end, dead_cursor, dead_end, expire_cursor;
     bool reclaiming, dead_scan, env_broken;

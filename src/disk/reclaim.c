@@ -210,11 +210,13 @@ void reclaim_drop(struct disk *d, const uint64_t *ids, size_t n)
     }
 }
 
-/* Free pages that lie scattered take a part of the quota, see commit.c; so does a file system
- * that is full. */
+/* The quota, or less: where the file system has less room, or had; and free pages that lie
+ * scattered take a part of it, see commit.c. */
 uint64_t reclaim_limit(struct disk *d)
 {
     uint64_t max = PEEK(d->max_bytes);
+    if (d->room_max < max)
+        max = d->room_max;
     if (d->soft_max != 0 && clock_mono_us() > d->soft_until_us)
         d->soft_max = 0;
     if (d->soft_max != 0 && d->soft_max < max)

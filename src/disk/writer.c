@@ -200,11 +200,24 @@ static bool is_space(const struct disk *d, const struct batch *batch, int rc)
     return statvfs(d->opt.dir, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < batch->cost + SPARE_BYTES;
 }
 
+/* The file may grow by what the file system has. Some of that stays free: to delete takes pages too. */
+static void writer_note_room(struct disk *d)
+{
+    struct statvfs fs;
+    d->room_max = UINT64_MAX;
+    if (statvfs(d->opt.dir, &fs) != 0 || fs.f_blocks == 0)
+        return;
+    uint64_t room = PEEK(d->n.file_bytes) + (uint64_t)fs.f_bavail * fs.f_frsize;
+    uint64_t spare = SPARE_BYTES + d->opt.commit_bytes * 2;
+    d->room_max = room - (spare < room / 8 ? spare : room / 8);
+}
+
 /* Commits, and where there is no room makes some and tries again. */
 static int writer_commit(struct disk *d, const struct batch *batch)
 {
     struct batch none = {.bytes = 0};
     list_init(&none.blocks);
+    writer_note_room(d);
     reclaim_for(d, batch->cost, 0);
     int rc = commit_run(d, batch, false);
     if (rc == EIO && is_space(d, batch, rc))
@@ -335,6 +348,7 @@ static void writer_round(struct disk *d, struct batch *batch)
 
 static void writer_house(struct disk *d)
 {
+    writer_note_room(d);
     bool more = reclaim_slice(d) || reclaim_commit_due(d, clock_mono_us());
     writer_room(d);
     queue_shrink_pool(d);

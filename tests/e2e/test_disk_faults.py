@@ -184,7 +184,7 @@ def test_a_small_file_system_is_enough_for_a_cache(tiercel, mounted):
     write(t, keys)
     check_latest(t, keys[-500:])
     assert wrong_values(t, keys)[0] == []
-    wait_told(t, True)
+    assert wait_told(t, True)["tier_disk_io_errors"] == 0, "room was made before it ran out"
     t.restart()
     bad, found = wrong_values(t, keys)
     assert not bad and found > 5000

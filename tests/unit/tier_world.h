@@ -69,7 +69,7 @@ struct disk {
     int groups;            /* open */
     enum status append_st; /* what every append answers, when not ST_OK */
     uint64_t settled;
-    size_t hurries;
+    _Atomic size_t hurries;
     struct list reads;
     size_t nreads; /* ever */
     struct disk_owner owner;
