@@ -4,7 +4,7 @@
 #   tests/run.sh                    what CI runs: all stages below, in this order
 #   tests/run.sh only STAGE...      some of them: lint gcc clang unit e2e differential asan tsan fuzz; soak
 #
-# Environment: JOBS, PYTHON, TIERCEL_BIN (e2e and differential; default build/tiercel),
+# Environment: JOBS, PYTEST_WORKERS, PYTHON, TIERCEL_BIN (e2e and differential; default build/tiercel),
 # E2E (pytest arguments that replace the whole of tests/e2e), FUZZ_SECONDS, SOAK_SECONDS, CRASH_ROUNDS.
 # A stage's output is kept in build/test-logs/STAGE.log. A stage counts its tests in
 # lines "N passed, N failed"; one that fails without counting is one failed test.
@@ -18,6 +18,7 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=/usr/bin/python3
     [ -x "$PYTHON" ] || PYTHON=python3
 fi
+PYTEST_WORKERS=${PYTEST_WORKERS:-$((JOBS + 1))}
 FUZZ_SECONDS=${FUZZ_SECONDS:-}
 LOGS=build/test-logs
 export PYTHONDONTWRITEBYTECODE=1
@@ -39,10 +40,12 @@ check() {
 }
 
 # pytest with its last line in the form that is counted: run_pytest ARGUMENTS...
+# Where pytest-xdist is there several run at once: they wait more than they work.
 run_pytest() {
-    local out rc tail passed failed errs
+    local out rc tail passed failed errs side=()
     out=$(mktemp) || return 1
-    "$PYTHON" -m pytest -p no:cacheprovider -c tests/e2e/pytest.ini --rootdir . "$@" 2>&1 | tee "$out"
+    "$PYTHON" -c 'import xdist' 2>/dev/null && side=(-n "$PYTEST_WORKERS")
+    "$PYTHON" -m pytest "${side[@]}"  -p no:cacheprovider -c tests/e2e/pytest.ini --rootdir . "$@" 2>&1 | tee "$out"
     rc=${PIPESTATUS[0]}
     tail=$(grep -E '(passed|failed|error|errors|skipped|deselected|no tests ran).* in [0-9.]+s' "$out" | tail -n 1)
     rm -f "$out"

@@ -1,19 +1,17 @@
 #!/bin/sh
-# Runs the unit test programs named; prints one line for each, the whole output of
-# those that fail, and the sum of their tests: "N passed, N failed".
+# Runs the unit test programs named, JOBS at once (default: 2); prints one line for each, the
+# whole output of those that fail, and the sum of their tests: "N passed, N failed".
 # A program that dies without a summary counts as one failed test.
 limit=${UNIT_TIMEOUT:-300}
+command -v timeout >/dev/null 2>&1 && limit="timeout $limit" || limit=
+# shellcheck disable=SC2016
+printf '%s\n' "$@" | xargs -P "${JOBS:-2}" -I BIN sh -c "$limit"' "$1" >"$1.out" 2>&1; echo $? >"$1.rc"' sh BIN
 passed=0
 failed=0
 for bin in "$@"; do
     name=${bin##*/}
     out=$bin.out
-    if command -v timeout >/dev/null 2>&1; then
-        timeout "$limit" "$bin" >"$out" 2>&1
-    else
-        "$bin" >"$out" 2>&1
-    fi
-    rc=$?
+    rc=$(cat "$bin.rc")
     p=$(sed -n 's/^\[  PASSED  \] \([0-9][0-9]*\) test(s).*/\1/p' "$out" | awk '{ s += $1 } END { print s + 0 }')
     f=$(sed -n 's/^\[  FAILED  \] \([0-9][0-9]*\) test(s).*/\1/p' "$out" | awk '{ s += $1 } END { print s + 0 }')
     if [ "$rc" -ne 0 ] && [ "$f" -eq 0 ]; then
