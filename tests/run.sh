@@ -106,7 +106,7 @@ sanitized() {
     sanitizer_build "$1" "$2" || return 1
     UNIT_TIMEOUT=600 run_make CC=gcc WERROR=0 BUILD="$build" SAN="$2" unit || rc=1
     # shellcheck disable=SC2086
-    TIERCEL_BIN=$build/tiercel TIERCEL_SANITIZE=$1 run_pytest -m "not soak and not heavy" ${E2E:-tests/e2e} || rc=1
+    TIERCEL_BIN=$build/tiercel TIERCEL_SANITIZE=$1 PYTEST_WORKERS=$JOBS run_pytest -m "not soak and not heavy" ${E2E:-tests/e2e} || rc=1
     return $rc
 }
 

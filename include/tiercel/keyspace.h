@@ -20,6 +20,7 @@ struct call_key {
     enum key_access access;
     int arg;            /* position among the arguments */
     struct object *obj; /* resident and not expired; NULL: none, or only on disk */
+    uint32_t block;     /* where the disk has it, if only the disk does and its value is needed; 0 = not known */
     bool on_disk;       /* with obj == NULL and KEY_PRESENCE/KEY_REPLACE: the key exists on disk */
     bool kept;          /* obj is in the table (false: a copy for this request alone) */
 };

@@ -137,6 +137,8 @@ void mem_scan_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, ui
                      void (*fn)(void *arg, struct object *o), void *arg);
 /* Up to `max` objects near a random place: a sample for eviction. */
 size_t mem_sample_locked(const struct mem_shard *s, uint64_t random, struct object **out, size_t max);
+/* Ahead of mem_sample_locked() in the shard that the upper bits of `random` choose. No lock. */
+void mem_prefetch_sample(const struct mem *m, uint64_t random);
 /* Goes on where the last sweep of this shard stopped, over at most `buckets` buckets, and
  * collects objects with an expiry that are due, or (dead) of a dead incarnation. Returns how
  * many were written; *seen counts those with an expiry; *wrapped when it came round. */

@@ -172,6 +172,7 @@ enum tier_need {
 };
 struct tier_found {
     struct object *obj; /* usable until the lock is let go */
+    uint32_t block;     /* with ST_PENDING: where the disk has it; 0 = not known */
     bool on_disk;       /* obj NULL: exists on disk (PRESENCE and NOTHING) */
     bool kept;          /* obj is in the table */
 };
@@ -217,10 +218,21 @@ struct tier_request {
  * unless no other urgent one is in flight: so the oldest always get on. */
 enum status tier_fault(struct worker *w, struct tier_request *req, bool urgent);
 /* Before a request is made to wait for a key: brings it in from disk, if that can be done without
- * waiting. The worker's thread, no lock held. true: resolving it again is worth it. *brief (NULL:
- * it is to stay): memory is full, and it is there for this use only: end that with tier_let_go_locked(). */
-bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need need, bool *brief);
-void tier_let_go_locked(struct worker *w, struct mem_shard *shard, const struct key *key);
+ * waiting. The worker's thread, no lock held. true: resolving it again is worth it. */
+bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need need);
+
+/* What the disk has of a key, for one request that only reads it: in a full memory something else
+ * would have to go for it. The owner frees `obj`. */
+struct tier_copy {
+    struct object *obj;
+    uint64_t hash;
+    uint32_t block;
+};
+/* The same as tier_fault_inline() for a key in that block, which may leave a copy instead. */
+bool tier_read_inline(struct worker *w, const struct key *key, uint32_t block, struct tier_copy *copy);
+/* Is the copy what the key has now? */
+bool tier_copy_is_current_locked(struct worker *w, struct mem_shard *shard, const struct key *key,
+                                 const struct tier_copy *copy);
 /* After the request ran (or gave up): unpins. */
 void tier_release(struct worker *w, struct tier_request *req);
 /* The client went while ready() was outstanding (else: tier_release()). true: nothing refers to the request any more, free it. false: ready()

@@ -218,8 +218,10 @@ static inline enum status resolve_key(struct worker *w, struct mem_shard *shard,
     if (UNLIKELY(!mem_key_current(w->tier->mem, &k->key))) /* its database was flushed or swapped since */
         return ST_CANCELLED;
     enum status st = tier_resolve_locked(w, shard, &k->key, dispatch_need(w, k->access), wait, &found);
-    if (UNLIKELY(st != ST_OK))
+    if (UNLIKELY(st != ST_OK)) {
+        k->block = found.block;
         return st;
+    }
     k->obj = found.obj;
     k->on_disk = found.on_disk;
     k->kept = found.kept;
@@ -343,17 +345,22 @@ static enum dispatch_rc call_ended(struct call *c, enum status st)
 
 #define INLINE_KEYS 16 /* a command with more waits for what is on disk */
 
-/* Its keys could not be resolved, and nothing is locked: try again? */
-static bool resolve_again(struct call *c, enum status st, bool *tried, bool *brief)
+/* Its keys could not be resolved, and nothing is locked: try again? copy: it has one key. */
+static bool resolve_again(struct call *c, enum status st, bool *tried, struct tier_copy *copy)
 {
     struct worker *w = c->w;
 
     if (st != ST_PENDING || *tried || c->nkeys > INLINE_KEYS)
         return st == ST_CANCELLED;
     *tried = true;
-    for (int i = 0; i < c->nkeys; i++)
-        if (!tier_fault_inline(w, &c->keys[i].key, dispatch_need(w, c->keys[i].access), brief))
+    if (copy && c->keys[0].access == KEY_READ) {
+        if (!tier_read_inline(w, &c->keys[0].key, c->keys[0].block, copy))
             return false;
+    } else {
+        for (int i = 0; i < c->nkeys; i++)
+            if (!tier_fault_inline(w, &c->keys[i].key, dispatch_need(w, c->keys[i].access)))
+                return false;
+    }
     if (LIKELY(w->mono_us != 0)) /* this is not the time of the command that follows */
         w->mono_us = clock_mono_us();
     return true;
@@ -410,7 +417,8 @@ static enum dispatch_rc run_on_one_key(struct call *c)
     struct call_key k = {.access = cmd->find_access ? cmd->find_access(c->argc, c->argv) : cmd->access,
                          .arg = cmd->first};
     struct mem_shard *shard;
-    bool tried = false, brief = false;
+    struct tier_copy copy = {.obj = NULL};
+    bool tried = false;
     enum status st;
 
     if (value_arg(cmd))
@@ -421,18 +429,22 @@ static enum dispatch_rc run_on_one_key(struct call *c)
         mem_key_init(w->tier->mem, (unsigned)c->s->db, c->argv[cmd->first], &k.key);
         shard = mem_shard_of(w->tier->mem, k.key.hash);
         mem_lock(shard);
-        st = resolve_key(w, shard, &k, waits);
+        if (UNLIKELY(copy.obj != NULL) && tier_copy_is_current_locked(w, shard, &k.key, &copy)) {
+            k.obj = copy.obj;
+            st = ST_OK;
+        } else {
+            st = resolve_key(w, shard, &k, waits);
+        }
         if (LIKELY(st == ST_OK))
             break;
         mem_unlock(shard);
-    } while (resolve_again(c, st, &tried, &brief));
+    } while (resolve_again(c, st, &tried, &copy));
     if (LIKELY(st == ST_OK)) {
         dispatch_call(c);
         block_serve(w, c->now_ms);
-        if (brief)
-            tier_let_go_locked(w, shard, &k.key);
         mem_unlock(shard);
     }
+    object_free(copy.obj);
     c->keys = NULL;
     return call_ended(c, st);
 }

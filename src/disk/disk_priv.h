@@ -22,6 +22,7 @@
  *   commit.c  one LMDB transaction: puts, deletions, accounting
  *   reclaim.c what leaves the disk: dropped blocks, dead incarnations, dead blocks, expiry
  *   clean.c   room in a log of which a part is dead: which blocks go, what of them is carried
+ *   dirs.c    directories of blocks that were read lately
  *   reader.c  the reader threads
  *   replay.c  index from `keys` at the start
  *   env.c     opening, checking and setting aside the file
@@ -165,6 +166,7 @@ struct block_meta {
     _Atomic uint32_t data_len; /* of its entry in `data` */
     uint32_t records;          /* writer only, except before its commit */
     _Atomic uint32_t written_s;
+    _Atomic uint64_t dir_at; /* where its directory is in `dirs`; 0 = nowhere */
 };
 
 struct block_chunk {
@@ -265,6 +267,14 @@ struct cleaner {
     struct buf block, verdicts;
 };
 
+/* See dirs.c. */
+struct dirs {
+    _Atomic(_Atomic uint32_t *) words;
+    uint32_t size;         /* of words; set before them */
+    _Atomic uint64_t head; /* words ever written, so to say */
+    atomic_flag busy;      /* somebody writes */
+};
+
 struct disk {
     struct disk_options opt;
     char *path, *lmdb_lock_path;
@@ -355,6 +365,7 @@ struct disk {
     _Atomic(MDB_env *) inline_env; /* its file may be read on loop threads */
     _Atomic bool inline_off;       /* no file here may */
     _Atomic uint32_t inline_cold, inline_skip;
+    struct dirs dirs;
 
     struct counters n;
 };
@@ -479,6 +490,13 @@ bool clean_is_plain(const struct disk *d); /* records may be dropped, and no pai
 bool clean_is_over(const struct disk *d, size_t bytes);
 uint64_t clean_soon(const struct disk *d); /* bytes that the next commits but one will free */
 bool clean_slice(struct disk *d);          /* writer thread; true: there is more to do at once */
+
+/* dirs.c; under map_lock. Where the newest record of the key is, of a block whose directory is
+ * known; *end holds the end of its records. Another key may have these bits. */
+bool dirs_find(const struct disk *d, const struct block_meta *m, uint64_t id, uint32_t hash32, uint32_t *number,
+               uint32_t *off, uint32_t *end);
+void dirs_note(struct disk *d, struct block_meta *m, uint64_t id, const char *hashes, const char *offs, uint32_t len);
+void dirs_free(struct disk *d);
 
 /* reader.c */
 int reader_start(struct disk *d);

@@ -47,8 +47,24 @@ static int file_read(struct disk *d, void *to, size_t len, uint64_t at, int flag
     return 0;
 }
 
+/* Reads the record between two offsets, as a block of its own. 0: it is the one. ENOENT: it is not. */
+static int record_pread(struct disk *d, uint64_t at, uint32_t off, uint32_t end, const struct disk_read *rd, int flags,
+                        struct read_buf *buf, struct disk_record *rec)
+{
+    uint32_t number, len = end - off, entry[2] = {(uint32_t)(rd->key.hash >> 32), sizeof(struct block_head)};
+    struct block_head head = {.magic = BLOCK_MAGIC, .count = 1, .dir = (uint32_t)sizeof(head) + len};
+    if (off >= end || len > PREAD_MAX)
+        return ENOENT;
+    memcpy(buf->bytes, &head, sizeof(head));
+    memcpy(buf->bytes + head.dir, entry, sizeof(entry));
+    int rc = file_read(d, buf->bytes + sizeof(head), len, at + off, flags);
+    if (rc != 0)
+        return rc;
+    return block_find(d, SLICE(buf->bytes, head.dir + sizeof(entry)), rd, rec, &number) == ST_OK ? 0 : ENOENT;
+}
+
 /* 0: found. ENOENT: LMDB has to be asked. Else the file could not be read. */
-static int block_pread(struct disk *d, const struct block_meta *m, const struct disk_read *rd, int flags,
+static int block_pread(struct disk *d, uint64_t id, struct block_meta *m, const struct disk_read *rd, int flags,
                        struct read_buf *buf, struct disk_record *rec, uint32_t *number)
 {
     uint32_t page = PEEK(m->page), len = PEEK(m->data_len), count = m->records;
@@ -57,29 +73,28 @@ static int block_pread(struct disk *d, const struct block_meta *m, const struct 
         len / count > PREAD_MAX)
         return ENOENT;
     uint64_t at = (uint64_t)page * d->page + 16;
-    uint32_t dir = len - count * 8, i = count;
+    uint32_t dir = len - count * 8, off, end = dir;
+    if (dirs_find(d, m, id, want, number, &off, &end)) {
+        int rc = record_pread(d, at, off, end, rd, flags, buf, rec);
+        if (rc != ENOENT)
+            return rc;
+    }
     const char *hashes = buf->bytes, *offs = hashes + (size_t)count * 4;
     int rc = file_read(d, buf->bytes, (size_t)count * 8, at + dir, flags);
     if (rc != 0)
         return rc;
+    uint32_t i = count;
     while (i > 0 && load32(hashes + (size_t)(i - 1) * 4) != want)
         i--;
     if (i == 0)
         return ENOENT;
-    uint32_t off = load32(offs + (size_t)(i - 1) * 4), end = i < count ? load32(offs + (size_t)i * 4) : dir;
-    if (off >= end || end > dir || end - off > PREAD_MAX)
-        return ENOENT;
-    /* A block of this record alone. */
-    struct block_head head = {.magic = BLOCK_MAGIC, .count = 1, .dir = (uint32_t)sizeof(head) + end - off};
-    uint32_t entry[2] = {want, sizeof(head)};
-    memcpy(buf->bytes, &head, sizeof(head));
-    memcpy(buf->bytes + head.dir, entry, sizeof(entry));
-    rc = file_read(d, buf->bytes + sizeof(head), end - off, at + off, flags);
-    if (rc != 0)
-        return rc;
-    rc = block_find(d, SLICE(buf->bytes, head.dir + sizeof(entry)), rd, rec, number) == ST_OK ? 0 : ENOENT;
     *number = i - 1;
-    return rc;
+    off = load32(offs + (size_t)(i - 1) * 4);
+    end = i < count ? load32(offs + (size_t)i * 4) : dir;
+    if (end > dir)
+        return ENOENT;
+    dirs_note(d, m, id, hashes, offs, len);
+    return record_pread(d, at, off, end, rd, flags, buf, rec);
 }
 
 /* NULL: the block is gone. */
@@ -123,7 +138,7 @@ static bool read_from_file(struct disk *d, struct disk_read *rd, struct read_buf
     uint64_t id;
     uint32_t number;
     struct block_meta *m = read_meta(d, rd, &id);
-    int rc = m != NULL && d->env != NULL ? block_pread(d, m, rd, 0, buf, &rec, &number) : ENOENT;
+    int rc = m != NULL && d->env != NULL ? block_pread(d, id, m, rd, 0, buf, &rec, &number) : ENOENT;
     if (rc == ENOENT)
         return false;
     if (rc == 0) {
@@ -135,13 +150,13 @@ static bool read_from_file(struct disk *d, struct disk_read *rd, struct read_buf
     return true;
 }
 
-static enum status map_find(struct disk *d, struct block_meta *m, const MDB_val *val, const struct disk_read *rd,
-                            struct read_buf *buf, struct disk_record *rec, uint32_t *number)
+static enum status map_find(struct disk *d, uint64_t id, struct block_meta *m, const MDB_val *val,
+                            const struct disk_read *rd, struct read_buf *buf, struct disk_record *rec, uint32_t *number)
 {
     uint32_t page = PEEK(m->page) == 0 ? commit_value_page(d, val) : 0;
     if (page != 0) {
         atomic_store_explicit(&m->page, page, memory_order_relaxed);
-        if (block_pread(d, m, rd, 0, buf, rec, number) == 0)
+        if (block_pread(d, id, m, rd, 0, buf, rec, number) == 0)
             return ST_OK;
     }
     /* One read of the disk, not one a page. */
@@ -162,7 +177,7 @@ static void read_from_map(struct disk *d, MDB_txn *txn, struct disk_read *rd, st
         MDB_val key = {sizeof(id), &id}, val;
         int rc = mdb_get(txn, d->dbi_data, &key, &val);
         if (rc == 0)
-            st = map_find(d, m, &val, rd, buf, &rec, &number);
+            st = map_find(d, id, m, &val, rd, buf, &rec, &number);
         else if (rc != MDB_NOTFOUND) {
             log_warning("disk", "block %llu cannot be read: %s", (unsigned long long)id, mdb_strerror(rc));
             st = ST_IO;
@@ -230,7 +245,7 @@ bool disk_read_inline(struct disk *d, struct disk_read *rd)
         return false;
     struct block_meta *m = read_meta(d, rd, &id);
     if (m != NULL && d->env != NULL && PEEK(d->inline_env) == d->env)
-        rc = block_pread(d, m, rd, RWF_NOWAIT, &buf, &rec, &number);
+        rc = block_pread(d, id, m, rd, RWF_NOWAIT, &buf, &rec, &number);
     if (rc == 0) {
         COUNT(d, inline_reads, 1);
         read_found(d, rd, m, number, &rec);
@@ -354,6 +369,7 @@ void reader_stop(struct disk *d)
         if (d->readers[i].started)
             pthread_join(d->readers[i].thread, NULL);
     reader_abort_txns(d);
+    dirs_free(d);
 }
 
 void disk_read_submit(struct disk *d, struct list *reads)

@@ -446,13 +446,27 @@ static size_t bucket_collect(struct mem_bucket *b, struct object **out, size_t m
     }
 }
 
+/* A shard is chosen by the upper bits of a random number, a bucket by the lower ones. */
+static uint64_t sample_index(uint64_t random, unsigned bits)
+{
+    return random & 0xffffffff & ((1ULL << bits) - 1);
+}
+
+void mem_prefetch_sample(const struct mem *m, uint64_t random)
+{
+    const struct mem_shard *s = &m->shard[random >> (64 - m->shard_bits)];
+    unsigned bits = atomic_load_explicit(&s->bits, memory_order_relaxed);
+
+    __builtin_prefetch(atomic_load_explicit(&s->table, memory_order_relaxed) + sample_index(random, bits));
+}
+
 size_t mem_sample_locked(const struct mem_shard *s, uint64_t random, struct object **out, size_t max)
 {
-    uint64_t mask = (1ULL << s->bits) - 1, i = random & mask;
+    uint64_t mask = (1ULL << s->bits) - 1, first = sample_index(random, s->bits), i = first;
     size_t n = 0;
 
     for (int tries = 0; n < max && tries < 8 && (uint64_t)tries <= mask; tries++, i = (i + 1) & mask) {
-        if (in_old(s, i) && ((i & 1) ? tries > 0 : i == ((random & mask) ^ 1)))
+        if (in_old(s, i) && ((i & 1) ? tries > 0 : i == (first ^ 1)))
             continue; /* the same old bucket again */
         n += bucket_collect(bucket_at(s, i), out + n, max - n);
     }

@@ -168,7 +168,6 @@ static void on_connection(uv_poll_t *poll, int status, int events)
 static void turn_begin(struct net_worker *nw)
 {
     nw->w->now_ms = clock_wall_ms();
-    nw->turn++;
     conn_run_ready(nw);
 }
 

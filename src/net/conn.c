@@ -1,5 +1,7 @@
 /* A connection: bytes are read and parsed where they are, requests go to the session one by
- * one, and what it answered is written once per batch.
+ * one, and what it answered is written once per batch: after the other connections that were
+ * readable at the same time had their requests run too. So their client, often one and the same, is
+ * woken once for all of them, and the kernel's long way out has the instruction cache for itself.
  *
  * Input is read into the worker's buffer, which all its connections share; only half a
  * request is copied aside. A large argument gets a buffer of its own, into which the socket is
@@ -7,6 +9,7 @@
 #include "net_priv.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -25,11 +28,14 @@
 #define INPUT_STEP ((size_t)1 << 20)
 #define INPUT_ROOM ((size_t)16 << 10) /* the least to read into */
 #define INPUT_KEEP ((size_t)4 << 10)  /* an empty buffer of at most this is kept until the next tick */
-#define WRITE_IOVECS 4                /* libuv copies more than these into memory of its own */
-#define WRITE_BYTES ((size_t)256 << 10)
 #define INLINE_MAX ((int64_t)64 << 10)
 
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0 /* SIGPIPE is ignored */
+#endif
+
 static void settle(struct conn *c);
+static void on_poll(uv_poll_t *poll, int status, int events);
 
 /* ---- open ----------------------------------------------------------------------------------- */
 
@@ -93,30 +99,26 @@ void conn_open(struct net_worker *nw, int fd, bool is_unix)
     buf_init(&c->in, MEM_CLIENT);
     resp_parser_init(&c->parser);
     list_init(&c->ready);
-    c->u.handle.data = c;
-    c->write.data = c;
+    int rc = uv_poll_init(w->loop, &c->poll, fd);
+    if (rc != 0) {
+        log_warning("net", "a connection cannot be watched: %s", uv_strerror(rc));
+        close(fd);
+        buf_deinit(&c->in);
+        resp_parser_deinit(&c->parser);
+        mem_free(MEM_CLIENT, c);
+        return;
+    }
+    c->fd = fd;
+    c->poll.data = c;
     list_push_back(&nw->conns, &c->link);
     nw->nconns++;
     nw->handles++;
     stats_inc(w->stats, STAT_connected_clients);
-    int rc;
-    if (is_unix) {
-        CHECK(uv_pipe_init(w->loop, &c->u.pipe, 0) == 0);
-        rc = uv_pipe_open(&c->u.pipe, fd);
-    } else {
-        CHECK(uv_tcp_init(w->loop, &c->u.tcp) == 0);
-        rc = uv_tcp_open(&c->u.tcp, fd);
+    if (!is_unix)
         socket_tune(fd, w->conf->tcp_keepalive);
-    }
     w->now_ms = clock_wall_ms();
     c->s = session_create(w, &session_ops, c);
     session_set_addresses(c->s, nw->net, fd, is_unix);
-    if (rc != 0) {
-        log_warning("net", "a connection cannot be watched: %s", uv_strerror(rc));
-        close(fd); /* the handle did not take it */
-        conn_close(c);
-        return;
-    }
     settle(c);
 }
 
@@ -138,9 +140,8 @@ void conn_close(struct conn *c)
     struct session *s = c->s;
     list_remove(&c->link);
     c->s = NULL;
-    /* First the socket: a write under way points into the session's output. libuv lets go of
-     * it here and only tells its callback later. */
-    uv_close(&c->u.handle, on_closed);
+    uv_close((uv_handle_t *)&c->poll, on_closed); /* the loop lets go of the socket here */
+    close(c->fd);
     session_destroy(s);
     list_remove(&c->ready); /* the session may have asked for a turn while it went */
     buf_deinit(&c->in);
@@ -155,8 +156,10 @@ void conn_close(struct conn *c)
 
 void conn_schedule(struct conn *c)
 {
-    if (c->s && list_empty(&c->ready))
+    if (c->s && list_empty(&c->ready)) {
         list_push_back(&c->nw->ready, &c->ready);
+        c->nw->nready++;
+    }
 }
 
 void conn_run_ready(struct net_worker *nw)
@@ -166,6 +169,7 @@ void conn_run_ready(struct net_worker *nw)
         return;
     list_init(&batch);
     list_splice(&batch, &nw->ready);
+    nw->nready = 0;
     for (struct list *l; (l = list_pop_front(&batch)) != NULL;)
         conn_turn(LIST_ENTRY(l, struct conn, ready));
     if (list_empty(&nw->ready))
@@ -392,26 +396,20 @@ static bool reads_shared(const struct conn *c)
     return have <= NET_READ_HEAD && c->parser.need <= NET_READ_HEAD + NET_READ_BYTES / 2;
 }
 
-static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
+/* Where the next read goes, and how much. */
+static char *read_room(struct conn *c, size_t *room)
 {
-    struct conn *c = handle->data;
     struct net_worker *nw = c->nw;
-    (void)suggested;
-    /* One read a turn: without room libuv goes on to the next connection, and comes back. */
-    if (UNLIKELY(c->read_turn == nw->turn || !c->s)) {
-        *buf = uv_buf_init(NULL, 0);
-        return;
-    }
     if (LIKELY(reads_shared(c))) {
         size_t have = conn_unparsed(c);
         if (have)
             memcpy(nw->read_buf, c->in.ptr + c->in_pos, have);
-        *buf = uv_buf_init(nw->read_buf + have, (unsigned)NET_READ_BYTES);
-        return;
+        *room = NET_READ_BYTES;
+        return nw->read_buf + have;
     }
     input_reserve(c);
-    size_t room = c->in.cap - c->in.len;
-    *buf = uv_buf_init(c->in.ptr + c->in.len, room < INT_MAX ? (unsigned)room : INT_MAX);
+    *room = c->in.cap - c->in.len;
+    return c->in.ptr + c->in.len;
 }
 
 /* The read went behind a copy of `in`, in the worker's buffer. */
@@ -429,41 +427,36 @@ static void run_shared(struct conn *c, size_t got)
         buf_deinit(&c->in);
 }
 
-static void read_stop(struct conn *c)
+static void read_ended(struct conn *c, int err)
 {
-    if (!c->reading)
-        return;
-    c->reading = false;
-    uv_read_stop(&c->u.stream);
-}
-
-static void on_read(uv_stream_t *stream, ssize_t got, const uv_buf_t *buf)
-{
-    struct conn *c = stream->data;
-    struct net_worker *nw = c->nw;
-    if (got == 0 || got == UV_ENOBUFS || !c->s)
-        return;
-    if (got < 0) {
-        if (got != UV_EOF) {
-            log_debug("net", "client %llu at %s: read: %s", (unsigned long long)c->s->id, c->s->addr,
-                      uv_strerror((int)got));
-            conn_close(c);
-            return;
-        }
-        c->eof = true;
-        read_stop(c);
-        conn_turn(c);
+    if (err != 0) {
+        log_debug("net", "client %llu at %s: read: %s", (unsigned long long)c->s->id, c->s->addr, strerror(err));
+        conn_close(c);
         return;
     }
-    c->read_turn = nw->turn;
+    c->eof = true;
+    conn_turn(c);
+}
+
+/* One read a turn: the other connections come first. */
+static void read_once(struct conn *c)
+{
+    struct net_worker *nw = c->nw;
+    size_t room;
+    char *to = read_room(c, &room);
+    ssize_t got = recv(c->fd, to, room, MSG_DONTWAIT);
+    if (UNLIKELY(got <= 0)) {
+        if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
+            read_ended(c, got == 0 ? 0 : errno);
+        return;
+    }
     nw->w->now_ms = clock_wall_ms();
     c->s->last_ms = nw->w->now_ms;
     c->s->total_in += (size_t)got;
     stats_add(nw->w->stats, STAT_total_net_input_bytes, (uint64_t)got);
     stats_inc(nw->w->stats, STAT_total_reads_processed);
 
-    bool shared = buf->base >= nw->read_buf && buf->base < nw->read_buf + sizeof(nw->read_buf);
-    if (LIKELY(shared)) {
+    if (LIKELY(to >= nw->read_buf && to < nw->read_buf + sizeof(nw->read_buf))) {
         run_shared(c, (size_t)got);
     } else {
         c->in.len += (size_t)got;
@@ -471,16 +464,17 @@ static void on_read(uv_stream_t *stream, ssize_t got, const uv_buf_t *buf)
     }
     if (!c->s)
         return;
-    flush_and_resume(c);
-    settle(c);
+    if (UNLIKELY(c->s->out.bytes > NET_REPLY_LATER)) {
+        flush_and_resume(c);
+        settle(c);
+        return;
+    }
+    conn_schedule(c);
+    if (UNLIKELY(nw->nready >= NET_READY_MAX))
+        conn_run_ready(nw);
 }
 
 /* ---- writing --------------------------------------------------------------------------------------- */
-
-_Static_assert(sizeof(uv_buf_t) == sizeof(struct iovec) &&
-                   offsetof(uv_buf_t, base) == offsetof(struct iovec, iov_base) &&
-                   offsetof(uv_buf_t, len) == offsetof(struct iovec, iov_len),
-               "libuv's buffers are iovecs on every UNIX");
 
 static struct rcbuf *inflate(void *arg, const struct rcbuf *packed)
 {
@@ -497,44 +491,16 @@ static void output_consumed(struct conn *c, size_t n)
     stats_inc(w->stats, STAT_total_writes_processed);
 }
 
-static void write_failed(struct conn *c, int err)
+/* What the socket takes of `out`; -1: errno says why not. */
+static ssize_t write_some(const struct conn *c, size_t *offered)
 {
-    log_debug("net", "client %llu at %s: write: %s", (unsigned long long)c->s->id, c->s->addr, uv_strerror(err));
-    conn_close(c);
-}
-
-static void on_written(uv_write_t *req, int status)
-{
-    struct conn *c = req->data;
-    c->writing = false;
-    if (!c->s)
-        return;
-    if (status < 0) {
-        write_failed(c, status);
-        return;
-    }
-    output_consumed(c, c->write_len);
-    conn_turn(c);
-}
-
-/* The socket is full: the loop writes a piece when it is not, and then the rest is tried again.
- * The piece stays where it is; the session only appends behind it. */
-static void write_later(struct conn *c)
-{
-    struct iovec iov[WRITE_IOVECS];
-    int n = chain_iov(&c->s->out, iov, WRITE_IOVECS), i = 0;
-    c->write_len = 0;
-    while (i < n && c->write_len < WRITE_BYTES) {
-        if (iov[i].iov_len > WRITE_BYTES - c->write_len)
-            iov[i].iov_len = WRITE_BYTES - c->write_len;
-        c->write_len += iov[i++].iov_len;
-    }
-    c->writing = true;
-    int rc = uv_write(&c->write, &c->u.stream, (const uv_buf_t *)iov, (unsigned)i, on_written);
-    if (rc < 0) {
-        c->writing = false;
-        write_failed(c, rc);
-    }
+    struct iovec iov[NET_IOVECS];
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)chain_iov(&c->s->out, iov, NET_IOVECS)};
+    *offered = 0;
+    for (size_t i = 0; i < msg.msg_iovlen; i++)
+        *offered += iov[i].iov_len;
+    return msg.msg_iovlen == 1 ? send(c->fd, iov[0].iov_base, iov[0].iov_len, MSG_DONTWAIT | MSG_NOSIGNAL)
+                               : sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 /* Writes what the socket takes. May close the connection. */
@@ -556,20 +522,17 @@ static void flush(struct conn *c)
         return;
     }
     while (!chain_empty(out)) {
-        struct iovec iov[NET_IOVECS];
-        int n = chain_iov(out, iov, NET_IOVECS);
-        size_t offered = 0;
-        for (int i = 0; i < n; i++)
-            offered += iov[i].iov_len;
-        int rc = uv_try_write(&c->u.stream, (const uv_buf_t *)iov, (unsigned)n);
-        if (UNLIKELY(rc < 0 && rc != UV_EAGAIN)) {
-            write_failed(c, rc);
+        size_t offered;
+        ssize_t rc = write_some(c, &offered);
+        if (UNLIKELY(rc < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR && errno != ENOBUFS)) {
+            log_debug("net", "client %llu at %s: write: %s", (unsigned long long)c->s->id, c->s->addr, strerror(errno));
+            conn_close(c);
             return;
         }
         if (rc > 0)
             output_consumed(c, (size_t)rc);
         if (UNLIKELY(rc < 0 || (size_t)rc < offered)) {
-            write_later(c);
+            c->writing = true;
             return;
         }
     }
@@ -638,18 +601,31 @@ static void settle(struct conn *c)
         conn_close(c);
         return;
     }
-    bool want = may_read(c);
-    if (LIKELY(want == c->reading))
-        ;
-    else if (!want)
-        read_stop(c);
-    else if (uv_read_start(&c->u.stream, on_alloc, on_read) == 0)
-        c->reading = true;
-    else
-        conn_close(c);
+    int want = (may_read(c) ? UV_READABLE : 0) | (c->writing ? UV_WRITABLE : 0);
+    if (UNLIKELY(want != c->watched)) {
+        CHECK(uv_poll_start(&c->poll, want, on_poll) == 0);
+        c->watched = want;
+    }
     /* Leftovers that only waited for the other connections. */
     if (UNLIKELY(c->s && c->more && c->s->out.bytes <= NET_OUTPUT_SOFT && !session_full(c->s)))
         conn_schedule(c);
+}
+
+static void on_poll(uv_poll_t *poll, int status, int events)
+{
+    struct conn *c = poll->data;
+    if (UNLIKELY(status < 0)) { /* libuv watches it no more; what there is to know a read or write tells */
+        c->watched = 0;
+        events = UV_READABLE | UV_WRITABLE;
+    }
+    if (UNLIKELY(events & UV_WRITABLE) && c->writing) {
+        c->writing = false;
+        conn_turn(c);
+    }
+    if (LIKELY(events & UV_READABLE) && c->s && LIKELY(!c->eof))
+        read_once(c);
+    if (UNLIKELY(status < 0))
+        settle(c);
 }
 
 void conn_turn(struct conn *c)

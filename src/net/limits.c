@@ -137,7 +137,7 @@ static void conn_check(struct conn *c)
         conn_close(c);
         return;
     }
-    if (!c->reading && (c->s->flags & SESSION_BLOCKED) && peer_is_gone(c)) {
+    if (!(c->watched & UV_READABLE) && (c->s->flags & SESSION_BLOCKED) && peer_is_gone(c)) {
         conn_close(c);
         return;
     }

@@ -28,17 +28,16 @@
  * still taken in, up to this much for certain, and beyond while all clients hold little. */
 #define NET_STALLED_INPUT ((size_t)1 << 20)
 #define NET_STALLED_INPUT_ALL ((int64_t)128 << 20)
-#define NET_IOVECS 64
+#define NET_IOVECS 64 /* of one write */
+/* Replies of more bytes are written at once, smaller ones with those of other connections, of so many at most. */
+#define NET_REPLY_LATER ((size_t)16 << 10)
+#define NET_READY_MAX 64
 #define NET_BATCH 16        /* requests parsed before the first of them runs, so that their keys are prefetched */
 #define NET_FDS_RESERVED 64 /* descriptors that are no clients': files, upstream, pollers */
 
 struct conn {
-    union {
-        uv_handle_t handle;
-        uv_stream_t stream;
-        uv_tcp_t tcp;
-        uv_pipe_t pipe;
-    } u;
+    uv_poll_t poll;
+    int fd;
     struct net_worker *nw;
     struct session *s; /* NULL once closed */
     struct list link;  /* in nw->conns */
@@ -47,16 +46,13 @@ struct conn {
     struct buf in; /* [in_pos, len) is not parsed yet */
     size_t in_pos;
     struct resp_parser parser;
-    uint64_t read_turn;    /* the loop turn in which it was read last */
     int64_t soft_since_ms; /* loop time since which output is over the soft limit; 0 = it is not */
 
-    uv_write_t write;
-    size_t write_len; /* bytes of the write under way */
-    bool writing;     /* the socket did not take all: a write waits for it */
-    bool reading;     /* the loop watches for input */
-    bool eof;         /* the client will send no more */
-    bool more;        /* `in` may hold whole requests, for its next turn */
-    char *bad;        /* a protocol error's text, until the replies before it are out */
+    int watched;  /* what the loop watches the socket for: UV_READABLE, UV_WRITABLE */
+    bool writing; /* the socket did not take all: it is watched until it takes more */
+    bool eof;     /* the client will send no more */
+    bool more;    /* `in` may hold whole requests, for its next turn */
+    char *bad;    /* a protocol error's text, until the replies before it are out */
 };
 
 struct net_address {
@@ -93,8 +89,7 @@ struct net_worker {
     struct net_listener *listeners;
     int nlisteners;
     struct list conns, ready;
-    unsigned nconns;
-    uint64_t turn; /* loop turns so far */
+    unsigned nconns, nready; /* nready: in `ready`, about */
     uv_prepare_t prepare;
     uv_check_t check;
     uv_idle_t idle;   /* runs while `ready` holds leftovers: the loop must not sleep then */

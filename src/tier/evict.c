@@ -130,10 +130,14 @@ static void pool_sample(struct worker *w, int policy)
     size_t want = (size_t)t->limit.samples, got = 0;
 
     for (int tries = 0; tries < 16 && got < want; tries++) {
-        uint64_t random = rng_next(&w->rng);
+        uint64_t random = w->tier_worker->pool.next;
         struct mem_shard *shard = &t->mem->shard[random >> (64 - t->mem->shard_bits)];
+        w->tier_worker->pool.next = rng_next(&w->rng);
+        mem_prefetch_sample(t->mem, w->tier_worker->pool.next);
         mem_lock(shard);
-        size_t n = mem_sample_locked(shard, random & 0xffffffff, sample, want - got);
+        size_t n = mem_sample_locked(shard, random, sample, want - got);
+        for (size_t i = 0; i < n; i++) /* to wait for them once, not one after another */
+            __builtin_prefetch(sample[i], 1);
         for (size_t i = 0; i < n; i++) {
             const struct object *o = sample[i];
             if (o->type == OBJ_RESIDENCY || o->flags & OBJ_F_LEAVING ||

@@ -6,7 +6,7 @@
 #include "tier_priv.h"
 
 #define FETCHED_SIZE_INIT 1024 /* what a fetched object is taken to weigh before any was seen */
-#define INLINE_STAYS 4         /* while memory is full, one in so many that are read inline stays there */
+#define INLINE_STAYS 8         /* while memory is full, one in so many that are read inline stays there */
 
 /* One fetch, from the disk or the upstream. Its worker's, except that a disk reader fills
  * in `found` and `st` before it posts it back. */
@@ -593,7 +593,7 @@ static bool only_on_disk_locked(const struct tier *t, struct mem_shard *shard, c
  * its slots were dropped, and a key that changes gets an entry or loses its slot: what was read
  * is its value if its slot is what it was. */
 static bool install_inline(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *o,
-                           uint32_t block, bool stays)
+                           uint32_t block)
 {
     struct tier *t = w->tier;
     uint32_t now;
@@ -604,7 +604,7 @@ static bool install_inline(struct worker *w, struct mem_shard *shard, const stru
     mem_lock(shard);
     bool same = only_on_disk_locked(t, shard, key, &now, &has_expire) && now == block;
     if (LIKELY(same)) {
-        count_disk_hit(w, o, stays);
+        count_disk_hit(w, o, true);
         mem_insert_locked(t->mem, shard, key->hash, o);
     }
     mem_unlock(shard);
@@ -613,59 +613,81 @@ static bool install_inline(struct worker *w, struct mem_shard *shard, const stru
 
 /* In a full memory something else has to go for what comes. A key that can be had from the page
  * cache is not worth that each time: if it is hot, its turn will come soon. */
-static bool stays_in_memory(struct worker *w, bool may_go)
+static bool stays_in_memory(struct worker *w)
 {
-    if (!tier_over_mark(w->tier))
-        return true;
-    if (may_go && rng_next(&w->rng) % INLINE_STAYS != 0)
-        return false;
-    (void)tier_make_room(w);
-    return true;
+    return !tier_over_mark(w->tier) || rng_next(&w->rng) % INLINE_STAYS == 0;
 }
 
-bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need need, bool *brief)
+/* NULL: not without waiting, or the record is of no use. */
+static struct object *read_inline(struct worker *w, const struct key *key, uint32_t block)
+{
+    struct tier *t = w->tier;
+    struct inline_read ir = {
+        .rd = {.key = *key,
+               .incarnation = atomic_load_explicit(&t->mem->full_inc[key->inc], memory_order_relaxed),
+               .block = block,
+               .done = inline_read_done}};
+
+    if (!disk_read_inline(t->disk, &ir.rd) || !ir.found)
+        return NULL;
+    if (LIKELY(!object_expired(ir.found, w->now_ms) && !(ir.found->flags & OBJ_F_ORIGIN)))
+        return ir.found;
+    object_free(ir.found);
+    return NULL;
+}
+
+bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need need)
 {
     struct tier *t = w->tier;
     struct mem_shard *shard = tier_shard_of(t, key->hash);
-    struct inline_read ir = {.rd = {.key = *key, .done = inline_read_done}};
+    uint32_t block;
     bool has_expire = false;
 
     if (need == TIER_NOTHING)
         return true;
     if (!t->disk || t->has_upstream)
         return false;
-    bool stays = stays_in_memory(w, brief != NULL);
-    if (stays && tier_over_limit(t)) /* what waits is bounded by inflight-max-bytes */
+    (void)tier_make_room(w);
+    if (tier_over_limit(t)) /* what waits is bounded by inflight-max-bytes */
         return false;
     mem_lock(shard);
-    bool on_disk = only_on_disk_locked(t, shard, key, &ir.rd.block, &has_expire);
-    ir.rd.incarnation = atomic_load_explicit(&t->mem->full_inc[key->inc], memory_order_relaxed);
+    bool on_disk = only_on_disk_locked(t, shard, key, &block, &has_expire);
     mem_unlock(shard);
     if (!on_disk || (need == TIER_PRESENCE && !has_expire))
         return true;
-    if (!disk_read_inline(t->disk, &ir.rd) || !ir.found)
+    struct object *o = read_inline(w, key, block);
+    if (!o)
         return false;
-    bool current = !object_expired(ir.found, w->now_ms) && !(ir.found->flags & OBJ_F_ORIGIN);
-    if (!current || !install_inline(w, shard, key, ir.found, ir.rd.block, stays))
-        object_free(ir.found);
-    else if (!stays)
-        *brief = true;
-    return current;
+    if (!install_inline(w, shard, key, o, block))
+        object_free(o);
+    return true;
 }
 
-void tier_let_go_locked(struct worker *w, struct mem_shard *shard, const struct key *key)
+bool tier_read_inline(struct worker *w, const struct key *key, uint32_t block, struct tier_copy *copy)
 {
     struct tier *t = w->tier;
-    mem_slot *slot = mem_find_locked(t->mem, shard, key);
-    struct object *o = slot ? mem_object(*slot) : NULL;
+
+    if (block == 0 || !t->disk || t->has_upstream || stays_in_memory(w))
+        return tier_fault_inline(w, key, TIER_VALUE);
+    *copy = (struct tier_copy){.obj = read_inline(w, key, block), .hash = key->hash, .block = block};
+    if (!copy->obj)
+        return false;
+    tier_access_init(t, copy->obj, w->now_ms);
+    learn_size(t, copy->obj);
+    return true;
+}
+
+bool tier_copy_is_current_locked(struct worker *w, struct mem_shard *shard, const struct key *key,
+                                 const struct tier_copy *copy)
+{
     uint32_t block;
     bool has_expire;
 
-    if (o && o->type != OBJ_NONE && o->type != OBJ_RESIDENCY && !tier_dirty_locked(t, o, key->hash) &&
-        disk_find_locked(t->disk, key->hash, &block, &has_expire)) { /* it has not changed */
-        mem_remove_locked(t->mem, shard, key->hash, slot);
-        object_free(o);
-    }
+    if (key->hash != copy->hash || !only_on_disk_locked(w->tier, shard, key, &block, &has_expire) ||
+        block != copy->block)
+        return false;
+    count_disk_hit(w, copy->obj, false);
+    return true;
 }
 
 /* ---- the upstream's part ---- */

@@ -150,8 +150,10 @@ static enum status resolve_absent_locked(struct worker *w, const struct key *key
 
     if (t->disk) {
         if (disk_find_locked(t->disk, key->hash, &block, &has_expire)) {
-            if (need == TIER_VALUE || (need == TIER_PRESENCE && has_expire) || t->has_upstream)
+            if (need == TIER_VALUE || (need == TIER_PRESENCE && has_expire) || t->has_upstream) {
+                out->block = block;
                 return ST_PENDING;
+            }
             out->on_disk = true;
             return ST_OK;
         }

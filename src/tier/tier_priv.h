@@ -30,6 +30,7 @@ struct evict_pool {
         const struct object *obj; /* only compared, never followed */
     } entry[POOL_SIZE];
     unsigned n;
+    uint64_t next; /* at random, where the next sample is taken */
 };
 
 struct tier_worker {

@@ -677,7 +677,7 @@ class Load:
         for role in missing.elements():
             self.make(role)
 
-    def pause(self, timeout=60):
+    def pause(self, timeout=30):
         """Sends nothing new and takes the replies that are due."""
         self.paused = True
         for c in list(self.conns):

@@ -108,7 +108,7 @@ def test_expiry_is_kept_on_disk(tiercel):
     keys = ["k:%d" % i for i in range(4000)]
     p = c.pipeline(transaction=False)
     for i, k in enumerate(keys):
-        p.set(k, value_of(k), px=1500 if i % 2 else 1000000)
+        p.set(k, value_of(k), px=int(scaled(1500)) if i % 2 else 1000000)
     p.execute()
     assert c.dbsize() == 4000
     t.restart()

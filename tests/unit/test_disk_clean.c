@@ -641,7 +641,7 @@ static void test_crash(void **state)
             execl("/proc/self/exe", "test_disk_clean", "--crash-child", w->dir, arg, (char *)NULL);
             _exit(4);
         }
-        for (int ms = 0; ms < 10000 && log->rounds < rounds + 10; ms++)
+        for (int ms = 0; ms < 60000 && log->rounds < rounds + 10; ms++)
             usleep(1000); /* the quota is reached, and cleaning is at work */
         usleep((useconds_t)(rng_next(&seed) % 200000));
         int wstatus;

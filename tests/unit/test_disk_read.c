@@ -4,15 +4,17 @@
 
 #include "disk_world.h"
 
-/* Ours comes before libc's: failures. */
+/* Ours comes before libc's: counts, and failures. */
 static struct {
     _Atomic int err;   /* 0: none */
     _Atomic int flags; /* those of RWF_* that fail; 0: all */
+    _Atomic long calls;
 } shim;
 
 ssize_t preadv2(int fd, const struct iovec *iov, int n, off_t at, int flags)
 {
     int only = atomic_load(&shim.flags);
+    atomic_fetch_add(&shim.calls, 1);
     if (atomic_load(&shim.err) != 0 && (only == 0 || flags & only)) {
         errno = atomic_load(&shim.err);
         return -1;
@@ -174,31 +176,79 @@ static int open_file(const struct world *w)
     return fd;
 }
 
+/* Where the block that has the key begins, and where its directory's offsets do. */
+static off_t block_at(struct world *w, uint32_t k, off_t *offs)
+{
+    struct get g;
+    assert_true(prepare(w, k, &g));
+    const struct block_meta *m = meta_of(w, g.rd.block);
+    off_t at = (off_t)m->page * (off_t)w->disk->page + 16;
+    *offs = at + m->data_len - (off_t)m->records * 4;
+    return at;
+}
+
 static void test_corrupt(void **state)
 {
     (void)state;
-    struct world *w = world_of(40, 1000);
+    struct world *w = world_of(150, 1000);
     struct get g;
-    int fd = open_file(w);
-    assert_true(inline_version(w, 3, &g));
-    const struct block_meta *m = meta_of(w, g.rd.block);
     uint32_t off;
-    off_t at = (off_t)m->page * (off_t)w->disk->page + 16, dir = at + m->data_len - m->records * 8;
-    assert_int_equal(pread(fd, &off, 4, dir + m->records * 4 + 3 * 4), 4);
-    assert_int_equal(pwrite(fd, "!", 1, at + off + 500), 1);
-    assert_false(inline_version(w, 3, &g));
-    assert_int_equal(stats_now(w).corrupt, 0);
-    assert_int_equal(get_version(w, 3, false, &g), 0);
-    assert_int_equal(g.st, ST_CORRUPT);
-    assert_int_equal(stats_now(w).corrupt, 1);
+    off_t offs, at = block_at(w, 3, &offs);
+    int fd = open_file(w);
+    for (int known = 0; known < 2; known++) { /* its directory */
+        assert_int_equal(pread(fd, &off, 4, offs + (3 + known) * 4), 4);
+        assert_int_equal(pwrite(fd, "!", 1, at + off + 500), 1);
+        assert_false(inline_version(w, (uint32_t)(3 + known), &g));
+        assert_int_equal(stats_now(w).corrupt, known);
+        assert_int_equal(get_version(w, (uint32_t)(3 + known), false, &g), 0);
+        assert_int_equal(g.st, ST_CORRUPT);
+        assert_int_equal(stats_now(w).corrupt, known + 1);
+        assert_true(inline_version(w, 5, &g));
+    }
     /* a directory that leads elsewhere */
+    uint32_t last = w->nkeys - 1, records = 0;
+    assert_true(prepare(w, last, &g));
+    records = meta_of(w, g.rd.block)->records;
+    block_at(w, last, &offs);
     off = 1u << 30;
-    assert_int_equal(pwrite(fd, &off, 4, dir + m->records * 4 + 5 * 4), 4);
-    assert_false(inline_version(w, 5, &g));
-    assert_int_equal(get_version(w, 5, false, &g), 0);
+    assert_int_equal(pwrite(fd, &off, 4, offs + (off_t)(records - 1) * 4), 4);
+    assert_false(inline_version(w, last, &g));
+    assert_int_equal(get_version(w, last, false, &g), 0);
     assert_int_equal(g.st, ST_CORRUPT);
-    assert_true(inline_version(w, 6, &g));
     close(fd);
+    world_free(w);
+}
+
+/* A known directory spares one of two reads. Of more blocks than are remembered, the last are. */
+static void test_directories(void **state)
+{
+    (void)state;
+    struct world *w = world_new(3000);
+    struct get g;
+    w->opt.commit_ms = 10000000;
+    w->opt.queue_max_bytes = 8 * MB;
+    w->opt.commit_bytes = 8 * MB;
+    world_open(w);
+    for (uint32_t k = 0; k < w->nkeys; k++)
+        put_value(w, k, 100 + k % 2000, 0, 0);
+    sync_ok(w);
+    for (int round = 0; round < 2; round++) {
+        long before = atomic_load(&shim.calls), blocks = 0;
+        uint32_t last = 0;
+        for (uint32_t k = 0; k < w->nkeys; k++) {
+            assert_true(inline_version(w, k, &g));
+            assert_int_equal(g.version, 1);
+            blocks += g.rd.block != last;
+            last = g.rd.block;
+        }
+        assert_true(blocks > 40);
+        assert_in_range(atomic_load(&shim.calls) - before, 3000, round == 0 ? 3000 + blocks * 2 : 3010);
+    }
+    /* room for a few blocks only */
+    w->disk->dirs.size = 200;
+    for (int round = 0; round < 3; round++)
+        for (uint32_t k = 0; k < w->nkeys; k += 7)
+            assert_true(inline_version(w, k, &g) && g.version == 1);
     world_free(w);
 }
 
@@ -244,8 +294,11 @@ static void test_cold(void **state)
         skip();
     }
     assert_false(inline_version(w, keys[0], &g));
-    assert_int_equal(get_version(w, keys[0], false, &g), 1);
-    assert_true(inline_version(w, keys[0], &g)); /* now it is warm */
+    do /* now it is warm, unless the machine is short of memory */
+        assert_int_equal(get_version(w, keys[0], false, &g), 1);
+    while (!inline_version(w, keys[0], &g) && ++tries < 1000);
+    assert_true(tries < 1000);
+    tries = 0;
     for (size_t i = 1; i < n; i++)
         assert_false(inline_version(w, keys[i], &g));
     assert_true(PEEK(w->disk->inline_skip) > 0); /* few are tried, until one is warm */
@@ -391,10 +444,10 @@ static void test_reuse(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_inline), cmocka_unit_test(test_not_inline), cmocka_unit_test(test_marks),
-        cmocka_unit_test(test_names),  cmocka_unit_test(test_other_key),  cmocka_unit_test(test_corrupt),
-        cmocka_unit_test(test_cold),   cmocka_unit_test(test_reopened),   cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_errors), cmocka_unit_test(test_reuse),
+        cmocka_unit_test(test_inline),      cmocka_unit_test(test_not_inline), cmocka_unit_test(test_marks),
+        cmocka_unit_test(test_names),       cmocka_unit_test(test_other_key),  cmocka_unit_test(test_corrupt),
+        cmocka_unit_test(test_directories), cmocka_unit_test(test_cold),       cmocka_unit_test(test_reopened),
+        cmocka_unit_test(test_refused),     cmocka_unit_test(test_errors),     cmocka_unit_test(test_reuse),
     };
     setvbuf(stdout, NULL, _IOLBF, 0);
     return cmocka_run_group_tests(tests, NULL, NULL);
