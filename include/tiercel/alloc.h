@@ -26,6 +26,7 @@ char *mem_strdup(enum mem_class cls, const char *str);
 
 /* What the allocator really set aside for `ptr`. */
 size_t mem_usable(const void *ptr);
+size_t mem_usable_sized(const void *ptr, size_t bytes); /* the same, of as many bytes as were asked for */
 
 /* Bytes held in a class now, all threads together; may trail other threads by a little. */
 int64_t mem_class_bytes(enum mem_class cls);

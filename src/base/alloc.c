@@ -158,6 +158,12 @@ void mem_free_sized(enum mem_class cls, void *ptr, size_t bytes)
     sdallocx(ptr, bytes, 0);
 }
 
+size_t mem_usable_sized(const void *ptr, size_t bytes)
+{
+    (void)ptr;
+    return nallocx(bytes + (bytes == 0), 0);
+}
+
 #define STR_(x) #x
 #define STR(x) STR_(x)
 
@@ -201,6 +207,12 @@ void mem_free_sized(enum mem_class cls, void *ptr, size_t bytes)
 {
     (void)bytes;
     mem_free(cls, ptr);
+}
+
+size_t mem_usable_sized(const void *ptr, size_t bytes)
+{
+    (void)bytes;
+    return mem_usable(ptr);
 }
 
 const char *mem_allocator_name(void)

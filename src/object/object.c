@@ -211,10 +211,14 @@ struct object *object_new_none(const struct key *key, int64_t expire_ms, uint64_
     return object_new(OBJ_NONE, ENC_EMBED, key, 0, expire_ms, origin);
 }
 
+static size_t shell_len(const struct object *o)
+{
+    return key_offset(o) + key_len(o) + (o->enc == ENC_EMBED ? embedded(o).len : 0);
+}
+
 static void object_free_shell(struct object *o)
 {
-    size_t value_len = o->enc == ENC_EMBED ? embedded(o).len : 0;
-    mem_free_sized(MEM_DATA, o, key_offset(o) + key_len(o) + value_len);
+    mem_free_sized(MEM_DATA, o, shell_len(o));
 }
 
 void object_free(struct object *o)
@@ -290,7 +294,7 @@ struct object *object_set_expire(struct object *o, int64_t expire_ms)
 
 size_t object_bytes(const struct object *o)
 {
-    size_t bytes = mem_usable(o);
+    size_t bytes = mem_usable_sized(o, shell_len(o));
     if (o->enc == ENC_RAW)
         bytes += mem_usable(object_ptr(o));
     else if (o->enc == ENC_LIST)

@@ -93,16 +93,20 @@ static uint64_t victim_score(struct worker *w, const struct object *o, int polic
     }
 }
 
-static void pool_offer(struct evict_pool *pool, uint64_t score, uint64_t hash, const struct object *o)
+/* Ascending by score: the first is the least wanted. */
+static bool pool_wants(const struct evict_pool *pool, uint64_t score)
+{
+    return pool->n < POOL_SIZE || score > pool->entry[0].score;
+}
+
+static void pool_add(struct evict_pool *pool, uint64_t score, uint64_t hash, const struct object *o)
 {
     unsigned i = pool->n;
 
     for (unsigned k = 0; k < pool->n; k++)
         if (pool->entry[k].obj == o)
             return;
-    if (pool->n == POOL_SIZE) { /* ascending by score: the first is the least wanted */
-        if (score <= pool->entry[0].score)
-            return;
+    if (pool->n == POOL_SIZE) {
         memmove(&pool->entry[0], &pool->entry[1], (POOL_SIZE - 1) * sizeof(pool->entry[0]));
         i = POOL_SIZE - 1;
     } else {
@@ -143,7 +147,9 @@ static void pool_sample(struct worker *w, int policy)
             if (o->type == OBJ_RESIDENCY || o->flags & OBJ_F_LEAVING ||
                 (only_volatile(t, policy) && !(o->flags & OBJ_F_EXPIRE)))
                 continue;
-            pool_offer(&w->tier_worker->pool, victim_score(w, o, policy), mem_object_hash(t->mem, o), o);
+            uint64_t score = victim_score(w, o, policy);
+            if (pool_wants(&w->tier_worker->pool, score))
+                pool_add(&w->tier_worker->pool, score, mem_object_hash(t->mem, o), o);
             got++;
         }
         mem_unlock(shard);
@@ -419,6 +425,8 @@ static void commit_one_locked(struct tier *t, struct mem_shard *shard, const str
     object_free(o);
 }
 
+#define COMMITTED_AHEAD 4 /* items whose lines are on their way meanwhile */
+
 void tier_committed(void *arg, const struct disk_done *items, size_t n, enum status st)
 {
     struct tier *t = arg;
@@ -428,6 +436,10 @@ void tier_committed(void *arg, const struct disk_done *items, size_t n, enum sta
         struct mem_shard *shard = tier_shard_of(t, item->hash);
         if (item->ticket == 0 && st == ST_OK)
             continue;
+        if (i + COMMITTED_AHEAD < n) {
+            mem_prefetch_bucket(t->mem, item[COMMITTED_AHEAD].hash);
+            __builtin_prefetch((const void *)(uintptr_t)item[COMMITTED_AHEAD].ticket, 1);
+        }
         mem_lock(shard);
         if (item->ticket != 0)
             commit_one_locked(t, shard, item, st == ST_OK);
