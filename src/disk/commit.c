@@ -2,6 +2,8 @@
  * changes only after mdb_txn_commit(). */
 #include "disk_priv.h"
 
+#define FRAG_FADE 2048 /* commits, about, until what scattered pages take from the quota is looked for again */
+
 /* What a value of that length takes in the file, about. */
 size_t commit_cost(const struct disk *d, size_t value_len)
 {
@@ -204,7 +206,7 @@ static void commit_note_file(struct disk *d)
     if (bytes > before && bytes > max)
         d->frag_reserve += bytes - before;
     else
-        d->frag_reserve -= (d->frag_reserve + 255) / 256;
+        d->frag_reserve -= (d->frag_reserve + FRAG_FADE - 1) / FRAG_FADE;
     if (d->frag_reserve > max / 4)
         d->frag_reserve = max / 4;
 }
@@ -241,6 +243,7 @@ static void commit_note(struct disk *d, const struct batch *batch, size_t delete
     }
     d->doomed_n -= deleted;
     d->drop_pending = d->drop_pending && d->doomed_n != 0;
+    d->doomed_at_us = clock_mono_us();
     if (d->doomed_n != 0)
         memmove(d->doomed, d->doomed + deleted, d->doomed_n * sizeof(*d->doomed));
     if (d->retained_n != 0) {

@@ -10,6 +10,7 @@
 #define SLICE_BLOCKS 32    /* blocks or keys entries read in a slice */
 #define DEAD_EVERY_US 200000
 #define DOOMED_WAIT_US 1000000
+#define DOOMED_MANY 256
 
 void reclaim_init(struct disk *d)
 {
@@ -389,12 +390,14 @@ bool reclaim_slice(struct disk *d)
     return more || d->doomed_n >= DOOM_MAX;
 }
 
-/* Deletions ride on the next commit; where none comes they get one of their own. A dropped
- * record has no tombstone, so until its block is gone a crash would bring it back. */
-bool reclaim_commit_due(const struct disk *d, int64_t now_us)
+/* Deletions ride on the next commit; where none comes they get one of their own. A dropped record
+ * has no tombstone: until its block is gone a crash would bring it back, as it would one whose
+ * tombstone waits for its commit. */
+int64_t reclaim_commit_at(const struct disk *d)
 {
-    if (!PEEK(d->healthy))
-        return false;
-    return d->drop_pending || d->doomed_n >= 256 ||
-           (d->doomed_n != 0 && (PEEK(d->clean_debt) != 0 || now_us - d->doomed_at_us >= DOOMED_WAIT_US));
+    if (!PEEK(d->healthy) || d->doomed_n == 0)
+        return INT64_MAX;
+    if (d->doomed_n >= DOOMED_MANY || PEEK(d->clean_debt) != 0)
+        return 0;
+    return d->doomed_at_us + (d->drop_pending ? (int64_t)d->opt.commit_ms * 1000 : DOOMED_WAIT_US);
 }

@@ -35,7 +35,7 @@ static bool commit_is_due_locked(const struct disk *d, int64_t now_us)
     if (settled == PEEK(d->events))
         return false;
     return d->closing || d->sync_events > settled || d->waiting_bytes >= d->opt.commit_bytes ||
-           now_us >= d->commit_at_us || reclaim_commit_due(d, now_us); /* what waits may be what a deletion waits for */
+           now_us >= d->commit_at_us || now_us >= reclaim_commit_at(d); /* what waits may be what a deletion waits for */
 }
 
 static void writer_sleep_locked(struct disk *d, int64_t now_us)
@@ -338,7 +338,7 @@ static void writer_round(struct disk *d, struct batch *batch)
             writer_recover(d);
         return;
     }
-    if (!batch->due && !reclaim_commit_due(d, now_us))
+    if (!batch->due && now_us < reclaim_commit_at(d))
         return;
     int rc = writer_commit(d, batch);
     if (rc != 0)
@@ -349,12 +349,12 @@ static void writer_round(struct disk *d, struct batch *batch)
 static void writer_house(struct disk *d)
 {
     writer_note_room(d);
-    bool more = reclaim_slice(d) || reclaim_commit_due(d, clock_mono_us());
+    bool more = reclaim_slice(d);
     writer_room(d);
     queue_shrink_pool(d);
-    int64_t now_us = clock_mono_us();
+    int64_t now_us = clock_mono_us(), commit_at_us = reclaim_commit_at(d);
     pthread_mutex_lock(&d->mu);
-    d->house_at_us = more ? now_us : now_us + HOUSE_US;
+    d->house_at_us = more ? now_us : now_us + HOUSE_US < commit_at_us ? now_us + HOUSE_US : commit_at_us;
     if (d->work_soon || (d->reclaim_at_us != 0 && d->reclaim_at_us < d->house_at_us))
         d->house_at_us = d->work_soon || d->reclaim_at_us < now_us ? now_us + 1000 : d->reclaim_at_us;
     d->work_soon = false;

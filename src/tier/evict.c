@@ -327,10 +327,14 @@ static enum evict_rc evict_one(struct worker *w, int policy, bool stalled)
 
 #define EVICT_PER_CALL 64
 
-static int64_t room_for_queue(const struct tier *t, int64_t limit)
+#define ALLOCATOR_PART 12
+
+/* What evicting leaves free. Beside a disk: its queue; and a part for the allocator, because as the
+ * disk's index grows objects go, and leave holes that it cannot use. */
+static int64_t room_beside(const struct tier *t, int64_t limit)
 {
     int64_t queue = atomic_load_explicit(&t->limit.disk_queue_max, memory_order_relaxed);
-    return t->disk ? (queue < limit / 8 ? queue : limit / 8) : 0;
+    return t->disk ? (queue < limit / 8 ? queue : limit / 8) + limit / ALLOCATOR_PART : 0;
 }
 
 bool tier_over_limit(struct tier *t)
@@ -351,7 +355,7 @@ bool tier_over_mark(struct tier *t)
 {
     int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
 
-    return limit > 0 && mem_class_bytes(MEM_DATA) - soon_free(t) > limit - room_for_queue(t, limit);
+    return limit > 0 && mem_class_bytes(MEM_DATA) - soon_free(t) > limit - room_beside(t, limit);
 }
 
 static bool too_many_tracked(const struct tier *t)
@@ -372,7 +376,7 @@ enum status tier_make_room(struct worker *w)
     bool tracked = too_many_tracked(t);
     if (limit <= 0 && !tracked)
         return ST_OK;
-    int64_t soft = limit - room_for_queue(t, limit);
+    int64_t soft = limit - room_beside(t, limit);
     int64_t used = mem_class_bytes(MEM_DATA);
     if (LIKELY(used <= soft && !tracked) || (used - soon_free(t) <= soft && used <= limit && !tracked))
         return ST_OK;
