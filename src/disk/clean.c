@@ -8,8 +8,8 @@
  *            rest is dropped, once the copies are there.
  *   none     else: the quota is full, and appends are refused.
  *
- * A plain cache drops rather than that it copies much: it empties blocks of which a fifth lives
- * at most, so that at most 1.25 bytes are written per byte of room; else up to nine tenths.
+ * A plain cache drops rather than that it copies much: it empties blocks of which a sixth lives
+ * at most, so that at most 1.2 bytes are written per byte of room; else up to nine tenths.
  *
  * Work starts some commits before the quota is reached. It is done in slices, by the writer; records are
  * judged and carried one by one, under their shard's lock, from a copy of the block: nobody
@@ -17,7 +17,7 @@
  * ends when there is nothing to gain. */
 #include "disk_priv.h"
 
-#define WORTH_PLAIN 12u    /* of SHARES: blocks of which more lives are not emptied */
+#define WORTH_PLAIN 10u    /* of SHARES: blocks of which more lives are not emptied */
 #define WORTH_THOROUGH 57u /* the same where nothing may be lost that fits */
 #define CUT_PART 32        /* a round of the hand takes the emptiest part of the log */
 #define POOR_PART 256      /* a log with less than this part worth emptying has no garbage to speak of */

@@ -467,9 +467,9 @@ void reclaim_init(struct disk *d);
 void reclaim_deinit(struct disk *d);
 void reclaim_for(struct disk *d, size_t incoming, size_t extra);
 void reclaim_dirty(struct disk *d);
-bool reclaim_slice(struct disk *d); /* housekeeping; true: there is more to do at once */
+bool reclaim_slice(struct disk *d);              /* housekeeping; true: there is more to do at once */
 int64_t reclaim_commit_at(const struct disk *d); /* mono us */
-uint64_t reclaim_limit(struct disk *d); /* what may be used: the quota, or less */
+uint64_t reclaim_limit(struct disk *d);          /* what may be used: the quota, or less */
 bool reclaim_alive(const struct disk *d, uint32_t incarnation);
 /* Lists a record for dropped(); the name is copied. */
 void reclaim_gone(struct disk *d, const struct disk_gone *rec);

@@ -35,7 +35,8 @@ static bool commit_is_due_locked(const struct disk *d, int64_t now_us)
     if (settled == PEEK(d->events))
         return false;
     return d->closing || d->sync_events > settled || d->waiting_bytes >= d->opt.commit_bytes ||
-           now_us >= d->commit_at_us || now_us >= reclaim_commit_at(d); /* what waits may be what a deletion waits for */
+           now_us >= d->commit_at_us ||
+           now_us >= reclaim_commit_at(d); /* what waits may be what a deletion waits for */
 }
 
 static void writer_sleep_locked(struct disk *d, int64_t now_us)

@@ -87,6 +87,8 @@ void tier_notify_locked(struct tier *t, struct mem_shard *shard, const struct ke
 void tier_wake_waiters_locked(struct worker *w, struct residency *r, enum status st, const char *error);
 void tier_fault_init(struct tier_worker *tw);
 void tier_drop_room_waits(struct tier_worker *tw);
+void tier_count_disk_hit(struct worker *w, const struct object *o, bool stays);
+void tier_learn_size(struct tier *t, const struct object *o);
 
 /* sweep.c */
 void tier_sweep_dead_locked(struct worker *w); /* all shards locked */
