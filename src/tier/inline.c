@@ -1,4 +1,5 @@
 /* Faulting in without waiting: reads of what is in the page cache, on the loop's thread. */
+#include "tiercel/hash.h"
 #include "tier_priv.h"
 
 #define INLINE_STAYS 8 /* while memory is full, one in so many stays there */
