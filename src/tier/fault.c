@@ -2,7 +2,6 @@
 #include <stdio.h>
 
 #include "tiercel/clock.h"
-#include "tiercel/hash.h"
 #include "tier_priv.h"
 
 #define FETCHED_SIZE_INIT 1024 /* what a fetched object is taken to weigh before any was seen */
