@@ -337,6 +337,13 @@ static int64_t room_beside(const struct tier *t, int64_t limit)
     return t->disk ? (queue < limit / 8 ? queue : limit / 8) + limit / ALLOCATOR_PART : 0;
 }
 
+int64_t tier_mark(const struct tier *t)
+{
+    int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
+
+    return limit - room_beside(t, limit);
+}
+
 bool tier_over_limit(struct tier *t)
 {
     int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
@@ -355,7 +362,7 @@ bool tier_over_mark(struct tier *t)
 {
     int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
 
-    return limit > 0 && mem_class_bytes(MEM_DATA) - soon_free(t) > limit - room_beside(t, limit);
+    return limit > 0 && mem_class_bytes(MEM_DATA) - soon_free(t) > tier_mark(t);
 }
 
 static bool too_many_tracked(const struct tier *t)

@@ -101,6 +101,7 @@ bool tier_keep_locked(void *arg, const struct disk_gone *rec);
 void tier_room(void *arg);
 void tier_wake_room(struct tier *t); /* memory became free; any thread */
 bool tier_over_limit(struct tier *t);
+int64_t tier_mark(const struct tier *t); /* of the bytes of MEM_DATA: evicting keeps it below; less than maxmemory */
 bool tier_over_mark(struct tier *t);
 
 /* journal.c */

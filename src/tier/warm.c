@@ -230,11 +230,10 @@ static const char *limit_reached(const struct warm_job *job)
     struct tier *t = job->w->tier;
     int64_t limit = atomic_load(&t->limit.maxmemory), tracked_max = atomic_load(&t->limit.tracked_keys_max);
 
-    if (limit > 0) { /* tier_make_room() keeps below a mark that leaves room for the disk's queue */
-        int64_t queue = atomic_load(&t->limit.disk_queue_max), mean = atomic_load(&t->fetched_size);
-        int64_t mark = limit - (t->disk ? (queue < limit / 8 ? queue : limit / 8) : 0) - limit / 32;
+    if (limit > 0) {
         int64_t used = mem_class_bytes(MEM_DATA) - atomic_load(&t->demoting_bytes);
-        if (used + (int64_t)job->outstanding * mean > mark)
+        int64_t coming = (int64_t)job->outstanding * atomic_load(&t->fetched_size);
+        if (used + coming > tier_mark(t) - limit / 32)
             return "maxmemory";
     }
     if (t->has_upstream && atomic_load(&t->tracked_keys) + job->outstanding >= tracked_max - tracked_max / 64)
