@@ -83,9 +83,9 @@ void ks_expire(struct call *c, int i, int64_t expire_ms);
 bool ks_string(struct call *c, struct object *o, char scratch[OBJ_SCRATCH], struct slice *out);
 /* Replies a string object as a bulk: large values by reference, packed ones unpacked later. */
 void ks_reply_string(struct call *c, struct object *o);
-/* A new string object for keys[i] from argument `arg`: an integer where it is one, packed
- * when dispatch packed it. */
-struct object *ks_string_from_arg(struct call *c, int i, int arg, int64_t expire_ms);
+/* ks_put() of a string from argument `arg`: an integer where it is one, packed when dispatch packed it,
+ * in place where the key's object is as a new one would be. */
+void ks_store_arg(struct call *c, int i, int arg, int64_t expire_ms);
 /* From bytes (APPEND, SETRANGE results, never int-encoded): */
 struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t expire_ms, bool modified);
 

@@ -103,6 +103,10 @@ static inline bool object_expired(const struct object *o, int64_t now_ms)
  * the old one, and returns it: the caller puts it in the table. 0 clears. */
 struct object *object_set_expire(struct object *o, int64_t expire_ms);
 
+/* Makes these the value and the expiry (0 = none), in place: if it is a plain embedded string that
+ * a new object for them would fit in exactly, and without an origin. Else false, and nothing is changed. */
+bool object_overwrite(struct object *o, struct slice value, int64_t expire_ms);
+
 /* What it costs: the object, its value, allocator slack included. */
 size_t object_bytes(const struct object *o);
 

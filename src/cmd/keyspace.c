@@ -185,22 +185,44 @@ void ks_reply_string(struct call *c, struct object *o)
         reply_bulk(&c->r, value);
 }
 
-struct object *ks_string_from_arg(struct call *c, int i, int arg, int64_t expire_ms)
+/* The common overwrite: the table and the allocator have nothing to do. */
+static bool store_in_place(struct call *c, int i, struct slice value, int64_t expire_ms)
+{
+    struct call_key *k = &c->keys[i];
+    struct object *o = k->obj;
+    bool had_expire;
+
+    if (!o || !k->kept || c->nkeys > 1) /* of one that is named twice, obj is what it was before */
+        return false;
+    had_expire = object_expire(o) != 0;
+    if (!object_overwrite(o, value, expire_ms))
+        return false;
+    tier_changed_locked(c->w, shard_of(c, k), &k->key, o, o, had_expire);
+    tier_touch_locked(c->w, o);
+    return true;
+}
+
+void ks_store_arg(struct call *c, int i, int arg, int64_t expire_ms)
 {
     const struct key *key = &c->keys[i].key;
     struct slice value = c->argv[arg];
     struct rcbuf *packed = NULL;
     int64_t number;
 
-    if (value.len <= NUM_I64_MAX && num_parse_i64(value, &number))
-        return object_new_int(key, number, expire_ms, 0);
+    if (value.len <= NUM_I64_MAX && num_parse_i64(value, &number)) {
+        ks_put(c, i, object_new_int(key, number, expire_ms, 0));
+        return;
+    }
     if (c->packed && c->packed_arg == arg) {
         packed = c->packed;
         c->packed = NULL;
     } else if (c->packed_arg != arg) { /* dispatch has not tried it */
         packed = tier_pack(c->w, value);
     }
-    return packed ? object_new_rcbuf(key, packed, expire_ms, 0) : object_new_string(key, value, expire_ms, 0);
+    if (packed)
+        ks_put(c, i, object_new_rcbuf(key, packed, expire_ms, 0));
+    else if (!store_in_place(c, i, value, expire_ms))
+        ks_put(c, i, object_new_string(key, value, expire_ms, 0));
 }
 
 struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t expire_ms, bool modified)

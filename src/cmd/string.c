@@ -176,7 +176,7 @@ void cmd_substr(struct call *c)
 /* Makes argument `arg` the value of key i. */
 static inline void string_store(struct call *c, int i, int arg, int64_t expire_ms)
 {
-    ks_put(c, i, ks_string_from_arg(c, i, arg, expire_ms));
+    ks_store_arg(c, i, arg, expire_ms);
     ks_notify(c, i, NOTIFY_STRING, "set");
 }
 
@@ -185,7 +185,7 @@ static void string_store_until(struct call *c, int i, int arg, int64_t expire_ms
 {
     bool over = expire_ms <= c->now_ms; /* a deletion, but the events are those of a key that was there shortly */
     if (LIKELY(!over)) {
-        ks_put(c, i, ks_string_from_arg(c, i, arg, expire_ms));
+        ks_store_arg(c, i, arg, expire_ms);
     } else {
         if (!ks_exists(c, i))
             ks_notify(c, i, NOTIFY_NEW, "new");
@@ -368,7 +368,7 @@ void cmd_append(struct call *c)
 {
     struct object *o = ks_peek(c, 0);
     if (!o) {
-        ks_put(c, 0, ks_string_from_arg(c, 0, 2, 0));
+        ks_store_arg(c, 0, 2, 0);
         ks_notify(c, 0, NOTIFY_STRING, "append");
         reply_int(&c->r, (int64_t)c->argv[2].len);
         return;

@@ -292,6 +292,25 @@ struct object *object_set_expire(struct object *o, int64_t expire_ms)
     return o;
 }
 
+bool object_overwrite(struct object *o, struct slice value, int64_t expire_ms)
+{
+    if (o->type != OBJ_STRING || o->enc != ENC_EMBED || o->flags & (OBJ_F_PACKED | OBJ_F_ORIGIN) ||
+        value.len > OBJ_EMBED_MAX || (expire_ms && !(o->flags & OBJ_F_EXPIRE_ROOM)))
+        return false;
+    size_t at_value = key_offset(o) + key_len(o), was = embedded(o).len;
+    if (value.len != was && mem_usable_sized(o, at_value + value.len) != mem_usable_sized(o, at_value + was))
+        return false;
+    uint16_t len = (uint16_t)value.len;
+    memcpy(at(o, vlen_offset(o)), &len, sizeof(len));
+    memcpy(at(o, at_value), value.ptr, value.len);
+    o->flags &= (uint8_t) ~(OBJ_F_MODIFIED | OBJ_F_EXPIRE);
+    if (expire_ms) {
+        memcpy(at(o, sizeof(*o)), &expire_ms, sizeof(expire_ms));
+        o->flags |= OBJ_F_EXPIRE;
+    }
+    return true;
+}
+
 size_t object_bytes(const struct object *o)
 {
     size_t bytes = mem_usable_sized(o, shell_len(o));

@@ -294,7 +294,7 @@ static void test_cold(void **state)
         skip();
     }
     (void)inline_version(w, keys[0], &g); /* cold, unless it came while it was looked for */
-    do /* now it is warm, unless the machine is short of memory */
+    do                                    /* now it is warm, unless the machine is short of memory */
         assert_int_equal(get_version(w, keys[0], false, &g), 1);
     while (!inline_version(w, keys[0], &g) && ++tries < 1000);
     assert_true(tries < 1000);

@@ -169,6 +169,46 @@ static void use_rename(struct object *o, const struct key *key, int64_t expire_m
     object_free(o);
 }
 
+static void test_overwrite(void **state)
+{
+    (void)state;
+    char text[300], out[OBJ_SCRATCH];
+    memset(text, 'x', sizeof(text));
+    for (size_t len = 0; len < 200; len += 7) {
+        for (size_t next = 0; next < 200; next += 3) {
+            for (int expires = 0; expires < 4; expires++) {
+                struct key key = key_of(SLICE("some:key", 8));
+                struct object *o = object_new_string(&key, SLICE(text, len), expires & 1 ? 77 : 0, 0);
+                struct object *same = object_new_string(&key, SLICE(text + 1, next), expires & 2 ? 99 : 0, 0);
+                size_t weight = object_bytes(o);
+                struct slice value;
+                text[1] = 'y';
+                bool done = object_overwrite(o, SLICE(text + 1, next), expires & 2 ? 99 : 0);
+                if (done) { /* as a new one, but for room for an expiry */
+                    assert_int_equal(object_bytes(o), weight);
+                    assert_true((expires & 1) || object_bytes(same) == weight);
+                    assert_int_equal(object_expire(o), object_expire(same));
+                    assert_int_equal(object_string(o, NULL, out, &value), ST_OK);
+                    assert_true(slice_eq(value, SLICE(text + 1, next)));
+                } else {
+                    assert_true(object_bytes(same) != weight || expires == 1 || expires == 2);
+                    assert_int_equal(object_expire(o), expires & 1 ? 77 : 0);
+                    assert_int_equal(object_string_len(o), len);
+                }
+                text[1] = 'x';
+                object_free(o);
+                object_free(same);
+            }
+        }
+    }
+    struct key key = key_of(SLICE("k", 1));
+    struct object *copy = object_new_string(&key, SLICE("value", 5), 0, 7), *number = object_new_int(&key, 1, 0, 0);
+    assert_false(object_overwrite(copy, SLICE("other", 5), 0)); /* the upstream's */
+    assert_false(object_overwrite(number, SLICE("other", 5), 0));
+    object_free(copy);
+    object_free(number);
+}
+
 static void test_string_rename_and_copy(void **state)
 {
     (void)state;
@@ -521,6 +561,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_string_kinds),
         cmocka_unit_test(test_string_expire_changes),
+        cmocka_unit_test(test_overwrite),
         cmocka_unit_test(test_string_rename_and_copy),
         cmocka_unit_test(test_string_serial),
         cmocka_unit_test(test_sizes),
