@@ -2,7 +2,10 @@
  * changes only after mdb_txn_commit(). */
 #include "disk_priv.h"
 
-#define FRAG_FADE 2048 /* commits, about, until what scattered pages take from the quota is looked for again */
+/* Commits, about, until what scattered pages take from the quota is used again: where that costs the
+ * cache nothing but its oldest records, rather late than that the file grows. */
+#define FRAG_FADE 256
+#define FRAG_FADE_PLAIN 2048
 
 /* What a value of that length takes in the file, about. */
 size_t commit_cost(const struct disk *d, size_t value_len)
@@ -202,11 +205,11 @@ static void commit_note_file(struct disk *d)
     atomic_store_explicit(&d->n.block_bytes, d->data_bytes, memory_order_relaxed);
     /* Free pages that lie scattered do not take a block: where the file still grows at its
      * quota, keep more of it free; let that fade when it does not. */
-    uint64_t max = PEEK(d->max_bytes);
+    uint64_t max = PEEK(d->max_bytes), fade = clean_is_plain(d) ? FRAG_FADE_PLAIN : FRAG_FADE;
     if (bytes > before && bytes > max)
         d->frag_reserve += bytes - before;
     else
-        d->frag_reserve -= (d->frag_reserve + FRAG_FADE - 1) / FRAG_FADE;
+        d->frag_reserve -= (d->frag_reserve + fade - 1) / fade;
     if (d->frag_reserve > max / 4)
         d->frag_reserve = max / 4;
 }

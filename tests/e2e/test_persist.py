@@ -148,7 +148,7 @@ def test_clients_that_go_while_they_wait(tiercel):
         assert conns[2].read_reply().startswith((b"+", b"-ERR Background"))
         conns[2].close()
     idle(t)
-    assert t.call("SAVE") == "OK"
+    wait_until(lambda: t.call("SAVE") == "OK", what="those of clients that went are over")
 
 
 def test_saved_is_saved(tiercel):
