@@ -70,6 +70,7 @@ struct cmd_worker {
     struct errstat *errors; /* error codes seen, for INFO errorstats (errstat.c) */
     struct pubsub_worker *pubsub;
     struct dispatch_scratch *scratch; /* dispatch.c */
+    const struct request *ahead;      /* what runs, while it is in the reader's hands: its key may be hashed */
     struct buf ready;                 /* struct key: lists that got longer in this command (block.c) */
 };
 

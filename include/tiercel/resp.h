@@ -19,6 +19,9 @@ struct request {
     struct slice *argv; /* into the input given to resp_parse(), or into own memory (inline commands with quotes) */
     size_t bytes;       /* sum of the arguments' lengths */
     struct buf inline_text;
+    /* Noted by session_look_ahead(): the hash of argv[1] as a key of the incarnation; 0 = not noted. */
+    uint32_t key_inc;
+    uint64_t key_hash;
 };
 
 void request_init(struct request *req);

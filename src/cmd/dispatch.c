@@ -408,6 +408,20 @@ static bool has_one_key(const struct call *c)
            cmd->id != CMDID_move && c->argc > cmd->first;
 }
 
+static inline void one_key_init(const struct call *c, struct call_key *k)
+{
+    const struct request *ahead = c->w->cmd_worker->ahead;
+    const struct mem *m = c->w->tier->mem;
+    unsigned db = (unsigned)c->s->db;
+    struct slice name = c->argv[k->arg];
+
+    if (ahead && ahead->argv == c->argv && k->arg == 1 && ahead->key_inc != 0 &&
+        ahead->key_inc == atomic_load_explicit(&m->db[db].incarnation, memory_order_relaxed))
+        mem_key_init_hashed(db, ahead->key_inc, ahead->key_hash, name, &k->key);
+    else
+        mem_key_init(m, db, name, &k->key);
+}
+
 /* run_on_keys() without its loops. */
 static enum dispatch_rc run_on_one_key(struct call *c)
 {
@@ -426,7 +440,7 @@ static enum dispatch_rc run_on_one_key(struct call *c)
     c->keys = &k;
     c->nkeys = 1;
     do {
-        mem_key_init(w->tier->mem, (unsigned)c->s->db, c->argv[cmd->first], &k.key);
+        one_key_init(c, &k);
         shard = mem_shard_of(w->tier->mem, k.key.hash);
         mem_lock(shard);
         if (UNLIKELY(copy.obj != NULL) && tier_copy_is_current_locked(w, shard, &k.key, &copy)) {
@@ -444,7 +458,8 @@ static enum dispatch_rc run_on_one_key(struct call *c)
         block_serve(w, c->now_ms);
         mem_unlock(shard);
     }
-    object_free(copy.obj);
+    if (UNLIKELY(copy.obj != NULL))
+        object_free(copy.obj);
     c->keys = NULL;
     return call_ended(c, st);
 }

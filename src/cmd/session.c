@@ -213,7 +213,7 @@ void session_run(struct session *s)
 }
 
 /* The first argument is taken for the key: mostly it is, and where not, nothing is lost. */
-void session_look_ahead(struct session *s, const struct request *reqs, int n)
+void session_look_ahead(struct session *s, struct request *reqs, int n)
 {
     const struct mem *m = s->w->tier->mem;
     uint64_t hash[LOOK_AHEAD];
@@ -225,7 +225,8 @@ void session_look_ahead(struct session *s, const struct request *reqs, int n)
             continue;
         mem_key_init(m, (unsigned)s->db, reqs[i].argv[1], &key);
         mem_prefetch(m, key.hash);
-        hash[keys++] = key.hash;
+        reqs[i].key_inc = atomic_load_explicit(&m->db[s->db].incarnation, memory_order_relaxed);
+        reqs[i].key_hash = hash[keys++] = key.hash;
     }
     for (int i = 0; i < keys; i++)
         mem_prefetch_bucket(m, hash[i]);
@@ -240,7 +241,9 @@ void session_feed(struct session *s, const struct request *req)
         return;
     if (LIKELY(list_empty(&s->queue))) {
         s->running = true;
+        s->w->cmd_worker->ahead = req;
         enum dispatch_rc rc = dispatch_run(s, req->argc, req->argv, NULL);
+        s->w->cmd_worker->ahead = NULL;
         s->running = false;
         if (LIKELY(rc == DISPATCH_DONE))
             return;

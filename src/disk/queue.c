@@ -339,7 +339,9 @@ bool queue_carry_locked(struct disk *d, uint64_t hash, uint64_t from_id, const c
     char *own = record_is_large(0, len) ? mem_alloc(MEM_DATA, cap) : NULL;
     if (own != NULL)
         memcpy(own + sizeof(struct block_head), raw, len);
-    atomic_fetch_or_explicit(&block_meta(d, from_id)->flags, BLOCK_CARRIED, memory_order_relaxed);
+    struct block_meta *from = block_meta(d, from_id);
+    CHECK(from != NULL); /* a slot names it */
+    atomic_fetch_or_explicit(&from->flags, BLOCK_CARRIED, memory_order_relaxed);
     pthread_mutex_lock(&d->mu);
     struct block *b = own != NULL ? queue_open_large_locked(d, own, cap) : queue_open_small_locked(d, len);
     block_push_record(b, hash, incarnation, expire_ms, OP_CARRIED);

@@ -73,7 +73,7 @@ static int block_pread(struct disk *d, uint64_t id, struct block_meta *m, const 
         len / count > PREAD_MAX)
         return ENOENT;
     uint64_t at = (uint64_t)page * d->page + 16;
-    uint32_t dir = len - count * 8, off, end = dir;
+    uint32_t dir = len - count * 8, off = 0, end = dir;
     if (dirs_find(d, m, id, want, number, &off, &end)) {
         int rc = record_pread(d, at, off, end, rd, flags, buf, rec);
         if (rc != ENOENT)

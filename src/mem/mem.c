@@ -8,14 +8,16 @@
 
 /* A slot: hash bits in 48..63, the object's address in 4..47, and two marks in the low
  * bits, which an allocator's alignment leaves free. */
-#define SLOT_CHAIN 1ULL   /* the address is of another bucket, not of an object */
+#define SLOT_CHAIN 1ULL   /* the address is of a link, not of an object */
 #define SLOT_EXPIRES 2ULL /* the object has an expiry: the sweep need not look at others */
 #define SLOT_ADDRESS 0x0000fffffffffff0ULL
 #define SLOT_TAG_SHIFT 48
 
+/* A bucket is a cache line. One that overflows goes on in links of half a line: they hold little,
+ * and so a table may be full. The last slot of a bucket or a link is where it goes on. */
 #define SLOTS 8
-#define LAST (SLOTS - 1)
-#define MEAN_MAX 6 /* objects per bucket at which a table doubles */
+#define LINK_SLOTS 4
+#define MEAN_MAX 8 /* objects per bucket at which a table doubles: 10 bytes a key then, 16 right after */
 #define MOVE_PER_INSERT 2
 
 static uint64_t tag_of(uint64_t hash)
@@ -23,9 +25,9 @@ static uint64_t tag_of(uint64_t hash)
     return hash << SLOT_TAG_SHIFT; /* low bits: position uses the high ones */
 }
 
-static struct mem_bucket *slot_bucket(mem_slot slot)
+static mem_slot *slot_link(mem_slot slot)
 {
-    return (struct mem_bucket *)(uintptr_t)(slot & SLOT_ADDRESS);
+    return (mem_slot *)(uintptr_t)(slot & SLOT_ADDRESS);
 }
 
 struct object *mem_object(mem_slot slot)
@@ -78,22 +80,22 @@ struct mem *mem_create(unsigned shard_bits, unsigned databases, uint64_t seed, c
     return m;
 }
 
-static void bucket_destroy(struct mem_bucket *b, bool chained)
+static void slots_destroy(const mem_slot *slot, int n)
 {
-    for (int i = 0; i < SLOTS; i++) {
-        if (b->slot[i] & SLOT_CHAIN)
-            bucket_destroy(slot_bucket(b->slot[i]), true);
-        else if (b->slot[i])
-            object_free(mem_object(b->slot[i]));
+    for (int i = 0; i < n; i++) {
+        if (slot[i] & SLOT_CHAIN) {
+            slots_destroy(slot_link(slot[i]), LINK_SLOTS);
+            mem_free(MEM_DATA, slot_link(slot[i]));
+        } else if (slot[i]) {
+            object_free(mem_object(slot[i]));
+        }
     }
-    if (chained)
-        mem_free(MEM_DATA, b);
 }
 
 static void table_destroy(struct mem_bucket *table, unsigned bits)
 {
     for (uint64_t i = 0; table && i < 1ULL << bits; i++)
-        bucket_destroy(&table[i], false);
+        slots_destroy(table[i].slot, SLOTS);
     mem_free(MEM_DATA, table);
 }
 
@@ -238,33 +240,33 @@ static struct mem_bucket *bucket_of(const struct mem *m, const struct mem_shard 
 
 mem_slot *mem_find_locked(const struct mem *m, struct mem_shard *s, const struct key *key)
 {
-    struct mem_bucket *b = bucket_of(m, s, key->hash);
+    mem_slot *at = bucket_of(m, s, key->hash)->slot;
     uint64_t tag = tag_of(key->hash);
 
-    for (;;) {
-        for (int i = 0; i < SLOTS; i++) {
-            mem_slot slot = b->slot[i];
+    for (int n = SLOTS;; n = LINK_SLOTS) {
+        for (int i = 0; i < n; i++) {
+            mem_slot slot = at[i];
             if ((slot ^ tag) >> SLOT_TAG_SHIFT == 0 && slot && !(slot & SLOT_CHAIN) &&
                 object_key_is(mem_object(slot), key))
-                return &b->slot[i];
+                return &at[i];
         }
-        if (!(b->slot[LAST] & SLOT_CHAIN))
+        if (!(at[n - 1] & SLOT_CHAIN))
             return NULL;
-        b = slot_bucket(b->slot[LAST]);
+        at = slot_link(at[n - 1]);
     }
 }
 
 mem_slot *mem_find_object_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, const struct object *o)
 {
-    struct mem_bucket *b = bucket_of(m, s, hash);
+    mem_slot *at = bucket_of(m, s, hash)->slot;
 
-    for (;;) {
-        for (int i = 0; i < SLOTS; i++)
-            if (!(b->slot[i] & SLOT_CHAIN) && mem_object(b->slot[i]) == o)
-                return &b->slot[i];
-        if (!(b->slot[LAST] & SLOT_CHAIN))
+    for (int n = SLOTS;; n = LINK_SLOTS) {
+        for (int i = 0; i < n; i++)
+            if (!(at[i] & SLOT_CHAIN) && mem_object(at[i]) == o)
+                return &at[i];
+        if (!(at[n - 1] & SLOT_CHAIN))
             return NULL;
-        b = slot_bucket(b->slot[LAST]);
+        at = slot_link(at[n - 1]);
     }
 }
 
@@ -292,24 +294,28 @@ void mem_prefetch_object(const struct mem *m, uint64_t hash)
             __builtin_prefetch(o + 64);
         }
     }
+    if (b->slot[SLOTS - 1] & SLOT_CHAIN)
+        __builtin_prefetch(slot_link(b->slot[SLOTS - 1]));
     mem_unlock(s);
 }
 
 static void bucket_add(struct mem_bucket *b, mem_slot slot)
 {
-    for (;;) {
-        for (int i = 0; i < SLOTS; i++) {
-            if (b->slot[i] == 0) {
-                b->slot[i] = slot;
+    mem_slot *at = b->slot;
+
+    for (int n = SLOTS;; n = LINK_SLOTS) {
+        for (int i = 0; i < n; i++) {
+            if (at[i] == 0) {
+                at[i] = slot;
                 return;
             }
         }
-        if (!(b->slot[LAST] & SLOT_CHAIN)) {
-            struct mem_bucket *more = table_create(0);
-            more->slot[0] = b->slot[LAST];
-            b->slot[LAST] = (uint64_t)(uintptr_t)more | SLOT_CHAIN;
+        if (!(at[n - 1] & SLOT_CHAIN)) {
+            mem_slot *more = mem_calloc(MEM_DATA, LINK_SLOTS * sizeof(*more));
+            more[0] = at[n - 1];
+            at[n - 1] = (uint64_t)(uintptr_t)more | SLOT_CHAIN;
         }
-        b = slot_bucket(b->slot[LAST]);
+        at = slot_link(at[n - 1]);
     }
 }
 
@@ -317,25 +323,23 @@ static void bucket_add(struct mem_bucket *b, mem_slot slot)
  * the key is hashed again: growth is rare and bounded, and slots are many. */
 static void bucket_split(const struct mem *m, struct mem_shard *s, uint64_t i)
 {
-    struct mem_bucket *b = &s->old[i];
-    bool chained = false;
+    mem_slot *at = s->old[i].slot;
 
-    while (b) {
-        struct mem_bucket *next = NULL;
-        for (int k = 0; k < SLOTS; k++) {
-            mem_slot slot = b->slot[k];
-            b->slot[k] = 0;
+    for (int n = SLOTS; at; n = LINK_SLOTS) {
+        mem_slot *next = NULL;
+        for (int k = 0; k < n; k++) {
+            mem_slot slot = at[k];
+            at[k] = 0;
             if (slot & SLOT_CHAIN) {
-                next = slot_bucket(slot);
+                next = slot_link(slot);
             } else if (slot) {
                 uint64_t hash = mem_object_hash(m, mem_object(slot));
                 bucket_add(&s->table[bucket_index(hash, m->shard_bits, s->bits)], slot);
             }
         }
-        if (chained)
-            mem_free(MEM_DATA, b);
-        chained = true;
-        b = next;
+        if (n == LINK_SLOTS)
+            mem_free(MEM_DATA, at);
+        at = next;
     }
 }
 
@@ -378,21 +382,22 @@ void mem_replace_locked(mem_slot *slot, struct object *o)
 
 void mem_remove_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, mem_slot *slot)
 {
-    struct mem_bucket *b = bucket_of(m, s, hash), *before = NULL;
+    mem_slot *before = &bucket_of(m, s, hash)->slot[SLOTS - 1];
 
     count_add(s, (uint64_t)-1);
     *slot = 0;
-    /* Give an emptied chained line back. */
-    while (b->slot[LAST] & SLOT_CHAIN) {
-        before = b;
-        b = slot_bucket(b->slot[LAST]);
-        if (slot < &b->slot[0] || slot > &b->slot[LAST])
+    /* Give an emptied link back. */
+    while (*before & SLOT_CHAIN) {
+        mem_slot *at = slot_link(*before);
+        if (slot < at || slot >= at + LINK_SLOTS) {
+            before = &at[LINK_SLOTS - 1];
             continue;
-        for (int i = 0; i < SLOTS; i++)
-            if (b->slot[i])
+        }
+        for (int i = 0; i < LINK_SLOTS; i++)
+            if (at[i])
                 return;
-        before->slot[LAST] = 0;
-        mem_free(MEM_DATA, b);
+        *before = 0;
+        mem_free(MEM_DATA, at);
         return;
     }
 }
@@ -408,13 +413,14 @@ void mem_scan_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, ui
 
     /* The bucket covers all hashes with these leading bits; the next one's first may wrap to 0. */
     *end = position_bits == 0 ? 0 : ((hash >> (64 - position_bits)) + 1) << (64 - position_bits);
-    for (;;) {
-        for (int i = 0; i < SLOTS; i++)
-            if (b->slot[i] && !(b->slot[i] & SLOT_CHAIN))
-                fn(arg, mem_object(b->slot[i]));
-        if (!(b->slot[LAST] & SLOT_CHAIN))
+    mem_slot *at = b->slot;
+    for (int n = SLOTS;; n = LINK_SLOTS) {
+        for (int i = 0; i < n; i++)
+            if (at[i] && !(at[i] & SLOT_CHAIN))
+                fn(arg, mem_object(at[i]));
+        if (!(at[n - 1] & SLOT_CHAIN))
             return;
-        b = slot_bucket(b->slot[LAST]);
+        at = slot_link(at[n - 1]);
     }
 }
 
@@ -432,17 +438,18 @@ static struct mem_bucket *bucket_at(const struct mem_shard *s, uint64_t i)
     return &s->table[i];
 }
 
-static size_t bucket_collect(struct mem_bucket *b, struct object **out, size_t max)
+static size_t bucket_collect(const struct mem_bucket *b, struct object **out, size_t max)
 {
-    size_t n = 0;
+    const mem_slot *at = b->slot;
+    size_t got = 0;
 
-    for (;;) {
-        for (int i = 0; i < SLOTS && n < max; i++)
-            if (b->slot[i] && !(b->slot[i] & SLOT_CHAIN))
-                out[n++] = mem_object(b->slot[i]);
-        if (n == max || !(b->slot[LAST] & SLOT_CHAIN))
-            return n;
-        b = slot_bucket(b->slot[LAST]);
+    for (int n = SLOTS;; n = LINK_SLOTS) {
+        for (int i = 0; i < n && got < max; i++)
+            if (at[i] && !(at[i] & SLOT_CHAIN))
+                out[got++] = mem_object(at[i]);
+        if (got == max || !(at[n - 1] & SLOT_CHAIN))
+            return got;
+        at = slot_link(at[n - 1]);
     }
 }
 
@@ -481,10 +488,10 @@ size_t mem_sweep_locked(struct mem *m, struct mem_shard *s, unsigned buckets, in
 
     *wrapped = false;
     for (unsigned k = 0; k < buckets && !*wrapped; k++) {
-        struct mem_bucket *b = bucket_at(s, s->sweep);
-        for (;;) {
-            for (int i = 0; i < SLOTS; i++) {
-                mem_slot slot = b->slot[i];
+        const mem_slot *at = bucket_at(s, s->sweep)->slot;
+        for (int slots = SLOTS;; slots = LINK_SLOTS) {
+            for (int i = 0; i < slots; i++) {
+                mem_slot slot = at[i];
                 if (!slot || (slot & SLOT_CHAIN))
                     continue;
                 struct object *o = mem_object(slot);
@@ -501,9 +508,9 @@ size_t mem_sweep_locked(struct mem *m, struct mem_shard *s, unsigned buckets, in
                 }
                 out[n++] = o;
             }
-            if (all || !(b->slot[LAST] & SLOT_CHAIN))
+            if (all || !(at[slots - 1] & SLOT_CHAIN))
                 break;
-            b = slot_bucket(b->slot[LAST]);
+            at = slot_link(at[slots - 1]);
         }
         if (all)
             break; /* this bucket again next time: what was found is removed by then */

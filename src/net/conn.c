@@ -315,7 +315,7 @@ static enum feed_rc feed_batch(struct conn *c, const struct batch *b, size_t *po
 {
     struct session *s = c->s;
     struct worker *w = c->nw->w;
-    const struct request *reqs = c->nw->batch;
+    struct request *reqs = c->nw->batch;
     enum feed_rc rc = FEED_OK;
     if (b->n > 1)
         session_look_ahead(s, reqs, b->n);

@@ -278,6 +278,7 @@ enum resp_rc resp_parse(struct resp_parser *p, struct slice in, const struct res
                         struct request *req, char err[128])
 {
     *used = 0;
+    req->key_inc = 0;
     if (in.len == 0 || in.len < p->need)
         return RESP_MORE;
     if (LIKELY(in.ptr[0] == '*')) {
