@@ -18,7 +18,6 @@
 #define SLOTS 8
 #define LINK_SLOTS 4
 #define MEAN_MAX 8 /* objects per bucket at which a table doubles: 10 bytes a key then, 16 right after */
-#define MOVE_PER_INSERT 2
 
 static uint64_t tag_of(uint64_t hash)
 {
@@ -360,11 +359,15 @@ static void grow_step(const struct mem *m, struct mem_shard *s)
         s->bits++;
         s->table = table_create(s->bits);
     }
-    for (int i = 0; i < MOVE_PER_INSERT && s->moved < 1ULL << (s->bits - 1); i++)
-        bucket_split(m, s, s->moved++);
-    if (s->moved == 1ULL << (s->bits - 1)) {
+    bucket_split(m, s, s->moved++);
+    uint64_t buckets = 1ULL << (s->bits - 1);
+    if (s->moved == buckets) {
         mem_free(MEM_DATA, s->old);
         s->old = NULL;
+    } else { /* for the next insert, and the one after it */
+        for (int i = 0; i < SLOTS; i++)
+            __builtin_prefetch(mem_object(s->old[s->moved].slot[i]));
+        __builtin_prefetch(&s->old[s->moved + 1 < buckets ? s->moved + 1 : s->moved]);
     }
 }
 

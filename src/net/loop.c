@@ -14,7 +14,7 @@
 #include "tiercel/stats.h"
 #include "tiercel/warm.h"
 
-#define TICK_SOON_MS 2 /* when periodic work found more than a slice of it */
+#define TICK_SOON_MS 1 /* when periodic work found more than a slice of it */
 
 struct loop {
     struct worker w;

@@ -4,8 +4,8 @@
 
 #define SWEEP_BUCKETS 64   /* per hold of a shard's lock */
 #define SWEEP_BATCH 64     /* objects removed per hold */
-#define SWEEP_SLICE_US 500 /* when little is found */
-#define SWEEP_BUSY_US 2000 /* while a tenth or more of what is looked at is due */
+/* Requests wait so long, at a tick and, while a tenth or more of what is looked at is due, once a millisecond. */
+#define SWEEP_SLICE_US 200
 
 /* ---- expiry and dead incarnations ---- */
 
@@ -93,7 +93,7 @@ bool tier_worker_tick(struct worker *w, bool expire)
 {
     struct tier *t = w->tier;
     struct tier_worker *tw = w->tier_worker;
-    int64_t start = clock_mono_us(), until = start + SWEEP_SLICE_US;
+    int64_t until = clock_mono_us() + SWEEP_SLICE_US;
     size_t seen = 0, due = 0;
 
     tier_drop_room_waits(tw); /* a missed wake-up costs a tick, not a hang */
@@ -109,8 +109,6 @@ bool tier_worker_tick(struct worker *w, bool expire)
         tw->sweep_shard += (unsigned)t->nworkers;
         if (tw->sweep_shard >= t->mem->shards)
             tw->sweep_shard = (unsigned)w->id;
-        if (due * 10 > seen && due > 0)
-            until = start + SWEEP_BUSY_US;
         if (clock_mono_us() >= until)
             break;
     }
