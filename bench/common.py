@@ -114,13 +114,19 @@ class Server:
     # -- its figures
 
     def cpu_s(self):
-        """User and system time of all its threads."""
-        with open(f"/proc/{self.proc.pid}/stat", encoding="ascii") as f:
-            fields = f.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        """User and system time of all its threads: what /proc/PID/stat counts in ticks of 10 ms, in nanoseconds."""
+        try:
+            return time.clock_gettime((~self.proc.pid << 3) | 2)  # as clock_getcpuclockid() makes it
+        except OSError:
+            with open(f"/proc/{self.proc.pid}/stat", encoding="ascii") as f:
+                fields = f.read().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / TICKS
 
     def rss_anon(self):
         return self._proc("status", r"RssAnon:\s+(\d+) kB") * 1024
+
+    def rss(self):
+        return self._proc("status", r"VmRSS:\s+(\d+) kB") * 1024
 
     def written(self):
         """Bytes passed to write calls for other things than replies."""
@@ -151,32 +157,53 @@ class Server:
         shutil.rmtree(self.dir, ignore_errors=True)
 
 
-def load(server, *args, pinned=True):
-    """Runs tiercel-bench against a server; its report of one test, with the server's CPU time in it
-    and how much of the machine others used meanwhile."""
-    with tempfile.NamedTemporaryFile(dir=OUT, suffix=".json") as report:
-        argv = [LOAD, "-p", str(server.port), "--json", report.name, "-q", *map(str, args)]
+class Load:
+    """tiercel-bench against a server, until finish()."""
+
+    def __init__(self, server, *args, pinned=True):
+        self.server = server
+        self.report = tempfile.NamedTemporaryFile(dir=OUT, suffix=".json")
+        self.argv = [LOAD, "-p", str(server.port), "--json", self.report.name, "-q", *map(str, args)]
         if pinned:
-            argv = ["taskset", "-c", str(LOAD_CORE), *argv]
-        cpu, own, machine = server.cpu_s(), children_cpu_s(), machine_cpu_s()
-        begin = time.monotonic()
-        run = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if run.returncode != 0:
-            raise SystemExit(f"bench: {' '.join(argv)}\n{run.stdout}")
-        cpu = server.cpu_s() - cpu
-        seconds = time.monotonic() - begin
-        others = machine_cpu_s() - machine - cpu - (children_cpu_s() - own)
-        result = json.load(report)["tests"][-1]
-    if result["errors"]:
-        raise SystemExit(f"bench: {server.name} answered {result['errors']} errors: {result['first_error']}")
-    result["server_cpu_us"] = cpu * 1e6 / result["requests"]
-    result["others_cpu"] = max(others, 0) / seconds / os.cpu_count()
-    return result
+            self.argv = ["taskset", "-c", str(LOAD_CORE), *self.argv]
+        self.cpu, self.own, self.machine = server.cpu_s(), own_cpu_s(), machine_cpu_s()
+        self.begin = time.monotonic()
+        self.proc = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                     stderr=subprocess.STDOUT, text=True)
+
+    def finish(self, interrupt=False, errors=False):
+        """The report of its last test, with the server's CPU time in it and how much of the machine others used
+        meanwhile. interrupt: it need not go on. errors: replies that are errors are no failure."""
+        if interrupt:
+            self.proc.send_signal(signal.SIGINT)
+        try:
+            text = self.proc.communicate()[0]
+        finally:
+            if self.proc.poll() is None:
+                self.proc.kill()
+        cpu = self.server.cpu_s() - self.cpu
+        seconds = time.monotonic() - self.begin
+        others = machine_cpu_s() - self.machine - cpu - (own_cpu_s() - self.own)
+        with self.report:
+            if self.proc.returncode not in (0, 130 if interrupt else 0):
+                raise SystemExit(f"bench: {' '.join(self.argv)}\n{text}")
+            result = json.load(self.report)["tests"][-1]
+        if result["errors"] and not errors:
+            raise SystemExit(f"bench: {self.server.name} answered {result['errors']} errors: {result['first_error']}")
+        result["server_cpu_us"] = cpu * 1e6 / max(result["requests"], 1)
+        result["others_cpu"] = max(others, 0) / seconds / os.cpu_count()
+        return result
 
 
-def children_cpu_s():
+def load(server, *args, pinned=True, errors=False):
+    """Runs tiercel-bench against a server to its end."""
+    return Load(server, *args, pinned=pinned).finish(errors=errors)
+
+
+def own_cpu_s():
+    """Of this process and of the load generators that have ended."""
     t = os.times()
-    return t.children_user + t.children_system
+    return t.user + t.system + t.children_user + t.children_system
 
 
 def machine_cpu_s():
@@ -186,9 +213,11 @@ def machine_cpu_s():
     return (sum(fields) - fields[3] - fields[4]) / TICKS
 
 
-def redis_argv():
-    return ["redis-server", "--port", "{port}", "--bind", "127.0.0.1", "--dir", "{dir}", "--save", "", "--appendonly",
-            "no"]
+def redis_argv(program="redis-server", **settings):
+    argv = [program, "--port", "{port}", "--bind", "127.0.0.1", "--dir", "{dir}", "--save", "", "--appendonly", "no"]
+    for name, value in settings.items():
+        argv += ["--" + name.replace("_", "-"), str(value)]
+    return argv
 
 
 def tiercel_argv(**settings):
@@ -206,6 +235,47 @@ def spread(values, digits=2):
     if len(values) == 1:
         return f"{m:,.{digits}f}"
     return f"{m:,.{digits}f} ({min(values):,.{digits}f} - {max(values):,.{digits}f})"
+
+
+def quartiles(values):
+    """Lower quartile, median, upper quartile."""
+    v = sorted(values)
+
+    def at(q):
+        i = q * (len(v) - 1)
+        low = int(i)
+        return v[low] + (v[min(low + 1, len(v) - 1)] - v[low]) * (i - low)
+    return at(0.25), at(0.5), at(0.75)
+
+
+def middle(values, digits=2):
+    """Median and quartiles: what many short slices on a noisy machine agree on."""
+    low, m, high = quartiles(values)
+    if len(values) == 1:
+        return f"{m:,.{digits}f}"
+    return f"{m:,.{digits}f} ({low:,.{digits}f} - {high:,.{digits}f})"
+
+
+class Bars:
+    """What was to be shown, and whether it was."""
+
+    def __init__(self):
+        self.rows = []
+
+    def add(self, what, value, limit, text=None):
+        """limit: value may be this much at most."""
+        self.rows.append({"what": what, "value": value, "limit": limit, "met": value <= limit,
+                          "text": text or f"{value:,.2f}"})
+
+    def table(self):
+        lines = ["| bar | measured | at most | |", "|---|---|---|---|"]
+        for r in self.rows:
+            verdict = "met" if r["met"] else "**missed**"
+            lines.append(f"| {r['what']} | {r['text']} | {r['limit']:g} | {verdict} |")
+        return lines
+
+    def all_met(self):
+        return all(r["met"] for r in self.rows)
 
 
 def first_line(*argv):

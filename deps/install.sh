@@ -2,7 +2,8 @@
 # Installs the packages that are missing, and says so:
 #   deps/install.sh build    what `make` needs (the default)
 #   deps/install.sh test     what `make test` needs beyond that
-#   deps/install.sh --list build|test    prints what is missing, installs nothing
+#   deps/install.sh bench    what `make bench` uses (Debian, Ubuntu)
+#   deps/install.sh --list build|test|bench    prints what is missing, installs nothing
 # Does nothing, not even refresh package lists, when nothing is missing.
 set -eu
 
@@ -20,7 +21,8 @@ die() { echo "deps: $*" >&2; exit 1; }
 case $what in
 build) suffix= ;;
 test) suffix=-test ;;
-*) die "usage: deps/install.sh [--list] build|test" ;;
+bench) suffix=-bench ;;
+*) die "usage: deps/install.sh [--list] build|test|bench" ;;
 esac
 
 if command -v apt-get >/dev/null 2>&1; then pm=apt
@@ -31,6 +33,7 @@ else
     die "no known package manager (apt, dnf, apk, brew); install by hand what deps/apt$suffix.txt names"
 fi
 list=$here/$pm$suffix.txt
+[ -f "$list" ] || die "no list for $pm; install by hand what deps/apt$suffix.txt names"
 
 is_installed() {
     case $pm in
@@ -96,24 +99,26 @@ say "installing:$chosen"
 
 case $pm in
 apt)
-    # redis-server is wanted as a program. A service that the package would start now
-    # must not sit on port 6379; policy-rc.d says so to the package's scripts. One that
+    # redis-server and memcached are wanted as programs. A service that a package would start now
+    # must not sit on its port; policy-rc.d says so to the package's scripts. One that
     # ran before is left alone, and so is a policy that was there before.
     # Where systemd runs, the unit just installed would still start at the next boot:
     # it is disabled, if this run brought it.
     policy=/usr/sbin/policy-rc.d
     ours=
-    new_redis=
-    case " $chosen " in
-    *" redis-server "*) new_redis=1 ;;
-    esac
+    services=
+    for p in $chosen; do
+        case $p in
+        redis-server | memcached) services="$services $p" ;;
+        esac
+    done
     remove_policy() {
         if [ -n "$ours" ]; then
             $as_root rm -f "$policy"
             ours=
         fi
     }
-    if [ -n "$new_redis" ] && [ ! -e "$policy" ]; then
+    if [ -n "$services" ] && [ ! -e "$policy" ]; then
         trap remove_policy EXIT
         trap 'exit 1' INT TERM HUP
         ours=1
@@ -124,9 +129,11 @@ apt)
     # shellcheck disable=SC2086
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $chosen
     remove_policy
-    if [ -n "$new_redis" ] && [ -d /run/systemd/system ]; then
-        $as_root systemctl disable redis-server.service >/dev/null 2>&1 || true
-        say "the redis-server service was not started and is disabled: systemctl enable redis-server undoes that"
+    if [ -d /run/systemd/system ]; then
+        for p in $services; do
+            $as_root systemctl disable "$p.service" >/dev/null 2>&1 || true
+            say "the $p service was not started and is disabled: systemctl enable $p undoes that"
+        done
     fi
     ;;
 dnf)

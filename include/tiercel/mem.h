@@ -70,8 +70,8 @@ void mem_key_init(const struct mem *m, unsigned db, struct slice name, struct ke
 /* The same for who has its hash, of that incarnation. */
 static inline void mem_key_init_hashed(unsigned db, uint32_t inc, uint64_t hash, struct slice name, struct key *out)
 {
-    *out =
-        (struct key){.ptr = name.ptr, .len = (uint32_t)name.len, .db = (uint16_t)db, .inc = (uint16_t)inc, .hash = hash};
+    *out = (struct key){
+        .ptr = name.ptr, .len = (uint32_t)name.len, .db = (uint16_t)db, .inc = (uint16_t)inc, .hash = hash};
 }
 /* Does the key still belong to its database's incarnation? Reliable under the shard's lock,
  * because incarnations change only while all shards are locked. */

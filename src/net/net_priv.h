@@ -18,7 +18,7 @@
 
 /* Half a request of at most NET_READ_HEAD bytes is put in front of the shared buffer before
  * the next read; a longer one has grown a buffer of its own. */
-#define NET_READ_BYTES ((size_t)64 << 10)
+#define NET_READ_BYTES ((size_t)80 << 10) /* a value of 64 KB with its command, too */
 #define NET_READ_HEAD ((size_t)16 << 10)
 /* A connection's turn: requests of this many bytes, then the others come first. */
 #define NET_TURN_BYTES (NET_READ_HEAD + NET_READ_BYTES)
