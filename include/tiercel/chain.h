@@ -19,7 +19,17 @@ struct chain_seg {
     char block[];
 };
 
+/* First blocks of chains that were written, for those to come: the allocator keeps fewer of a size
+ * at hand than there are clients that are answered together. One thread's. */
+#define CHAIN_POOL_MAX 64
+struct chain_pool {
+    struct chain_seg *head;
+    unsigned n;
+};
+void chain_pool_deinit(struct chain_pool *pool);
+
 struct chain {
+    struct chain_pool *pool; /* NULL: none. Set after chain_init(), kept by chain_deinit() */
     struct chain_seg *head, *tail;
     size_t bytes;     /* not yet consumed; a packed segment counts its raw length */
     unsigned npacked; /* packed segments not yet unpacked */

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "tiercel/chain.h"
 #include "tiercel/command.h"
 #include "tiercel/conf.h"
 #include "tiercel/keyspace.h"
@@ -70,6 +71,7 @@ struct cmd_worker {
     struct errstat *errors; /* error codes seen, for INFO errorstats (errstat.c) */
     struct pubsub_worker *pubsub;
     struct dispatch_scratch *scratch; /* dispatch.c */
+    struct chain_pool replies;        /* of the sessions' `out` */
     const struct request *ahead;      /* what runs, while it is in the reader's hands: its key may be hashed */
     struct buf ready;                 /* struct key: lists that got longer in this command (block.c) */
 };

@@ -17,24 +17,48 @@ void chain_init(struct chain *c)
     *c = (struct chain){0};
 }
 
-static void seg_free(struct chain_seg *s)
+static void seg_free(struct chain_pool *pool, struct chain_seg *s)
 {
-    rcbuf_unref(s->ref);
+    if (s->ref) {
+        rcbuf_unref(s->ref);
+    } else if (pool && s->cap == BLOCK_FIRST && pool->n < CHAIN_POOL_MAX) {
+        s->next = pool->head;
+        pool->head = s;
+        pool->n++;
+        return;
+    }
     mem_free_sized(MEM_CLIENT, s, sizeof(*s) + s->cap);
+}
+
+static void segs_free(struct chain_pool *pool, struct chain_seg *s)
+{
+    for (struct chain_seg *next; s; s = next) {
+        next = s->next;
+        seg_free(pool, s);
+    }
+}
+
+void chain_pool_deinit(struct chain_pool *pool)
+{
+    segs_free(NULL, pool->head);
+    *pool = (struct chain_pool){0};
 }
 
 void chain_deinit(struct chain *c)
 {
-    for (struct chain_seg *s = c->head, *next; s; s = next) {
-        next = s->next;
-        seg_free(s);
-    }
-    chain_init(c);
+    segs_free(c->pool, c->head);
+    *c = (struct chain){.pool = c->pool};
 }
 
 static struct chain_seg *seg_append(struct chain *c, size_t cap)
 {
-    struct chain_seg *s = mem_alloc(MEM_CLIENT, sizeof(*s) + cap);
+    struct chain_seg *s = cap == BLOCK_FIRST && c->pool ? c->pool->head : NULL;
+    if (s) {
+        c->pool->head = s->next;
+        c->pool->n--;
+    } else {
+        s = mem_alloc(MEM_CLIENT, sizeof(*s) + cap);
+    }
     *s = (struct chain_seg){.cap = (uint32_t)cap};
     if (c->tail)
         c->tail->next = s;
@@ -99,7 +123,7 @@ void chain_move(struct chain *to, struct chain *from)
     to->tail = from->tail;
     to->bytes += from->bytes;
     to->npacked += from->npacked;
-    chain_init(from);
+    *from = (struct chain){.pool = from->pool};
 }
 
 bool chain_unpack(struct chain *c, struct rcbuf *(*inflate)(void *arg, const struct rcbuf *packed), void *arg)
@@ -156,7 +180,7 @@ void chain_consume(struct chain *c, size_t n)
         }
         n -= len;
         c->head = s->next;
-        seg_free(s);
+        seg_free(c->pool, s);
     }
     c->tail = NULL;
 }

@@ -86,6 +86,7 @@ void cmd_worker_deinit(struct worker *w)
     dispatch_deinit(w);
     errstat_destroy(cw->errors);
     buf_deinit(&cw->ready);
+    chain_pool_deinit(&cw->replies);
     mem_free(MEM_OTHER, cw->stat);
     mem_free(MEM_OTHER, cw);
 }

@@ -23,6 +23,7 @@ struct session *session_create(struct worker *w, const struct session_ops *ops, 
     if (w->conf->requirepass[0] == '\0')
         s->flags |= SESSION_AUTHENTICATED;
     chain_init(&s->out);
+    s->out.pool = &s->w->cmd_worker->replies;
     buf_init(&s->name, MEM_CLIENT);
     list_init(&s->queue);
     list_push_back(&w->cmd_worker->sessions, &s->link);

@@ -2,8 +2,8 @@
 #include "tiercel/clock.h"
 #include "tier_priv.h"
 
-#define SWEEP_BUCKETS 64   /* per hold of a shard's lock */
-#define SWEEP_BATCH 64     /* objects removed per hold */
+#define SWEEP_BUCKETS 64 /* per hold of a shard's lock */
+#define SWEEP_BATCH 64   /* objects removed per hold */
 /* Requests wait so long, at a tick and, while a tenth or more of what is looked at is due, once a millisecond. */
 #define SWEEP_SLICE_US 200
 
