@@ -32,7 +32,8 @@ enum conf_maxmemory_policy {
     POLICY_ALLKEYS_LRU,
     POLICY_ALLKEYS_LFU,
     POLICY_ALLKEYS_RANDOM,
-    POLICY_NOEVICTION
+    POLICY_NOEVICTION,
+    POLICY_ADAPTIVE
 };
 enum conf_appendfsync { FSYNC_EVERYSEC, FSYNC_ALWAYS, FSYNC_NO };
 enum conf_compression { COMPRESSION_ZSTD, COMPRESSION_NO };

@@ -113,6 +113,7 @@ struct tier {
     int nworkers;
     struct tier_shard *shard; /* parallel to mem->shard, under the same locks */
     struct tier_limits limit;
+    struct tier_policy *policy; /* what maxmemory-policy adaptive knows */
     /* The command layer's, set before the loops run: a key of a shard with registrations
      * changed, or (see `events`) one expired or was evicted. Shard locked; must not block. Any
      * thread, the disk's writer among them. */

@@ -28,6 +28,11 @@ static bool policy_is_lfu(int policy)
     return policy == POLICY_VOLATILE_LFU || policy == POLICY_ALLKEYS_LFU;
 }
 
+static bool policy_is_random(int policy)
+{
+    return policy == POLICY_VOLATILE_RANDOM || policy == POLICY_ALLKEYS_RANDOM;
+}
+
 static bool policy_is_volatile(int policy)
 {
     return policy == POLICY_VOLATILE_LRU || policy == POLICY_VOLATILE_LFU || policy == POLICY_VOLATILE_RANDOM ||
@@ -45,7 +50,11 @@ static unsigned lfu_counter(const struct tier *t, const struct object *o, int64_
 
 void tier_access_init(struct tier *t, struct object *o, int64_t now_ms)
 {
-    if (policy_is_lfu(t->limit.policy))
+    int policy = atomic_load_explicit(&t->limit.policy, memory_order_relaxed);
+
+    if (policy == POLICY_ADAPTIVE)
+        o->access = tier_policy_new(t, o) & ACCESS_MASK;
+    else if (policy_is_lfu(policy))
         o->access = ((lfu_minutes(now_ms) << 8) | LFU_INIT) & ACCESS_MASK;
     else
         o->access = lru_clock(now_ms) & ACCESS_MASK;
@@ -54,8 +63,13 @@ void tier_access_init(struct tier *t, struct object *o, int64_t now_ms)
 void tier_touch_locked(struct worker *w, struct object *o)
 {
     struct tier *t = w->tier;
+    int policy = atomic_load_explicit(&t->limit.policy, memory_order_relaxed);
 
-    if (LIKELY(!policy_is_lfu(t->limit.policy))) {
+    if (policy == POLICY_ADAPTIVE) {
+        o->access = tier_policy_used(o->access) & ACCESS_MASK;
+        return;
+    }
+    if (LIKELY(!policy_is_lfu(policy))) {
         o->access = lru_clock(w->now_ms) & ACCESS_MASK;
         return;
     }
@@ -71,6 +85,9 @@ void tier_touch_locked(struct worker *w, struct object *o)
 
 int64_t tier_object_idle_ms(struct worker *w, const struct object *o)
 {
+    /* Adaptive does not know when it was last used: 0 s, and for those who compare, an order. */
+    if (atomic_load_explicit(&w->tier->limit.policy, memory_order_relaxed) == POLICY_ADAPTIVE)
+        return tier_policy_cold(o);
     return (int64_t)((lru_clock(w->now_ms) - o->access) & ACCESS_MASK) * LRU_UNIT_MS;
 }
 
@@ -81,6 +98,7 @@ int tier_object_freq(struct worker *w, const struct object *o)
 
 /* ---- choosing ---- */
 
+/* Larger: rather evicted. What has not been used since has no smaller score later. */
 static uint64_t victim_score(struct worker *w, const struct object *o, int policy)
 {
     switch (policy) {
@@ -89,7 +107,11 @@ static uint64_t victim_score(struct worker *w, const struct object *o, int polic
     case POLICY_VOLATILE_TTL: return o->flags & OBJ_F_EXPIRE ? UINT64_MAX - (uint64_t)object_expire(o) : 0;
     case POLICY_VOLATILE_RANDOM:
     case POLICY_ALLKEYS_RANDOM: return rng_next(&w->rng);
-    default: return (lru_clock(w->now_ms) - o->access) & ACCESS_MASK;
+    case POLICY_ADAPTIVE: return tier_policy_score(w->tier, o);
+    default: { /* when it was used last, so that scores of different times compare */
+        uint64_t now = (uint64_t)(w->now_ms / LRU_UNIT_MS);
+        return UINT64_MAX - ACCESS_MASK - now + ((now - o->access) & ACCESS_MASK);
+    }
     }
 }
 
@@ -112,7 +134,7 @@ static void pool_add(struct evict_pool *pool, uint64_t score, uint64_t hash, con
     } else {
         pool->n++;
     }
-    while (i > 0 && pool->entry[i - 1].score > score) {
+    while (i > 0 && pool->entry[i - 1].score >= score) { /* of equals, what was met first goes first */
         pool->entry[i] = pool->entry[i - 1];
         i--;
     }
@@ -127,33 +149,81 @@ static bool only_volatile(const struct tier *t, int policy)
     return !t->disk && policy_is_volatile(policy);
 }
 
-static void pool_sample(struct worker *w, int policy)
+#define SAMPLE_MAX 64
+#define SPARSE_TRIES 2048
+
+/* Each shard's turn comes equally often. Policies that know an age or a use make up for it; random takes
+ * of two shards the one with more objects, or some would grow old and full, and others stay empty. */
+static uint64_t next_sample(struct worker *w, int policy)
+{
+    const struct mem *m = w->tier->mem;
+    uint64_t random = rng_next(&w->rng);
+
+    if (UNLIKELY(policy_is_random(policy))) {
+        uint64_t other = random << 32 | random >> 32;
+        const struct mem_shard *a = &m->shard[random >> (64 - m->shard_bits)],
+                               *b = &m->shard[other >> (64 - m->shard_bits)];
+        if (atomic_load_explicit(&a->count, memory_order_relaxed) <
+            atomic_load_explicit(&b->count, memory_order_relaxed))
+            random = other;
+    }
+    mem_prefetch_sample(m, random);
+    return random;
+}
+
+/* A shard at random that is not empty: of few objects most shards have none. */
+static struct mem_shard *shard_at_random(struct worker *w, int policy, uint64_t *random)
 {
     struct tier *t = w->tier;
-    struct object *sample[64];
-    size_t want = (size_t)t->limit.samples, got = 0;
+
+    for (int tries = 0; tries < SPARSE_TRIES; tries++) {
+        *random = w->tier_worker->pool.next;
+        w->tier_worker->pool.next = next_sample(w, policy);
+        struct mem_shard *shard = &t->mem->shard[*random >> (64 - t->mem->shard_bits)];
+        if (LIKELY(atomic_load_explicit(&shard->count, memory_order_relaxed) > 0))
+            return shard;
+    }
+    return NULL;
+}
+
+/* false: memory is as good as empty. */
+static bool pool_sample(struct worker *w, int policy)
+{
+    struct tier *t = w->tier;
+    struct object *sample[SAMPLE_MAX];
+    size_t want = (size_t)t->limit.samples, got = 0, on_probation = 0;
 
     for (int tries = 0; tries < 16 && got < want; tries++) {
-        uint64_t random = w->tier_worker->pool.next;
-        struct mem_shard *shard = &t->mem->shard[random >> (64 - t->mem->shard_bits)];
-        w->tier_worker->pool.next = rng_next(&w->rng);
-        mem_prefetch_sample(t->mem, w->tier_worker->pool.next);
+        uint64_t random;
+        struct mem_shard *shard = shard_at_random(w, policy, &random);
+        if (UNLIKELY(!shard))
+            return got > 0;
         mem_lock(shard);
-        size_t n = mem_sample_locked(shard, random, sample, want - got);
-        for (size_t i = 0; i < n; i++) /* to wait for them once, not one after another */
-            __builtin_prefetch(sample[i], 1);
-        for (size_t i = 0; i < n; i++) {
-            const struct object *o = sample[i];
+        /* Whole buckets, of which some are left out at random: the first slots are no better than the last ones. */
+        size_t n = mem_sample_locked(shard, random, sample, (want + 7) & ~(size_t)7);
+        size_t take = n < want - got ? n : want - got, first = (random >> 24 & 0xffff) * n >> 16;
+        for (size_t i = 0; i < take; i++) /* to wait for them once, not one after another */
+            __builtin_prefetch(sample[first + i < n ? first + i : first + i - n], 1);
+        for (size_t i = 0; i < take; i++) {
+            const struct object *o = sample[first + i < n ? first + i : first + i - n];
             if (o->type == OBJ_RESIDENCY || o->flags & OBJ_F_LEAVING ||
                 (only_volatile(t, policy) && !(o->flags & OBJ_F_EXPIRE)))
                 continue;
             uint64_t score = victim_score(w, o, policy);
-            if (pool_wants(&w->tier_worker->pool, score))
-                pool_add(&w->tier_worker->pool, score, mem_object_hash(t->mem, o), o);
+            struct evict_pool *pool = &w->tier_worker->pool;
+            if (policy == POLICY_ADAPTIVE && !tier_policy_in_main(o)) {
+                pool = &w->tier_worker->policy.probation;
+                on_probation++;
+            }
+            if (pool_wants(pool, score))
+                pool_add(pool, score, mem_object_hash(t->mem, o), o);
             got++;
         }
         mem_unlock(shard);
     }
+    if (policy == POLICY_ADAPTIVE)
+        tier_policy_sampled(w, got, on_probation);
+    return true;
 }
 
 /* ---- demotion ---- */
@@ -300,22 +370,52 @@ static enum evict_rc evict_locked(struct worker *w, struct mem_shard *shard, mem
     return EVICT_DONE;
 }
 
-static enum evict_rc evict_one(struct worker *w, int policy, bool stalled)
+#define SPARES_MAX 32 /* of one eviction; then even what was used goes */
+
+/* The pool's best goes, unless it went or was used meanwhile. *spared: those that may stay yet. */
+static enum evict_rc evict_best(struct worker *w, struct evict_pool *pool, int policy, bool stalled, int *spared)
 {
     struct tier *t = w->tier;
-    struct evict_pool *pool = &w->tier_worker->pool;
+    enum evict_rc rc = EVICT_NONE;
+    uint64_t hash = pool->entry[--pool->n].hash, score = pool->entry[pool->n].score;
+    struct mem_shard *shard = tier_shard_of(t, hash);
 
-    for (int tries = 0; tries < 8; tries++) {
-        pool_sample(w, policy);
-        while (pool->n > 0) {
-            uint64_t hash = pool->entry[--pool->n].hash;
-            struct mem_shard *shard = tier_shard_of(t, hash);
-            mem_lock(shard);
-            mem_slot *slot = mem_find_object_locked(t->mem, shard, hash, pool->entry[pool->n].obj);
-            enum evict_rc rc = EVICT_NONE;
-            if (slot) /* else it went meanwhile */
+    mem_lock(shard);
+    mem_slot *slot = mem_find_object_locked(t->mem, shard, hash, pool->entry[pool->n].obj);
+    if (slot) {
+        struct object *o = mem_object(*slot);
+        if (policy != POLICY_ADAPTIVE) {
+            if (policy_is_random(policy) || victim_score(w, o, policy) >= score)
                 rc = evict_locked(w, shard, slot, policy, stalled);
-            mem_unlock(shard);
+        } else if (victim_score(w, o, policy) >= score &&
+                   tier_policy_in_main(o) == (pool != &w->tier_worker->policy.probation)) {
+            bool from_main = tier_policy_in_main(o);
+            if (*spared < SPARES_MAX && tier_policy_spares_locked(w, o))
+                ++*spared;
+            else if ((rc = evict_locked(w, shard, slot, policy, stalled)) == EVICT_DONE)
+                tier_policy_evicted(w, hash, from_main);
+        }
+    }
+    mem_unlock(shard);
+    return rc;
+}
+
+static enum evict_rc evict_one(struct worker *w, int policy, bool stalled)
+{
+    struct evict_pool *pool = &w->tier_worker->pool, *probation = &w->tier_worker->policy.probation;
+    int spared = 0;
+
+    if (policy == POLICY_ADAPTIVE)
+        tier_policy_begin(w);
+    for (int tries = 0; tries < 8 + spared; tries++) {
+        if (!pool_sample(w, policy) && pool->n + probation->n == 0)
+            return EVICT_NONE;
+        struct evict_pool *from = pool;
+        if (policy == POLICY_ADAPTIVE && (probation->n > 0 && (pool->n == 0 || tier_policy_takes_probation(w))))
+            from = probation;
+        int before = spared;
+        while (from->n > 0 && spared == before) {
+            enum evict_rc rc = evict_best(w, from, policy, stalled, &spared);
             if (rc != EVICT_NONE)
                 return rc;
         }
@@ -401,7 +501,7 @@ enum status tier_make_room(struct worker *w)
     }
     if (used <= limit || limit <= 0)
         return ST_OK;
-    if (t->disk && (t->demoting_bytes > 0 || (t->limit.journal && disk_queue_bytes(t->disk) > 0))) {
+    if (soon_free(t) > 0) { /* what the journal has queued, too: until its commit it cannot be dropped */
         disk_hurry(t->disk);
         return stalled ? ST_OK : ST_PENDING;
     }

@@ -70,6 +70,7 @@ struct tier *tier_create(const struct tier_options *opt, const struct conf *conf
     t->generation = mem_calloc(MEM_OTHER, n * sizeof(*t->generation));
     t->lost_ms = mem_calloc(MEM_OTHER, n * sizeof(*t->lost_ms));
     t->disk_stats = stats_block_create();
+    t->policy = tier_policy_create();
     buf_init(&t->paying_serial, MEM_OTHER);
     tier_save_init(t);
     tier_conf_changed(t, conf);
@@ -132,6 +133,7 @@ void tier_destroy(struct tier *t)
     mem_free(MEM_OTHER, (void *)t->generation);
     mem_free(MEM_OTHER, (void *)t->lost_ms);
     mem_free(MEM_OTHER, t->saver);
+    tier_policy_destroy(t->policy);
     buf_deinit(&t->paying_serial);
     mem_free(MEM_OTHER, t);
 }

@@ -33,6 +33,12 @@ struct evict_pool {
     uint64_t next; /* at random, where the next sample is taken */
 };
 
+struct policy_worker {           /* policy.c */
+    struct evict_pool probation; /* `pool` has those of the main part */
+    uint64_t evictions;
+    float share; /* of the objects that are on probation, as samples say */
+};
+
 struct tier_worker {
     struct worker *w;
     struct upstream *up;
@@ -47,6 +53,7 @@ struct tier_worker {
     struct mbox_msg room_msg;
     _Atomic bool room_posted;
     struct evict_pool pool;
+    struct policy_worker policy;
     struct buf serial; /* scratch for demotion and journal */
     unsigned sweep_shard;
     pthread_mutex_t owed_mu; /* guards the next two; below the shard locks */
@@ -103,6 +110,26 @@ void tier_wake_room(struct tier *t); /* memory became free; any thread */
 bool tier_over_limit(struct tier *t);
 int64_t tier_mark(const struct tier *t); /* of the bytes of MEM_DATA: evicting keeps it below; less than maxmemory */
 bool tier_over_mark(struct tier *t);
+
+/* policy.c: maxmemory-policy adaptive */
+struct tier_policy *tier_policy_create(void);
+void tier_policy_destroy(struct tier_policy *p);
+uint32_t tier_policy_new(struct tier *t,
+                         const struct object *o); /* eviction data of an object that comes; any thread */
+bool tier_policy_in_main(const struct object *o);
+uint64_t tier_policy_score(const struct tier *t, const struct object *o); /* larger: older in its part */
+unsigned tier_policy_cold(const struct object *o);
+void tier_policy_begin(struct worker *w); /* an eviction; no lock held */
+void tier_policy_sampled(struct worker *w, size_t seen, size_t on_probation);
+bool tier_policy_takes_probation(const struct worker *w); /* is the next victim to come from there? */
+/* Its turn has come. true: it was used, and stays. */
+bool tier_policy_spares_locked(struct worker *w, struct object *o);
+void tier_policy_evicted(struct worker *w, uint64_t hash, bool from_main);
+/* Eviction data after one more use. */
+static inline uint32_t tier_policy_used(uint32_t access)
+{
+    return (access & 3) < 3 ? access + 1 : access;
+}
 
 /* journal.c */
 void tier_journal_init(struct tier_worker *tw);

@@ -423,7 +423,7 @@ static void test_set_errors(void **state)
         {"slowlog-log-slower-than", "-2", "argument must be between -1 and 9223372036854775807 inclusive"},
         {"maxmemory-policy", "foo",
          "argument(s) must be one of the following: volatile-lru, volatile-lfu, volatile-random, volatile-ttl, "
-         "allkeys-lru, allkeys-lfu, allkeys-random, noeviction"},
+         "allkeys-lru, allkeys-lfu, allkeys-random, noeviction, adaptive"},
         {"appendfsync", "x", "argument(s) must be one of the following: everysec, always, no"},
         {"loglevel", "foo", "argument(s) must be one of the following: debug, verbose, notice, warning"},
         {"protected-mode", "maybe", "argument must be 'yes' or 'no'"},
