@@ -41,7 +41,7 @@ CLIENT UNBLOCK 1 nosuch | CLIENT UNBLOCK 1 TIMEOUT x | CLIENT UNBLOCK 99999 ERRO
 CONFIG GET | CONFIG GET nosuch | CONFIG GET port nosuch PORT | CONFIG SET maxmemory | CONFIG SET maxmemory 1gb x
 CONFIG SET nosuch 1 | CONFIG SET maxmemory 1gb nosuch 1 | CONFIG SET maxmemory 1gb maxmemory 2gb
 CONFIG SET maxmemory x | CONFIG SET databases 3 | CONFIG SET hz 20 | CONFIG REWRITE | CONFIG REWRITE x
-CONFIG RESETSTAT | CONFIG SET maxmemory-policy allkeys-lfu | CONFIG SET maxmemory-policy nosuch
+CONFIG RESETSTAT | CONFIG SET maxmemory-policy allkeys-lfu | CONFIG SET appendfsync nosuch
 CONFIG SET requirepass ''
 MEMORY USAGE nosuch | MEMORY USAGE a b | MEMORY USAGE a SAMPLES | MEMORY USAGE a SAMPLES x | MEMORY USAGE a SAMPLES -1
 MEMORY PURGE | MEMORY STATS x
