@@ -1,6 +1,7 @@
 #ifndef TIERCEL_ALLOC_H
 #define TIERCEL_ALLOC_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,6 +28,8 @@ char *mem_strdup(enum mem_class cls, const char *str);
 /* What the allocator really set aside for `ptr`. */
 size_t mem_usable(const void *ptr);
 size_t mem_usable_sized(const void *ptr, size_t bytes); /* the same, of as many bytes as were asked for */
+/* Is an allocation of `a` bytes as good as one of `b`, to the allocator too? */
+bool mem_is_as(size_t a, size_t b);
 
 /* Bytes held in a class now, all threads together; may trail other threads by a little. */
 int64_t mem_class_bytes(enum mem_class cls);

@@ -164,6 +164,11 @@ size_t mem_usable_sized(const void *ptr, size_t bytes)
     return nallocx(bytes + (bytes == 0), 0);
 }
 
+bool mem_is_as(size_t a, size_t b)
+{
+    return a == b || nallocx(a, 0) == nallocx(b, 0);
+}
+
 #define STR_(x) #x
 #define STR(x) STR_(x)
 
@@ -213,6 +218,11 @@ size_t mem_usable_sized(const void *ptr, size_t bytes)
 {
     (void)bytes;
     return mem_usable(ptr);
+}
+
+bool mem_is_as(size_t a, size_t b)
+{
+    return a == b;
 }
 
 const char *mem_allocator_name(void)

@@ -298,7 +298,7 @@ bool object_overwrite(struct object *o, struct slice value, int64_t expire_ms)
         value.len > OBJ_EMBED_MAX || (expire_ms && !(o->flags & OBJ_F_EXPIRE_ROOM)))
         return false;
     size_t at_value = key_offset(o) + key_len(o), was = embedded(o).len;
-    if (value.len != was && mem_usable_sized(o, at_value + value.len) != mem_usable_sized(o, at_value + was))
+    if (!mem_is_as(at_value + value.len, at_value + was))
         return false;
     uint16_t len = (uint16_t)value.len;
     memcpy(at(o, vlen_offset(o)), &len, sizeof(len));
