@@ -125,7 +125,7 @@ stage_asan() { sanitized asan address; }
 
 stage_tsan() { sanitized tsan thread; }
 
-stage_fuzz() { run_make FUZZ_SECONDS="${FUZZ_SECONDS:-30}" fuzz; }
+stage_fuzz() { run_make FUZZ_SECONDS="${FUZZ_SECONDS:-15}" fuzz; }
 
 # The load once more on a sanitizer build, and on more threads than there may be cores: soak_load NAME SAN
 soak_load() {
