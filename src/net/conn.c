@@ -1,7 +1,7 @@
 /* A connection: bytes are read and parsed where they are, requests go to the session one by
- * one, and what it answered is written once per batch: after the other connections that were
- * readable at the same time had their requests run too. So their client, often one and the same, is
- * woken once for all of them, and the kernel's long way out has the instruction cache for itself.
+ * one, and what it answered is written once per batch, together with the replies of a few other
+ * connections that were readable at the same time: their client, often one and the same, is woken
+ * once for all of them.
  *
  * Input is read into the worker's buffer, which all its connections share; only half a
  * request is copied aside. A large argument gets a buffer of its own, into which the socket is
@@ -622,7 +622,8 @@ static void on_poll(uv_poll_t *poll, int status, int events)
         c->writing = false;
         conn_turn(c);
     }
-    if (LIKELY(events & UV_READABLE) && c->s && LIKELY(!c->eof))
+    /* That turn may have found that it must not read now. */
+    if (LIKELY(events & UV_READABLE) && c->s && LIKELY(!c->eof && (status < 0 || c->watched & UV_READABLE)))
         read_once(c);
     if (UNLIKELY(status < 0))
         settle(c);
