@@ -466,7 +466,7 @@ void writer_notice(struct disk *d, bool healthy, const char *fmt, ...) __attribu
 void reclaim_init(struct disk *d);
 void reclaim_deinit(struct disk *d);
 void reclaim_for(struct disk *d, size_t incoming, size_t extra);
-void reclaim_dirty(struct disk *d);
+bool reclaim_dirty(struct disk *d);
 bool reclaim_slice(struct disk *d);              /* housekeeping; true: there is more to do at once */
 int64_t reclaim_commit_at(const struct disk *d); /* mono us */
 uint64_t reclaim_limit(struct disk *d);          /* what may be used: the quota, or less */
@@ -475,7 +475,7 @@ bool reclaim_alive(const struct disk *d, uint32_t incarnation);
 void reclaim_gone(struct disk *d, const struct disk_gone *rec);
 void reclaim_report(struct disk *d); /* calls dropped(); no transaction is open */
 void reclaim_doom(struct disk *d, uint64_t id, struct block_meta *m, uint64_t event);
-void reclaim_drop(struct disk *d, const uint64_t *ids, size_t n); /* reports and dooms blocks */
+bool reclaim_drop(struct disk *d, const uint64_t *ids, size_t n); /* reports and dooms blocks */
 /* A snapshot for reading blocks on the writer thread; end it before the owner is called. */
 bool reclaim_scan_begin(struct disk *d);
 bool reclaim_scan_get(struct disk *d, MDB_dbi dbi, uint64_t id, struct slice *out);

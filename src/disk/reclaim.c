@@ -192,12 +192,12 @@ static void gone_by_block(struct disk *d, uint64_t id, const struct block_meta *
         gone_by_keys(d, id, false);
 }
 
-void reclaim_drop(struct disk *d, const uint64_t *ids, size_t n)
+bool reclaim_drop(struct disk *d, const uint64_t *ids, size_t n)
 {
     for (size_t i = 0; i < n;) {
         size_t from = i;
         if (!reclaim_scan_begin(d))
-            return;
+            return false;
         for (; i < n && i - from < SLICE_BLOCKS * 4 && d->gone_n < GONE_FLUSH; i++) {
             const struct block_meta *m = block_meta(d, ids[i]);
             if (m != NULL && PEEK(m->live) != 0)
@@ -209,6 +209,7 @@ void reclaim_drop(struct disk *d, const uint64_t *ids, size_t n)
         for (size_t j = from; j < i; j++)
             reclaim_doom(d, ids[j], block_meta(d, ids[j]), 0);
     }
+    return true;
 }
 
 /* The quota, or less: where the file system has less room, or had; and free pages that lie
@@ -253,16 +254,21 @@ void reclaim_for(struct disk *d, size_t incoming, size_t extra)
     reclaim_drop(d, ids, n);
 }
 
-/* Blocks whose tombstones were lost while the disk could not be written. */
-void reclaim_dirty(struct disk *d)
+/* Blocks whose tombstones were lost while the disk could not be written. false: they could not be
+ * read now, and wait. */
+bool reclaim_dirty(struct disk *d)
 {
+    bool done = true;
     if (!atomic_exchange(&d->any_dirty, false))
-        return;
+        return true;
     for (uint64_t t = PEEK(d->tail); t <= d->committed_head; t++) {
         const struct block_meta *m = block_meta(d, t);
         if (m != NULL && (PEEK(m->flags) & (BLOCK_DATA | BLOCK_DOOMED | BLOCK_DIRTY)) == (BLOCK_DATA | BLOCK_DIRTY))
-            reclaim_drop(d, &t, 1);
+            done = done && reclaim_drop(d, &t, 1);
     }
+    if (!done)
+        atomic_store_explicit(&d->any_dirty, true, memory_order_release);
+    return done;
 }
 
 /* Blocks that no slot names. */

@@ -287,10 +287,10 @@ static void writer_recover(struct disk *d)
         rc = env_reopen(d);
         d->env_broken = rc != 0;
     }
-    if (rc == 0) {
-        reclaim_dirty(d);
+    if (rc == 0 && !reclaim_dirty(d))
+        rc = MDB_PANIC; /* what keeps a reading transaction from its start */
+    if (rc == 0)
         rc = writer_delete(d, &none, false);
-    }
     if (rc != 0) {
         d->env_broken |= rc == MDB_PANIC;
         writer_fail(d, rc);
@@ -324,15 +324,20 @@ static void writer_room(struct disk *d)
         d->opt.owner.room(d->opt.owner.arg);
 }
 
-static void writer_round(struct disk *d, struct batch *batch)
+/* Before a batch is taken: what is taken while it is not healthy goes another way. */
+static void writer_check(struct disk *d)
 {
-    int64_t now_us = clock_mono_us();
     if (PEEK(d->healthy) && env_grow_map(d) != 0)
         writer_fail(d, ENOMEM);
     if (PEEK(d->healthy) && guard_torn(d)) {
         d->env_broken = true;
         writer_fail(d, MDB_CORRUPTED);
     }
+}
+
+static void writer_round(struct disk *d, struct batch *batch)
+{
+    int64_t now_us = clock_mono_us();
     if (!PEEK(d->healthy)) {
         writer_end_batch(d, batch, EIO);
         if (now_us >= d->retry_at_us || batch->closing)
@@ -370,6 +375,7 @@ void *writer_main(void *arg)
     /* Of this thread only: a commit is not to delay the loops that share its core. */
     setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + WRITER_NICE);
     do {
+        writer_check(d);
         writer_wait(d, &batch);
         writer_round(d, &batch);
         if (!batch.closing)

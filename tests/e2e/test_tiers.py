@@ -220,7 +220,7 @@ def test_no_disk_evicts(tiercel):
     t = tiercel(maxmemory="2mb", disk=False)
     write(t, ["k:%d" % i for i in range(5000)])
     assert t.info("stats")["evicted_keys"] > 2000
-    assert t.client().dbsize() == len(t.client().keys())
+    wait_until(lambda: t.client().dbsize() == len(t.client().keys()), what="eviction to end")
     assert t.tiers()["tier_disk_keys"] == 0
 
 
