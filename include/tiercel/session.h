@@ -89,8 +89,10 @@ struct session {
 struct session *session_create(struct worker *w, const struct session_ops *ops, void *conn);
 void session_destroy(struct session *s); /* cancels what waits; `out` is freed */
 
-/* These requests will be fed next: brings what they need into the cache. A hint. */
-void session_look_ahead(struct session *s, struct request *reqs, int n);
+/* Requests will be fed next, to one session or to several: notes the hashes of their keys, and brings
+ * what they need into the cache. Hints, both. */
+void session_note_keys(struct session *s, struct request *reqs, int n);
+void session_prefetch(struct worker *w, const struct request *reqs, int n);
 /* Runs the request now, or queues a copy of it. Replies go to s->out. The caller keeps `req`. */
 void session_feed(struct session *s, const struct request *req);
 /* The net layer's, after output was written: goes on with requests that waited for room there. */

@@ -237,12 +237,10 @@ static void serve_key(struct worker *w, const struct key *key, int64_t now_ms)
     }
 }
 
-void block_serve(struct worker *w, int64_t now_ms)
+void block_serve_ready(struct worker *w, int64_t now_ms)
 {
     struct buf *ready = &w->cmd_worker->ready;
 
-    if (LIKELY(ready->len == 0))
-        return;
     for (size_t at = 0; at < ready->len; at += sizeof(struct key)) {
         struct key key; /* popping may signal again, and move the buffer */
         memcpy(&key, ready->ptr + at, sizeof(key));

@@ -144,7 +144,13 @@ static inline void ks_notify(struct call *c, int i, enum conf_notify event_class
 
 /* ---- blocking pops (block.c) ---- */
 void block_signal(struct call *c, const struct call_key *k); /* a list may have elements for somebody */
-void block_serve(struct worker *w, int64_t now_ms);          /* at a command's end, its shards still locked */
+void block_serve_ready(struct worker *w, int64_t now_ms);
+/* At a command's end, its shards still locked. */
+static inline void block_serve(struct worker *w, int64_t now_ms)
+{
+    if (UNLIKELY(w->cmd_worker->ready.len != 0))
+        block_serve_ready(w, now_ms);
+}
 bool block_unblock(struct session *s, bool error);           /* CLIENT UNBLOCK */
 void block_rehash(struct worker *w);
 

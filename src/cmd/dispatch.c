@@ -326,21 +326,26 @@ static void pack_value(struct call *c)
     c->packed_arg = arg;
 }
 
-/* What became of a call whose keys were resolved, or could not be. No lock is held. */
-static enum dispatch_rc call_ended(struct call *c, enum status st)
+static enum dispatch_rc call_failed(struct call *c, enum status st)
 {
-    if (UNLIKELY(c->packed != NULL)) {
-        rcbuf_unref(c->packed);
-        c->packed = NULL;
-    }
-    if (LIKELY(st == ST_OK))
-        return c->suspended ? DISPATCH_LATER : DISPATCH_DONE;
     if (st == ST_PENDING)
         return DISPATCH_FAULT;
     if (st == ST_WRONGTYPE && c->w->tier->has_upstream) /* not a string: the upstream's business */
         return forward_send(c, ROUTE_WRITE_LINK);
     dispatch_fault_error(c, st);
     return c->suspended ? DISPATCH_LATER : DISPATCH_DONE;
+}
+
+/* What became of a call whose keys were resolved, or could not be. No lock is held. */
+static inline enum dispatch_rc call_ended(struct call *c, enum status st)
+{
+    if (UNLIKELY(c->packed != NULL)) {
+        rcbuf_unref(c->packed);
+        c->packed = NULL;
+    }
+    if (UNLIKELY(st != ST_OK))
+        return call_failed(c, st);
+    return UNLIKELY(c->suspended) ? DISPATCH_LATER : DISPATCH_DONE;
 }
 
 #define INLINE_KEYS 16 /* a command with more waits for what is on disk */
@@ -508,20 +513,27 @@ static bool arity_ok(const struct command *cmd, int argc)
     return cmd->arity >= 0 ? argc == cmd->arity : argc >= -cmd->arity;
 }
 
-/* false: an error was replied. */
-static bool known(struct call *c)
+static void refuse_unknown(struct call *c)
 {
-    if (UNLIKELY(!c->cmd)) {
+    if (!c->cmd) {
         unknown_command(c);
-    } else if (UNLIKELY(c->cmd->flags & CMD_CONTAINER && c->argc > 1)) {
+    } else if (c->cmd->flags & CMD_CONTAINER && c->argc > 1) {
         unknown_subcommand(c);
-    } else if (UNLIKELY(!arity_ok(c->cmd, c->argc))) {
+    } else {
         char text[128];
         snprintf(text, sizeof(text), "ERR wrong number of arguments for '%s' command", c->cmd->full);
         refuse(c, text);
-    } else {
-        return true;
     }
+}
+
+/* false: an error was replied. */
+static inline bool known(struct call *c)
+{
+    const struct command *cmd = c->cmd;
+
+    if (LIKELY(cmd != NULL && !(cmd->flags & CMD_CONTAINER && c->argc > 1) && arity_ok(cmd, c->argc)))
+        return true;
+    refuse_unknown(c);
     return false;
 }
 

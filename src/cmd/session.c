@@ -6,7 +6,6 @@
 #include "cmd/cmd_priv.h"
 
 #define REFAULT_MAX 64             /* times a request may lose its keys again before it is refused */
-#define LOOK_AHEAD 32              /* requests whose keys are prefetched together */
 #define QUEUE_BYTES_MAX (64 << 20) /* of one client's waiting requests */
 
 struct session *session_create(struct worker *w, const struct session_ops *ops, void *conn)
@@ -214,25 +213,32 @@ void session_run(struct session *s)
 }
 
 /* The first argument is taken for the key: mostly it is, and where not, nothing is lost. */
-void session_look_ahead(struct session *s, struct request *reqs, int n)
+void session_note_keys(struct session *s, struct request *reqs, int n)
 {
     const struct mem *m = s->w->tier->mem;
-    uint64_t hash[LOOK_AHEAD];
-    int keys = 0;
 
-    for (int i = 0; i < n && keys < LOOK_AHEAD; i++) {
+    for (int i = 0; i < n; i++) {
         struct key key;
-        if (reqs[i].argc < 2)
+        if (UNLIKELY(reqs[i].argc < 2))
             continue;
         mem_key_init(m, (unsigned)s->db, reqs[i].argv[1], &key);
         mem_prefetch(m, key.hash);
         reqs[i].key_inc = atomic_load_explicit(&m->db[s->db].incarnation, memory_order_relaxed);
-        reqs[i].key_hash = hash[keys++] = key.hash;
+        reqs[i].key_hash = key.hash;
     }
-    for (int i = 0; i < keys; i++)
-        mem_prefetch_bucket(m, hash[i]);
-    for (int i = 0; i < keys; i++)
-        mem_prefetch_object(m, hash[i]);
+}
+
+/* Each step waits for nothing but what the one before has asked for. */
+void session_prefetch(struct worker *w, const struct request *reqs, int n)
+{
+    const struct mem *m = w->tier->mem;
+
+    for (int i = 0; i < n; i++)
+        if (LIKELY(reqs[i].key_inc != 0))
+            mem_prefetch_bucket(m, reqs[i].key_hash);
+    for (int i = 0; i < n; i++)
+        if (LIKELY(reqs[i].key_inc != 0))
+            mem_prefetch_object(m, reqs[i].key_hash);
 }
 
 void session_feed(struct session *s, const struct request *req)

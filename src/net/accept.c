@@ -181,6 +181,7 @@ static void on_prepare(uv_prepare_t *handle)
 static void on_check(uv_check_t *handle)
 {
     struct net_worker *nw = handle->data;
+    conn_run_small(nw);
     turn_begin(nw);
     limits_memory(nw);
 }
@@ -206,8 +207,10 @@ enum status net_worker_start(struct net *net, struct worker *w)
     *nw = (struct net_worker){.net = net, .w = w};
     list_init(&nw->conns);
     list_init(&nw->ready);
-    for (int i = 0; i < NET_BATCH; i++)
+    for (int i = 0; i < NET_BATCH; i++) {
         request_init(&nw->batch[i]);
+        request_init(&nw->small_req[i]);
+    }
     uv_prepare_init(w->loop, &nw->prepare);
     uv_check_init(w->loop, &nw->check);
     uv_idle_init(w->loop, &nw->idle);
@@ -244,8 +247,10 @@ void net_handle_closed(struct net_worker *nw)
     CHECK(nw->handles > 0);
     if (--nw->handles > 0)
         return;
-    for (int i = 0; i < NET_BATCH; i++)
+    for (int i = 0; i < NET_BATCH; i++) {
         request_deinit(&nw->batch[i]);
+        request_deinit(&nw->small_req[i]);
+    }
     mem_free(MEM_OTHER, nw->listeners);
     nw->listeners = NULL;
     nw->w->net_worker = NULL; /* the memory stays until net_close() */

@@ -282,9 +282,10 @@ static bool can_run(struct conn *c)
     return !session_full(s);
 }
 
-/* Requests that were parsed together, in nw->batch. */
+/* Requests that were parsed together. */
 struct batch {
-    int n;
+    struct request *reqs;
+    int max, n;
     size_t end[NET_BATCH]; /* of each request in the input */
     enum resp_rc rc;       /* what the parser said behind the last one */
     char err[128];
@@ -292,15 +293,14 @@ struct batch {
 
 static void parse_batch(struct conn *c, struct slice in, size_t pos, struct batch *b)
 {
-    struct net_worker *nw = c->nw;
     struct resp_limits lim;
     /* One that may be AUTH changes the limits of those behind it. */
-    int max = must_authenticate(c) ? 1 : NET_BATCH;
+    int max = must_authenticate(c) ? 1 : b->max;
     size_t used, stop = pos + NET_TURN_BYTES;
     limits_of(c, &lim);
     b->n = 0;
     do {
-        b->rc = resp_parse(&c->parser, SLICE(in.ptr + pos, in.len - pos), &lim, &used, &nw->batch[b->n], b->err);
+        b->rc = resp_parse(&c->parser, SLICE(in.ptr + pos, in.len - pos), &lim, &used, &b->reqs[b->n], b->err);
         if (b->rc != RESP_OK)
             return;
         pos += used;
@@ -314,12 +314,7 @@ enum feed_rc { FEED_OK, FEED_STALLED, FEED_ENDED };
 static enum feed_rc feed_batch(struct conn *c, const struct batch *b, size_t *pos)
 {
     struct session *s = c->s;
-    struct worker *w = c->nw->w;
-    struct request *reqs = c->nw->batch;
     enum feed_rc rc = FEED_OK;
-    if (b->n > 1)
-        session_look_ahead(s, reqs, b->n);
-    w->mono_us = clock_mono_us();
     for (int i = 0; i < b->n; i++) {
         if (i > 0 && UNLIKELY(s->close_after_reply || s->close_asap)) {
             rc = FEED_ENDED;
@@ -329,21 +324,24 @@ static enum feed_rc feed_batch(struct conn *c, const struct batch *b, size_t *po
             rc = FEED_STALLED;
             break;
         }
-        if (LIKELY(reqs[i].argc > 0))
-            session_feed(s, &reqs[i]);
+        if (LIKELY(b->reqs[i].argc > 0))
+            session_feed(s, &b->reqs[i]);
         *pos = b->end[i];
     }
-    w->mono_us = 0;
     return rc;
 }
 
 /* Feeds whole requests to the session. Returns how many bytes they had. Sets c->more when it
- * stopped before the input did. */
-static size_t run_requests(struct conn *c, struct slice in)
+ * stopped before the input did. first: what it begins with was parsed already. */
+static size_t run_requests(struct conn *c, struct slice in, const struct batch *first)
 {
     struct session *s = c->s;
-    struct batch b;
+    struct worker *w = c->nw->w;
+    struct batch own;
+    const struct batch *b = first;
     size_t pos = 0;
+    own.reqs = c->nw->batch;
+    own.max = NET_BATCH;
     c->more = false;
     while (pos < in.len) {
         if (UNLIKELY(c->bad || s->close_after_reply || s->close_asap))
@@ -352,8 +350,19 @@ static size_t run_requests(struct conn *c, struct slice in)
             c->more = true;
             return pos;
         }
-        parse_batch(c, in, pos, &b);
-        switch (feed_batch(c, &b, &pos)) {
+        if (b == NULL) {
+            parse_batch(c, in, pos, &own);
+            if (own.n > 1) {
+                session_note_keys(s, own.reqs, own.n);
+                session_prefetch(w, own.reqs, own.n);
+            }
+            w->mono_us = clock_mono_us();
+            b = &own;
+        }
+        enum feed_rc rc = feed_batch(c, b, &pos);
+        if (b == &own)
+            w->mono_us = 0;
+        switch (rc) {
         case FEED_ENDED: return in.len;
         case FEED_STALLED:
             resp_parser_deinit(&c->parser); /* what it knows is of a request behind those not fed */
@@ -361,13 +370,14 @@ static size_t run_requests(struct conn *c, struct slice in)
             return pos;
         case FEED_OK: break;
         }
-        if (b.rc == RESP_MORE)
+        if (b->rc == RESP_MORE)
             break;
-        if (UNLIKELY(b.rc == RESP_BAD)) {
-            log_verbose("net", "client %llu at %s: %s", (unsigned long long)s->id, s->addr, b.err);
-            c->bad = mem_strdup(MEM_CLIENT, b.err);
+        if (UNLIKELY(b->rc == RESP_BAD)) {
+            log_verbose("net", "client %llu at %s: %s", (unsigned long long)s->id, s->addr, b->err);
+            c->bad = mem_strdup(MEM_CLIENT, b->err);
             return in.len;
         }
+        b = NULL;
     }
     return pos;
 }
@@ -380,7 +390,7 @@ static void run_own(struct conn *c)
         c->more = false;
         return;
     }
-    size_t used = run_requests(c, SLICE(c->in.ptr + c->in_pos, left));
+    size_t used = run_requests(c, SLICE(c->in.ptr + c->in_pos, left), NULL);
     if (!c->s)
         return;
     c->in_pos += used;
@@ -402,29 +412,88 @@ static char *read_room(struct conn *c, size_t *room)
     struct net_worker *nw = c->nw;
     if (LIKELY(reads_shared(c))) {
         size_t have = conn_unparsed(c);
+        char *to = nw->read_buf + nw->small_bytes;
         if (have)
-            memcpy(nw->read_buf, c->in.ptr + c->in_pos, have);
+            memcpy(to, c->in.ptr + c->in_pos, have);
         *room = NET_READ_BYTES;
-        return nw->read_buf + have;
+        return to + have;
     }
     input_reserve(c);
     *room = c->in.cap - c->in.len;
     return c->in.ptr + c->in.len;
 }
 
-/* The read went behind a copy of `in`, in the worker's buffer. */
-static void run_shared(struct conn *c, size_t got)
+/* The whole input, in the worker's buffer, first what was left in `in`. */
+static void run_shared(struct conn *c, struct slice in, const struct batch *first)
 {
-    char *ptr = c->nw->read_buf;
-    size_t len = conn_unparsed(c) + got;
-    size_t used = run_requests(c, SLICE(ptr, len));
+    size_t used = run_requests(c, in, first);
     if (!c->s)
         return;
     c->in.len = c->in_pos = 0;
-    if (UNLIKELY(used < len))
-        buf_append(&c->in, ptr + used, len - used);
+    if (UNLIKELY(used < in.len))
+        buf_append(&c->in, in.ptr + used, in.len - used);
     else if (c->in.cap > INPUT_KEEP)
         buf_deinit(&c->in);
+}
+
+/* After its requests ran: when are the replies written? */
+static void reply_later(struct conn *c)
+{
+    if (!c->s)
+        return;
+    if (LIKELY(c->s->out.bytes <= NET_REPLY_LATER)) {
+        conn_schedule(c);
+        return;
+    }
+    struct worker *w = c->nw->w;
+    bool in_batch = w->mono_us != 0;
+    w->mono_us = 0;
+    flush_and_resume(c);
+    settle(c);
+    if (in_batch) /* the write is not the time of the command that follows */
+        w->mono_us = clock_mono_us();
+}
+
+/* Is it one request, which can wait for those of other connections? Else it was parsed at least. */
+static bool wait_for_company(struct conn *c, struct slice in, struct batch *first)
+{
+    struct net_worker *nw = c->nw;
+    first->reqs = &nw->small_req[nw->nsmall];
+    first->max = 1;
+    parse_batch(c, in, 0, first);
+    if (first->n == 0 || UNLIKELY(first->end[0] < in.len))
+        return false;
+    session_note_keys(c->s, first->reqs, 1);
+    nw->small[nw->nsmall++] = (struct net_small){c, in};
+    nw->small_bytes += in.len;
+    return true;
+}
+
+void conn_run_small(struct net_worker *nw)
+{
+    struct worker *w = nw->w;
+    struct batch one;
+    if (nw->nsmall == 0)
+        return;
+    w->now_ms = clock_wall_ms();
+    session_prefetch(w, nw->small_req, nw->nsmall);
+    w->mono_us = clock_mono_us();
+    for (int i = 0; i < nw->nsmall; i++) {
+        struct conn *c = nw->small[i].c;
+        if (!c->s) /* closed by one before it */
+            continue;
+        one.reqs = &nw->small_req[i];
+        one.n = 1;
+        one.end[0] = nw->small[i].in.len;
+        one.rc = RESP_OK;
+        run_shared(c, nw->small[i].in, &one);
+        reply_later(c);
+    }
+    w->mono_us = 0;
+    nw->nsmall = 0;
+    nw->small_bytes = 0;
+    if (UNLIKELY(nw->nready >= NET_READY_MAX))
+        conn_run_ready(nw);
 }
 
 static void read_ended(struct conn *c, int err)
@@ -450,26 +519,28 @@ static void read_once(struct conn *c)
             read_ended(c, got == 0 ? 0 : errno);
         return;
     }
-    nw->w->now_ms = clock_wall_ms();
-    c->s->last_ms = nw->w->now_ms;
     c->s->total_in += (size_t)got;
     stats_add(nw->w->stats, STAT_total_net_input_bytes, (uint64_t)got);
     stats_inc(nw->w->stats, STAT_total_reads_processed);
 
-    if (LIKELY(to >= nw->read_buf && to < nw->read_buf + sizeof(nw->read_buf))) {
-        run_shared(c, (size_t)got);
-    } else {
+    struct batch first;
+    if (UNLIKELY(to < nw->read_buf || to >= nw->read_buf + sizeof(nw->read_buf))) {
+        c->s->last_ms = nw->w->now_ms = clock_wall_ms();
         c->in.len += (size_t)got;
         run_own(c);
+    } else {
+        size_t have = conn_unparsed(c);
+        struct slice in = SLICE(to - have, have + (size_t)got);
+        bool small = have == 0 && in.len <= NET_SMALL_READ;
+        if (small && LIKELY(wait_for_company(c, in, &first))) {
+            if (UNLIKELY(nw->nsmall == NET_BATCH))
+                conn_run_small(nw);
+            return;
+        }
+        c->s->last_ms = nw->w->now_ms = clock_wall_ms();
+        run_shared(c, in, small ? &first : NULL);
     }
-    if (!c->s)
-        return;
-    if (UNLIKELY(c->s->out.bytes > NET_REPLY_LATER)) {
-        flush_and_resume(c);
-        settle(c);
-        return;
-    }
-    conn_schedule(c);
+    reply_later(c);
     if (UNLIKELY(nw->nready >= NET_READY_MAX))
         conn_run_ready(nw);
 }

@@ -29,11 +29,14 @@
 #define NET_STALLED_INPUT ((size_t)1 << 20)
 #define NET_STALLED_INPUT_ALL ((int64_t)128 << 20)
 #define NET_IOVECS 64 /* of one write */
-/* Replies of more bytes are written at once, smaller ones with those of other connections: of a few, so that the
+/* Replies of more bytes are written at once, smaller ones with those of other connections: of some, so that the
  * client has something to do meanwhile. */
 #define NET_REPLY_LATER ((size_t)16 << 10)
-#define NET_READY_MAX 8
-#define NET_BATCH 16        /* requests parsed before the first of them runs, so that their keys are prefetched */
+#define NET_READY_MAX 32
+#define NET_BATCH 16 /* requests parsed before the first of them runs, so that their keys are prefetched */
+/* A read of at most so many bytes that is one request runs together with those of other connections, for the
+ * same reason: NET_BATCH of them at most. */
+#define NET_SMALL_READ ((size_t)2 << 10)
 #define NET_FDS_RESERVED 64 /* descriptors that are no clients': files, upstream, pollers */
 
 struct conn {
@@ -84,6 +87,12 @@ struct net_listener {
     bool is_unix;
 };
 
+/* A request that was read, is in read_buf, and did not run yet. */
+struct net_small {
+    struct conn *c; /* its memory stays until the loop's round ends */
+    struct slice in;
+};
+
 struct net_worker {
     struct net *net;
     struct worker *w;
@@ -98,9 +107,12 @@ struct net_worker {
     int handles;      /* open ones, connections too */
     bool stopping;
     void (*closed)(struct worker *w);
-    struct request batch[NET_BATCH];
+    struct request batch[NET_BATCH], small_req[NET_BATCH];
+    struct net_small small[NET_BATCH];
+    int nsmall;
+    size_t small_bytes; /* of read_buf */
     uint64_t tick;
-    char read_buf[NET_READ_HEAD + NET_READ_BYTES];
+    char read_buf[NET_BATCH * NET_SMALL_READ + NET_READ_HEAD + NET_READ_BYTES];
 };
 
 /* ---- listen.c ---- */
@@ -120,6 +132,8 @@ void conn_close(struct conn *c);
 void conn_schedule(struct conn *c);
 /* Runs, flushes, and decides what comes next. May close the connection. */
 void conn_turn(struct conn *c);
+/* Requests that were read and waited for company run. */
+void conn_run_small(struct net_worker *nw);
 /* Turns for all that were scheduled. */
 void conn_run_ready(struct net_worker *nw);
 /* Nothing of it is under way: no request waits, no reply is unsent. */

@@ -147,9 +147,16 @@ static void test_run(struct session *s, struct slice cmd, struct slice arg)
     }
 }
 
-void session_look_ahead(struct session *s, struct request *reqs, int n)
+void session_note_keys(struct session *s, struct request *reqs, int n)
 {
     (void)s;
+    (void)reqs;
+    (void)n;
+}
+
+void session_prefetch(struct worker *w, const struct request *reqs, int n)
+{
+    (void)w;
     (void)reqs;
     (void)n;
 }
