@@ -152,8 +152,10 @@ struct upstream_options;
 void tier_worker_init(struct tier *t, struct worker *w, const struct upstream_options *opt);
 void tier_worker_stop(struct worker *w); /* closes the upstream; the loop turns until its handles are gone */
 void tier_worker_deinit(struct worker *w);
-/* Periodic: expiry and reclaim in bounded slices. true: call again soon, there is more. */
-bool tier_worker_tick(struct worker *w, bool expire);
+/* Periodic. */
+void tier_worker_tick(struct worker *w);
+/* Expiry (if `expire`), reclaim, and what is too much for maxmemory, for about so long. true: there is more. */
+bool tier_worker_sweep(struct worker *w, bool expire, int64_t slice_us);
 void tier_conf_changed(struct tier *t, const struct conf *conf); /* any thread */
 struct upstream *tier_upstream(struct worker *w);                /* NULL = standalone */
 

@@ -18,6 +18,9 @@
 #define SLOTS 8
 #define LINK_SLOTS 4
 #define MEAN_MAX 8 /* objects per bucket at which a table doubles: 10 bytes a key then, 16 right after */
+/* Every so many insertions one old bucket is moved: no insertion waits long, few wait at all, and before the new
+ * table is full the old one is empty twice over. A power of two. */
+#define MOVE_EVERY 4
 
 static uint64_t tag_of(uint64_t hash)
 {
@@ -326,6 +329,8 @@ static void bucket_split(const struct mem *m, struct mem_shard *s, uint64_t i)
 
     for (int n = SLOTS; at; n = LINK_SLOTS) {
         mem_slot *next = NULL;
+        for (int k = 0; k < n; k++) /* to wait for them once, not one after another */
+            __builtin_prefetch(mem_object(at[k]));
         for (int k = 0; k < n; k++) {
             mem_slot slot = at[k];
             at[k] = 0;
@@ -359,15 +364,12 @@ static void grow_step(const struct mem *m, struct mem_shard *s)
         s->bits++;
         s->table = table_create(s->bits);
     }
+    if (atomic_load_explicit(&s->count, memory_order_relaxed) % MOVE_EVERY != 0)
+        return;
     bucket_split(m, s, s->moved++);
-    uint64_t buckets = 1ULL << (s->bits - 1);
-    if (s->moved == buckets) {
+    if (s->moved == 1ULL << (s->bits - 1)) {
         mem_free(MEM_DATA, s->old);
         s->old = NULL;
-    } else { /* for the next insert, and the one after it */
-        for (int i = 0; i < SLOTS; i++)
-            __builtin_prefetch(mem_object(s->old[s->moved].slot[i]));
-        __builtin_prefetch(&s->old[s->moved + 1 < buckets ? s->moved + 1 : s->moved]);
     }
 }
 

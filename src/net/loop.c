@@ -14,12 +14,16 @@
 #include "tiercel/stats.h"
 #include "tiercel/warm.h"
 
-#define TICK_SOON_MS 1 /* when periodic work found more than a slice of it */
+/* Requests wait so long for periodic work: a slice at a tick; and while a slice finds more than it can do, such
+ * as what a flush left, another one in each round of the loop. */
+#define SWEEP_TICK_US 100
+#define SWEEP_MORE_US 50
 
 struct loop {
     struct worker w;
     uv_loop_t uv;
     uv_timer_t tick;
+    uv_idle_t sweep; /* runs while there is more */
     pthread_t thread;
     struct loops *all;
     struct mbox_msg msg;
@@ -72,18 +76,36 @@ static void wait_for_all(struct loops *l)
             ;
 }
 
+static bool sweep(struct worker *w, int64_t slice_us)
+{
+    const struct cmd *cmd = loop_of(w)->all->cmd;
+
+    return tier_worker_sweep(w, atomic_load_explicit(&cmd->active_expire, memory_order_relaxed), slice_us);
+}
+
+static void on_sweep(uv_idle_t *handle)
+{
+    struct loop *loop = handle->data;
+
+    loop->w.now_ms = clock_wall_ms();
+    if (!sweep(&loop->w, SWEEP_MORE_US))
+        uv_idle_stop(handle);
+}
+
 static void on_tick(uv_timer_t *timer)
 {
     struct loop *loop = timer->data;
     struct worker *w = &loop->w;
 
     w->now_ms = clock_wall_ms();
-    bool more = tier_worker_tick(w, atomic_load_explicit(&loop->all->cmd->active_expire, memory_order_relaxed));
+    tier_worker_tick(w);
+    if (sweep(w, SWEEP_TICK_US))
+        uv_idle_start(&loop->sweep, on_sweep);
     net_worker_tick(w);
     if (w->id == 0)
         mem_peak_bytes();
     uint64_t period = 1000 / (uint64_t)w->conf->hz;
-    uv_timer_start(timer, on_tick, more ? TICK_SOON_MS : (period ? period : 1), 0);
+    uv_timer_start(timer, on_tick, period ? period : 1, 0);
 }
 
 static void *loop_main(void *arg)
@@ -95,7 +117,8 @@ static void *loop_main(void *arg)
     snprintf(name, sizeof(name), "worker-%d", w->id);
     pthread_setname_np(pthread_self(), name);
     CHECK(uv_timer_init(&loop->uv, &loop->tick) == 0);
-    loop->tick.data = loop;
+    CHECK(uv_idle_init(&loop->uv, &loop->sweep) == 0);
+    loop->tick.data = loop->sweep.data = loop;
     CHECK(uv_timer_start(&loop->tick, on_tick, 100, 0) == 0);
     loop->started = net_worker_start(loop->all->net, w);
     sem_post(&loop->all->step);
@@ -146,6 +169,7 @@ static void quiesce_run(struct mbox_msg *msg, void *owner)
     (void)msg;
 
     uv_close((uv_handle_t *)&loop->tick, NULL);
+    uv_close((uv_handle_t *)&loop->sweep, NULL);
     warm_worker_stop(w->cmd->warm, w); /* its jobs read from the disk, which is closed before the loops end */
     net_worker_stop(w, loop->all->drain_ms, net_closed);
 }

@@ -458,11 +458,12 @@ static int64_t soon_free(struct tier *t)
 }
 
 /* Above the lower mark, not counting what is being demoted. */
-bool tier_over_mark(struct tier *t)
+int64_t tier_over_mark(struct tier *t)
 {
     int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
+    int64_t over = limit > 0 ? mem_class_bytes(MEM_DATA) - soon_free(t) - tier_mark(t) : 0;
 
-    return limit > 0 && mem_class_bytes(MEM_DATA) - soon_free(t) > tier_mark(t);
+    return over > 0 ? over : 0;
 }
 
 static bool too_many_tracked(const struct tier *t)

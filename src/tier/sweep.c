@@ -4,8 +4,6 @@
 
 #define SWEEP_BUCKETS 64 /* per hold of a shard's lock */
 #define SWEEP_BATCH 64   /* objects removed per hold */
-/* Requests wait so long, at a tick and, while a tenth or more of what is looked at is due, once a millisecond. */
-#define SWEEP_SLICE_US 200
 
 /* ---- expiry and dead incarnations ---- */
 
@@ -80,24 +78,31 @@ static bool shed_memory(struct worker *w, int64_t until_us)
 {
     struct tier *t = w->tier;
 
-    while (tier_over_mark(t)) {
+    for (int64_t over = tier_over_mark(t), left; over > 0; over = left) {
         if (tier_make_room(w) == ST_FULL || atomic_load(&t->disk_full_since_ms) != 0)
             return false; /* nothing may go, or the disk's queue is full: next time */
+        left = tier_over_mark(t);
+        if (left >= over) /* nothing went, or others write */
+            return false;
         if (clock_mono_us() >= until_us)
-            return tier_over_mark(t);
+            return left > 0;
     }
     return false;
 }
 
-bool tier_worker_tick(struct worker *w, bool expire)
+void tier_worker_tick(struct worker *w)
+{
+    tier_drop_room_waits(w->tier_worker); /* a missed wake-up costs a tick, not a hang */
+    tier_flush_owed(w);
+}
+
+bool tier_worker_sweep(struct worker *w, bool expire, int64_t slice_us)
 {
     struct tier *t = w->tier;
     struct tier_worker *tw = w->tier_worker;
-    int64_t until = clock_mono_us() + SWEEP_SLICE_US;
+    int64_t until = clock_mono_us() + slice_us;
     size_t seen = 0, due = 0;
 
-    tier_drop_room_waits(tw); /* a missed wake-up costs a tick, not a hang */
-    tier_flush_owed(w);
     bool more = shed_memory(w, until);
     if (!expire)
         return more;

@@ -328,7 +328,7 @@ static void test_resident_expiry(void **state)
     assert_int_equal(keys(), expires());
     put_expiring("e", "1", w->now_ms + 1);
     w->now_ms += 2;
-    while (tier_worker_tick(w, true)) /* by the sweep, which knows the key only from the object */
+    while (tier_worker_sweep(w, true, 200)) /* by the sweep, which knows the key only from the object */
         ;
     assert_null(entry("e"));
     assert_string_equal(wd->changed_key, "e");
@@ -734,7 +734,7 @@ static void sweep(void)
 {
     for (int i = 0; i < 20; i++)
         for (int k = 0; k < wd->n; k++)
-            tier_worker_tick(world_worker(wd, k), true);
+            tier_worker_sweep(world_worker(wd, k), true, 200);
 }
 
 static void test_fetch_and_flush(void **state)

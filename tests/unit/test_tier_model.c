@@ -800,7 +800,8 @@ static void on_tick(uv_timer_t *timer)
 {
     struct worker *w = timer->data;
     w->now_ms = clock_wall_ms();
-    tier_worker_tick(w, true);
+    tier_worker_tick(w);
+    tier_worker_sweep(w, true, 200);
     up_pump(w, false);
 }
 
