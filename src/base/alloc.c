@@ -131,10 +131,14 @@ void *mem_alloc(enum mem_class cls, size_t bytes)
     return ptr;
 }
 
+/* Blocks of whole pages start at a random line of a page, if they need not start at a page, and touch one more. */
+#define LARGE_BYTES 16384
+#define LARGE_ALIGN MALLOCX_ALIGN(4096)
+
 void *mem_calloc(enum mem_class cls, size_t bytes)
 {
     bytes += bytes == 0;
-    void *ptr = calloc(1, bytes);
+    void *ptr = bytes < LARGE_BYTES ? calloc(1, bytes) : mallocx(bytes, MALLOCX_ZERO | LARGE_ALIGN);
     CHECK(ptr != NULL);
     count(cls, (int64_t)nallocx(bytes, 0));
     return ptr;

@@ -151,7 +151,7 @@ static inline void block_serve(struct worker *w, int64_t now_ms)
     if (UNLIKELY(w->cmd_worker->ready.len != 0))
         block_serve_ready(w, now_ms);
 }
-bool block_unblock(struct session *s, bool error);           /* CLIENT UNBLOCK */
+bool block_unblock(struct session *s, bool error); /* CLIENT UNBLOCK */
 void block_rehash(struct worker *w);
 
 /* ---- an upstream behind us (forward.c) ---- */

@@ -9,8 +9,13 @@ _Static_assert(sizeof(struct object) == 8, "the header is 8 bytes");
 #define EMBSTR_MAX 44
 
 /* ---- layout --------------------------------------------------------------------------
- * Offsets follow from the header alone. The fields of 8 bytes come first and are aligned;
- * the key length and the value length are where they fall, 4 and 2 bytes aligned. */
+ * Offsets follow from the header alone. Fields are where they fall: what is read goes through memcpy(). */
+
+/* An expiry has 47 bits for milliseconds, which last until the year 6429; beyond, it counts units of 65,536 ms,
+ * rounded down. Two bytes saved are a size class less for many an object. */
+#define EXPIRE_BYTES 6
+#define EXPIRE_FAR (1ULL << 47)
+#define EXPIRE_FAR_SHIFT 16
 
 static inline char *at(const struct object *o, size_t offset)
 {
@@ -19,7 +24,7 @@ static inline char *at(const struct object *o, size_t offset)
 
 static inline size_t origin_offset(const struct object *o)
 {
-    return sizeof(*o) + (o->flags & OBJ_F_EXPIRE_ROOM ? 8 : 0);
+    return sizeof(*o) + (o->flags & OBJ_F_EXPIRE_ROOM ? EXPIRE_BYTES : 0);
 }
 
 static inline size_t payload_offset(const struct object *o)
@@ -57,10 +62,26 @@ struct slice object_key(const struct object *o)
 
 int64_t object_expire(const struct object *o)
 {
-    int64_t ms = 0;
-    if (o->flags & OBJ_F_EXPIRE)
-        memcpy(&ms, at(o, sizeof(*o)), sizeof(ms));
-    return ms;
+    uint32_t low;
+    uint16_t high;
+    if (!(o->flags & OBJ_F_EXPIRE))
+        return 0;
+    memcpy(&low, at(o, sizeof(*o)), sizeof(low));
+    memcpy(&high, at(o, sizeof(*o) + sizeof(low)), sizeof(high));
+    uint64_t v = (uint64_t)high << 32 | low;
+    return (int64_t)(LIKELY(v < EXPIRE_FAR) ? v : (v - EXPIRE_FAR) << EXPIRE_FAR_SHIFT);
+}
+
+static void expire_store(struct object *o, int64_t ms)
+{
+    uint64_t v = ms < 1 ? 1 : (uint64_t)ms;
+    if (UNLIKELY(v >= EXPIRE_FAR))
+        v = EXPIRE_FAR | v >> EXPIRE_FAR_SHIFT;
+    uint32_t low = (uint32_t)v;
+    uint16_t high = (uint16_t)(v >> 32);
+    memcpy(at(o, sizeof(*o)), &low, sizeof(low));
+    memcpy(at(o, sizeof(*o) + sizeof(low)), &high, sizeof(high));
+    o->flags |= OBJ_F_EXPIRE;
 }
 
 uint64_t object_origin(const struct object *o)
@@ -134,7 +155,7 @@ static struct object *object_new(enum obj_type type, enum obj_enc enc, const str
     struct object *o = mem_alloc(MEM_DATA, key_at + key->len + value_len);
     *o = head;
     if (expire_ms)
-        memcpy(at(o, sizeof(*o)), &expire_ms, sizeof(expire_ms));
+        expire_store(o, expire_ms);
     if (origin)
         memcpy(at(o, origin_offset(o)), &origin, sizeof(origin));
     if (head.flags & OBJ_F_LONGKEY)
@@ -287,8 +308,7 @@ struct object *object_set_expire(struct object *o, int64_t expire_ms)
         struct key key = {.ptr = name.ptr, .len = (uint32_t)name.len, .inc = o->inc};
         return object_rename(o, &key, expire_ms, object_origin(o));
     }
-    memcpy(at(o, sizeof(*o)), &expire_ms, sizeof(expire_ms));
-    o->flags |= OBJ_F_EXPIRE;
+    expire_store(o, expire_ms);
     return o;
 }
 
@@ -304,10 +324,8 @@ bool object_overwrite(struct object *o, struct slice value, int64_t expire_ms)
     memcpy(at(o, vlen_offset(o)), &len, sizeof(len));
     memcpy(at(o, at_value), value.ptr, value.len);
     o->flags &= (uint8_t) ~(OBJ_F_MODIFIED | OBJ_F_EXPIRE);
-    if (expire_ms) {
-        memcpy(at(o, sizeof(*o)), &expire_ms, sizeof(expire_ms));
-        o->flags |= OBJ_F_EXPIRE;
-    }
+    if (expire_ms)
+        expire_store(o, expire_ms);
     return true;
 }
 

@@ -109,7 +109,7 @@ void tier_room(void *arg);
 void tier_wake_room(struct tier *t); /* memory became free; any thread */
 bool tier_over_limit(struct tier *t);
 int64_t tier_mark(const struct tier *t); /* of the bytes of MEM_DATA: evicting keeps it below; less than maxmemory */
-int64_t tier_over_mark(struct tier *t); /* bytes; 0: it is not */
+int64_t tier_over_mark(struct tier *t);  /* bytes; 0: it is not */
 
 /* policy.c: maxmemory-policy adaptive */
 struct tier_policy *tier_policy_create(void);

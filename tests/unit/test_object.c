@@ -151,6 +151,29 @@ static void test_string_expire_changes(void **state)
     kinds_each(use_expire);
 }
 
+/* All there are: to the millisecond as far as anybody plans, and near enough beyond. */
+static void test_expire_range(void **state)
+{
+    (void)state;
+    struct key key = {.ptr = "k", .len = 1, .inc = 1};
+    static const int64_t exact[] = {1, 77, UINT32_MAX, (int64_t)UINT32_MAX + 1, 1700000000123, (1LL << 47) - 1};
+    struct object *o = object_new_int(&key, 1, 1, 0);
+    for (size_t i = 0; i < sizeof(exact) / sizeof(*exact); i++) {
+        o = object_set_expire(o, exact[i]);
+        assert_int_equal(object_expire(o), exact[i]);
+    }
+    for (int64_t ms = 1LL << 47; ms > 0; ms = ms < INT64_MAX / 2 ? ms * 2 + 12345 : INT64_MIN) {
+        o = object_set_expire(o, ms);
+        assert_in_range(ms - object_expire(o), 0, 65535);
+    }
+    o = object_set_expire(o, INT64_MAX);
+    assert_in_range(INT64_MAX - object_expire(o), 0, 65535);
+    o = object_set_expire(o, -5);
+    assert_int_equal(object_expire(o), 1);
+    assert_int_equal(object_int(o), 1);
+    object_free(o);
+}
+
 static void use_rename(struct object *o, const struct key *key, int64_t expire_ms, uint64_t origin, struct slice plain)
 {
     struct key other = key_of(SLICE(names + 1, 300));
@@ -561,6 +584,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_string_kinds),
         cmocka_unit_test(test_string_expire_changes),
+        cmocka_unit_test(test_expire_range),
         cmocka_unit_test(test_overwrite),
         cmocka_unit_test(test_string_rename_and_copy),
         cmocka_unit_test(test_string_serial),
