@@ -15,7 +15,7 @@
  * An object is reached through its shard's table and touched only under the shard's lock;
  * nothing here locks.
  *
- *   | header 8 | expire_ms 6? | origin 8? | pointer or int64 8? | key length 4? | value length 2? | key | value? |
+ *   | header 8 | expire_ms 6? | origin 8? | pointer or int64 8? | key length 4? | value length 2? | key | value? | expire_ms 8? |
  */
 enum obj_type {
     /* The numbers are in the disk format. */
@@ -33,7 +33,7 @@ enum obj_enc {
     ENC_PTR = 4    /* OBJ_RESIDENCY */
 };
 
-#define OBJ_F_EXPIRE 1u       /* has expire_ms: exact until the year 6429, beyond to 65 s */
+#define OBJ_F_EXPIRE 1u       /* has expire_ms */
 #define OBJ_F_ORIGIN 2u       /* has origin: a copy of an upstream's key, and which link vouches for it */
 #define OBJ_F_LONGKEY 4u      /* key length in a field of its own */
 #define OBJ_F_PACKED 8u       /* the value is a zstd frame: EMBED (raw length in its first 4 bytes) or RAW */

@@ -11,11 +11,11 @@ _Static_assert(sizeof(struct object) == 8, "the header is 8 bytes");
 /* ---- layout --------------------------------------------------------------------------
  * Offsets follow from the header alone. Fields are where they fall: what is read goes through memcpy(). */
 
-/* An expiry has 47 bits for milliseconds, which last until the year 6429; beyond, it counts units of 65,536 ms,
- * rounded down. Two bytes saved are a size class less for many an object. */
+/* An expiry takes six bytes, which is a size class less than with eight for many an object: 47 bits for
+ * milliseconds last until the year 6429. A later one is behind everything else, and the 48th bit says so for as
+ * long as the object lives. */
 #define EXPIRE_BYTES 6
 #define EXPIRE_FAR (1ULL << 47)
-#define EXPIRE_FAR_SHIFT 16
 
 static inline char *at(const struct object *o, size_t offset)
 {
@@ -60,27 +60,54 @@ struct slice object_key(const struct object *o)
     return SLICE(at(o, key_offset(o)), key_len(o));
 }
 
-int64_t object_expire(const struct object *o)
+static uint64_t expire_field(const struct object *o)
 {
     uint32_t low;
     uint16_t high;
-    if (!(o->flags & OBJ_F_EXPIRE))
-        return 0;
     memcpy(&low, at(o, sizeof(*o)), sizeof(low));
     memcpy(&high, at(o, sizeof(*o) + sizeof(low)), sizeof(high));
-    uint64_t v = (uint64_t)high << 32 | low;
-    return (int64_t)(LIKELY(v < EXPIRE_FAR) ? v : (v - EXPIRE_FAR) << EXPIRE_FAR_SHIFT);
+    return (uint64_t)high << 32 | low;
 }
 
-static void expire_store(struct object *o, int64_t ms)
+static bool expire_is_far(const struct object *o)
 {
-    uint64_t v = ms < 1 ? 1 : (uint64_t)ms;
-    if (UNLIKELY(v >= EXPIRE_FAR))
-        v = EXPIRE_FAR | v >> EXPIRE_FAR_SHIFT;
+    return o->flags & OBJ_F_EXPIRE_ROOM && expire_field(o) & EXPIRE_FAR;
+}
+
+/* Where key and value end. */
+static size_t end_offset(const struct object *o)
+{
+    uint16_t value_len = 0;
+    if (o->enc == ENC_EMBED)
+        memcpy(&value_len, at(o, vlen_offset(o)), sizeof(value_len));
+    return key_offset(o) + key_len(o) + value_len;
+}
+
+int64_t object_expire(const struct object *o)
+{
+    if (!(o->flags & OBJ_F_EXPIRE))
+        return 0;
+    uint64_t ms = expire_field(o);
+    if (UNLIKELY(ms & EXPIRE_FAR))
+        memcpy(&ms, at(o, end_offset(o)), sizeof(ms));
+    return (int64_t)ms;
+}
+
+static bool expire_needs_far(int64_t ms)
+{
+    return (uint64_t)ms >= EXPIRE_FAR;
+}
+
+/* The lengths are set, and there is room. */
+static void expire_store(struct object *o, int64_t ms, bool far)
+{
+    uint64_t v = far ? EXPIRE_FAR : (uint64_t)ms;
     uint32_t low = (uint32_t)v;
     uint16_t high = (uint16_t)(v >> 32);
     memcpy(at(o, sizeof(*o)), &low, sizeof(low));
     memcpy(at(o, sizeof(*o) + sizeof(low)), &high, sizeof(high));
+    if (UNLIKELY(far))
+        memcpy(at(o, end_offset(o)), &ms, sizeof(ms));
     o->flags |= OBJ_F_EXPIRE;
 }
 
@@ -152,10 +179,9 @@ static struct object *object_new(enum obj_type type, enum obj_enc enc, const str
         head.klen8 = key->len & UINT8_MAX;
 
     size_t key_at = key_offset(&head);
-    struct object *o = mem_alloc(MEM_DATA, key_at + key->len + value_len);
+    bool far = expire_needs_far(expire_ms);
+    struct object *o = mem_alloc(MEM_DATA, key_at + key->len + value_len + (far ? sizeof(expire_ms) : 0));
     *o = head;
-    if (expire_ms)
-        expire_store(o, expire_ms);
     if (origin)
         memcpy(at(o, origin_offset(o)), &origin, sizeof(origin));
     if (head.flags & OBJ_F_LONGKEY)
@@ -166,6 +192,8 @@ static struct object *object_new(enum obj_type type, enum obj_enc enc, const str
     }
     if (key->len)
         memcpy(at(o, key_at), key->ptr, key->len);
+    if (expire_ms)
+        expire_store(o, expire_ms, far);
     return o;
 }
 
@@ -234,7 +262,7 @@ struct object *object_new_none(const struct key *key, int64_t expire_ms, uint64_
 
 static size_t shell_len(const struct object *o)
 {
-    return key_offset(o) + key_len(o) + (o->enc == ENC_EMBED ? embedded(o).len : 0);
+    return end_offset(o) + (expire_is_far(o) ? sizeof(int64_t) : 0);
 }
 
 static void object_free_shell(struct object *o)
@@ -303,12 +331,13 @@ struct object *object_set_expire(struct object *o, int64_t expire_ms)
         o->flags &= (uint8_t)~OBJ_F_EXPIRE; /* the field stays: an expiry often comes back */
         return o;
     }
-    if (!(o->flags & OBJ_F_EXPIRE_ROOM)) {
+    bool far = expire_is_far(o);
+    if (!(o->flags & OBJ_F_EXPIRE_ROOM) || (expire_needs_far(expire_ms) && !far)) {
         struct slice name = object_key(o);
         struct key key = {.ptr = name.ptr, .len = (uint32_t)name.len, .inc = o->inc};
         return object_rename(o, &key, expire_ms, object_origin(o));
     }
-    expire_store(o, expire_ms);
+    expire_store(o, expire_ms, far);
     return o;
 }
 
@@ -317,15 +346,16 @@ bool object_overwrite(struct object *o, struct slice value, int64_t expire_ms)
     if (o->type != OBJ_STRING || o->enc != ENC_EMBED || o->flags & (OBJ_F_PACKED | OBJ_F_ORIGIN) ||
         value.len > OBJ_EMBED_MAX || (expire_ms && !(o->flags & OBJ_F_EXPIRE_ROOM)))
         return false;
-    size_t at_value = key_offset(o) + key_len(o), was = embedded(o).len;
-    if (!mem_is_as(at_value + value.len, at_value + was))
+    size_t at_value = key_offset(o) + key_len(o), bytes = shell_len(o);
+    bool far = expire_is_far(o);
+    if (!mem_is_as(bytes - embedded(o).len + value.len, bytes) || (expire_needs_far(expire_ms) && !far))
         return false;
     uint16_t len = (uint16_t)value.len;
     memcpy(at(o, vlen_offset(o)), &len, sizeof(len));
     memcpy(at(o, at_value), value.ptr, value.len);
     o->flags &= (uint8_t) ~(OBJ_F_MODIFIED | OBJ_F_EXPIRE);
     if (expire_ms)
-        expire_store(o, expire_ms);
+        expire_store(o, expire_ms, far);
     return true;
 }
 

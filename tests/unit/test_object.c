@@ -151,26 +151,48 @@ static void test_string_expire_changes(void **state)
     kinds_each(use_expire);
 }
 
-/* All there are: to the millisecond as far as anybody plans, and near enough beyond. */
+/* All there are, one after another in the same object, whose value stays. */
+static void use_any_expire(struct object *o, const struct key *key, int64_t expire_ms, uint64_t origin,
+                           struct slice plain)
+{
+    static const int64_t some[] = {1,
+                                   77,
+                                   UINT32_MAX,
+                                   (int64_t)UINT32_MAX + 1,
+                                   1700000000123,
+                                   (1LL << 47) - 1,
+                                   1LL << 47,
+                                   5,
+                                   (1LL << 48) + 3,
+                                   INT64_MAX,
+                                   1,
+                                   0,
+                                   INT64_MAX - 1,
+                                   0};
+    (void)expire_ms;
+    for (size_t i = 0; i < sizeof(some) / sizeof(*some); i++) {
+        o = object_set_expire(o, some[i]);
+        head_is(o, key, some[i], origin);
+        struct object *copy = object_copy(o, key, INT64_MAX - (int64_t)i, origin);
+        head_is(copy, key, INT64_MAX - (int64_t)i, origin);
+        string_is(copy, plain);
+        object_free(copy);
+    }
+    string_is(o, plain);
+    object_free(o);
+}
+
 static void test_expire_range(void **state)
 {
     (void)state;
+    kinds_each(use_any_expire);
     struct key key = {.ptr = "k", .len = 1, .inc = 1};
-    static const int64_t exact[] = {1, 77, UINT32_MAX, (int64_t)UINT32_MAX + 1, 1700000000123, (1LL << 47) - 1};
-    struct object *o = object_new_int(&key, 1, 1, 0);
-    for (size_t i = 0; i < sizeof(exact) / sizeof(*exact); i++) {
-        o = object_set_expire(o, exact[i]);
-        assert_int_equal(object_expire(o), exact[i]);
-    }
-    for (int64_t ms = 1LL << 47; ms > 0; ms = ms < INT64_MAX / 2 ? ms * 2 + 12345 : INT64_MIN) {
-        o = object_set_expire(o, ms);
-        assert_in_range(ms - object_expire(o), 0, 65535);
-    }
-    o = object_set_expire(o, INT64_MAX);
-    assert_in_range(INT64_MAX - object_expire(o), 0, 65535);
-    o = object_set_expire(o, -5);
-    assert_int_equal(object_expire(o), 1);
-    assert_int_equal(object_int(o), 1);
+    struct object *o = object_new_string(&key, SLICE("01234567", 8), INT64_MAX, 0);
+    assert_true(object_overwrite(o, SLICE("76543210", 8), 12) && object_expire(o) == 12);
+    assert_true(object_overwrite(o, SLICE("01234567", 8), INT64_MAX) && object_expire(o) == INT64_MAX);
+    object_free(o);
+    o = object_new_string(&key, SLICE("01234567", 8), 5, 0);
+    assert_false(object_overwrite(o, SLICE("76543210", 8), INT64_MAX));
     object_free(o);
 }
 
