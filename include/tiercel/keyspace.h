@@ -86,6 +86,8 @@ void ks_reply_string(struct call *c, struct object *o);
 /* ks_put() of a string from argument `arg`: an integer where it is one, packed when dispatch packed it,
  * in place where the key's object is as a new one would be. */
 void ks_store_arg(struct call *c, int i, int arg, int64_t expire_ms);
+/* The same of a number. */
+void ks_store_int(struct call *c, int i, int64_t value, int64_t expire_ms);
 /* From bytes (APPEND, SETRANGE results, never int-encoded): */
 struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t expire_ms, bool modified);
 

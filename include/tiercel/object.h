@@ -106,6 +106,8 @@ struct object *object_set_expire(struct object *o, int64_t expire_ms);
 /* Makes these the value and the expiry (0 = none), in place: if it is a plain embedded string that
  * a new object for them would fit in exactly, and without an origin. Else false, and nothing is changed. */
 bool object_overwrite(struct object *o, struct slice value, int64_t expire_ms);
+/* The same of one that is an int. */
+bool object_overwrite_int(struct object *o, int64_t value, int64_t expire_ms);
 
 /* What it costs: the object, its value, allocator slack included. */
 size_t object_bytes(const struct object *o);

@@ -185,32 +185,52 @@ void ks_reply_string(struct call *c, struct object *o)
         reply_bulk(&c->r, value);
 }
 
-/* The common overwrite: the table and the allocator have nothing to do. */
-static bool store_in_place(struct call *c, int i, struct slice value, int64_t expire_ms)
+/* The common overwrite, for which the table and the allocator have nothing to do: of what may be overwritten. */
+static struct object *kept_object(const struct call *c, int i)
+{
+    const struct call_key *k = &c->keys[i];
+
+    return k->kept && c->nkeys == 1 ? k->obj : NULL; /* of one that is named twice, obj is what it was before */
+}
+
+static void overwritten(struct call *c, int i, bool had_expire)
 {
     struct call_key *k = &c->keys[i];
-    struct object *o = k->obj;
-    bool had_expire;
 
-    if (!o || !k->kept || c->nkeys > 1) /* of one that is named twice, obj is what it was before */
-        return false;
-    had_expire = object_expire(o) != 0;
-    if (!object_overwrite(o, value, expire_ms))
-        return false;
-    tier_changed_locked(c->w, shard_of(c, k), &k->key, o, o, had_expire);
-    tier_touch_locked(c->w, o);
-    return true;
+    tier_changed_locked(c->w, shard_of(c, k), &k->key, k->obj, k->obj, had_expire);
+    tier_touch_locked(c->w, k->obj);
+}
+
+void ks_store_int(struct call *c, int i, int64_t value, int64_t expire_ms)
+{
+    struct object *o = kept_object(c, i);
+    bool had_expire = o && o->flags & OBJ_F_EXPIRE;
+
+    if (o && object_overwrite_int(o, value, expire_ms))
+        overwritten(c, i, had_expire);
+    else
+        ks_put(c, i, object_new_int(&c->keys[i].key, value, expire_ms, 0));
+}
+
+static void store_string(struct call *c, int i, struct slice value, int64_t expire_ms)
+{
+    struct object *o = kept_object(c, i);
+    bool had_expire = o && o->flags & OBJ_F_EXPIRE;
+
+    if (o && object_overwrite(o, value, expire_ms))
+        overwritten(c, i, had_expire);
+    else
+        ks_put(c, i, object_new_string(&c->keys[i].key, value, expire_ms, 0));
 }
 
 void ks_store_arg(struct call *c, int i, int arg, int64_t expire_ms)
 {
-    const struct key *key = &c->keys[i].key;
     struct slice value = c->argv[arg];
     struct rcbuf *packed = NULL;
     int64_t number;
 
     if (value.len <= NUM_I64_MAX && num_parse_i64(value, &number)) {
-        ks_put(c, i, object_new_int(key, number, expire_ms, 0));
+        ks_store_int(c, i, number, expire_ms);
         return;
     }
     if (c->packed && c->packed_arg == arg) {
@@ -220,9 +240,9 @@ void ks_store_arg(struct call *c, int i, int arg, int64_t expire_ms)
         packed = tier_pack(c->w, value);
     }
     if (packed)
-        ks_put(c, i, object_new_rcbuf(key, packed, expire_ms, 0));
-    else if (!store_in_place(c, i, value, expire_ms))
-        ks_put(c, i, object_new_string(key, value, expire_ms, 0));
+        ks_put(c, i, object_new_rcbuf(&c->keys[i].key, packed, expire_ms, 0));
+    else
+        store_string(c, i, value, expire_ms);
 }
 
 struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t expire_ms, bool modified)

@@ -425,7 +425,7 @@ static void string_add(struct call *c, int64_t by)
         call_error(c, "ERR increment or decrement would overflow");
         return;
     }
-    ks_put(c, 0, object_new_int(&c->keys[0].key, value, expire_ms, 0));
+    ks_store_int(c, 0, value, expire_ms);
     ks_notify(c, 0, NOTIFY_STRING, "incrby");
     reply_int(&c->r, value);
 }

@@ -325,37 +325,56 @@ struct object *object_copy(const struct object *o, const struct key *key, int64_
     return n;
 }
 
+/* May it have that expiry, where it is? */
+static bool expire_fits(const struct object *o, int64_t ms)
+{
+    return ms == 0 || (o->flags & OBJ_F_EXPIRE_ROOM && (!expire_needs_far(ms) || expire_is_far(o)));
+}
+
 struct object *object_set_expire(struct object *o, int64_t expire_ms)
 {
     if (!expire_ms) {
         o->flags &= (uint8_t)~OBJ_F_EXPIRE; /* the field stays: an expiry often comes back */
         return o;
     }
-    bool far = expire_is_far(o);
-    if (!(o->flags & OBJ_F_EXPIRE_ROOM) || (expire_needs_far(expire_ms) && !far)) {
+    if (!expire_fits(o, expire_ms)) {
         struct slice name = object_key(o);
         struct key key = {.ptr = name.ptr, .len = (uint32_t)name.len, .inc = o->inc};
         return object_rename(o, &key, expire_ms, object_origin(o));
     }
-    expire_store(o, expire_ms, far);
+    expire_store(o, expire_ms, expire_is_far(o));
     return o;
+}
+
+/* After the value was replaced. */
+static void overwritten(struct object *o, int64_t expire_ms)
+{
+    o->flags &= (uint8_t) ~(OBJ_F_MODIFIED | OBJ_F_EXPIRE);
+    if (expire_ms)
+        expire_store(o, expire_ms, expire_is_far(o));
 }
 
 bool object_overwrite(struct object *o, struct slice value, int64_t expire_ms)
 {
     if (o->type != OBJ_STRING || o->enc != ENC_EMBED || o->flags & (OBJ_F_PACKED | OBJ_F_ORIGIN) ||
-        value.len > OBJ_EMBED_MAX || (expire_ms && !(o->flags & OBJ_F_EXPIRE_ROOM)))
+        value.len > OBJ_EMBED_MAX || !expire_fits(o, expire_ms))
         return false;
     size_t at_value = key_offset(o) + key_len(o), bytes = shell_len(o);
-    bool far = expire_is_far(o);
-    if (!mem_is_as(bytes - embedded(o).len + value.len, bytes) || (expire_needs_far(expire_ms) && !far))
+    if (!mem_is_as(bytes - embedded(o).len + value.len, bytes))
         return false;
     uint16_t len = (uint16_t)value.len;
     memcpy(at(o, vlen_offset(o)), &len, sizeof(len));
     memcpy(at(o, at_value), value.ptr, value.len);
-    o->flags &= (uint8_t) ~(OBJ_F_MODIFIED | OBJ_F_EXPIRE);
-    if (expire_ms)
-        expire_store(o, expire_ms, far);
+    overwritten(o, expire_ms);
+    return true;
+}
+
+bool object_overwrite_int(struct object *o, int64_t value, int64_t expire_ms)
+{
+    if (o->enc != ENC_INT || o->flags & OBJ_F_ORIGIN || !expire_fits(o, expire_ms))
+        return false;
+    memcpy(at(o, payload_offset(o)), &value, sizeof(value));
+    overwritten(o, expire_ms);
     return true;
 }
 
