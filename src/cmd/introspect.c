@@ -342,7 +342,7 @@ static bool list_filter_match(const struct list_filter *f, const struct command 
 
 void cmd_command_list(struct call *c)
 {
-    struct list_filter f;
+    struct list_filter f = {0};
     int n = 0;
     if (!list_filter_parse(c, &f)) {
         call_syntax(c);
