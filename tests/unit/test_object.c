@@ -193,6 +193,16 @@ static void test_expire_range(void **state)
     object_free(o);
     o = object_new_string(&key, SLICE("01234567", 8), 5, 0);
     assert_false(object_overwrite(o, SLICE("76543210", 8), INT64_MAX));
+    assert_false(object_overwrite_int(o, 1, 5));
+    object_free(o);
+    o = object_new_int(&key, 7, 5, 0);
+    assert_true(object_overwrite_int(o, -8, 0) && object_int(o) == -8 && object_expire(o) == 0);
+    assert_true(object_overwrite_int(o, 9, 77) && object_int(o) == 9 && object_expire(o) == 77);
+    assert_false(object_overwrite_int(o, 10, INT64_MAX));
+    assert_int_equal(object_int(o), 9);
+    object_free(o);
+    o = object_new_int(&key, 7, 0, 0);
+    assert_false(object_overwrite_int(o, 8, 5));
     object_free(o);
 }
 
