@@ -41,13 +41,18 @@ check() {
 
 # pytest with its last line in the form that is counted: run_pytest ARGUMENTS...
 # Where pytest-xdist is there several run at once: they wait more than they work.
+# With AGAIN=1, see tests/unit/run.sh.
 run_pytest() {
-    local out rc tail passed failed errs side=()
+    local out rc tail passed failed errs side=() again=()
     out=$(mktemp) || return 1
     "$PYTHON" -c 'import xdist' 2>/dev/null && side=(-n "$PYTEST_WORKERS")
     "$PYTHON" -m pytest "${side[@]}"  -p no:cacheprovider -c tests/e2e/pytest.ini --rootdir . "$@" 2>&1 | tee "$out"
     rc=${PIPESTATUS[0]}
     tail=$(grep -E '(passed|failed|error|errors|skipped|deselected|no tests ran).* in [0-9.]+s' "$out" | tail -n 1)
+    if [ "${AGAIN:-0}" = 1 ] && [ "$rc" -eq 1 ] && ! grep -qE 'Sanitizer:|runtime error:|CHECK\(|^ERROR ' "$out"; then
+        mapfile -t again < <(sed -n 's/^FAILED \([^ ]*\).*/\1/p' "$out" | head -n 3)
+        [ "${#again[@]}" -eq "$(grep -c '^FAILED ' "$out")" ] || again=()
+    fi
     rm -f "$out"
     count() { sed -n "s/.*[^0-9]\([0-9][0-9]*\) $1.*/\1/p" <<<" $tail"; }
     passed=$(count passed)
@@ -56,6 +61,14 @@ run_pytest() {
     failed=$((${failed:-0} + ${errs:-0}))
     [ "$rc" -eq 5 ] && rc=0 # nothing collected
     [ "$rc" -ne 0 ] && [ "$failed" -eq 0 ] && failed=1
+    if [ "${#again[@]}" -ne 0 ]; then
+        echo "once more, alone: ${again[*]}"
+        if "$PYTHON" -m pytest -p no:cacheprovider -c tests/e2e/pytest.ini --rootdir . "${again[@]}" 2>&1; then
+            passed=$((${passed:-0} + failed))
+            failed=0
+            rc=0
+        fi
+    fi
     echo "${passed:-0} passed, $failed failed"
     return "$rc"
 }
@@ -104,9 +117,9 @@ sanitizer_build() {
 sanitized() {
     local rc=0 build=build/$1
     sanitizer_build "$1" "$2" || return 1
-    UNIT_TIMEOUT=600 run_make CC=gcc WERROR=0 BUILD="$build" SAN="$2" unit || rc=1
+    AGAIN=1 UNIT_TIMEOUT=600 run_make CC=gcc WERROR=0 BUILD="$build" SAN="$2" unit || rc=1
     # shellcheck disable=SC2086
-    TIERCEL_BIN=$build/tiercel TIERCEL_SANITIZE=$1 PYTEST_WORKERS=$JOBS run_pytest -m "not soak and not heavy" ${E2E:-tests/e2e} || rc=1
+    AGAIN=1 TIERCEL_BIN=$build/tiercel TIERCEL_SANITIZE=$1 PYTEST_WORKERS=$JOBS run_pytest -m "not soak and not heavy" ${E2E:-tests/e2e} || rc=1
     return $rc
 }
 

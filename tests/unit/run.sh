@@ -2,6 +2,8 @@
 # Runs the unit test programs named, JOBS at once (default: 2); prints one line for each, the
 # whole output of those that fail, and the sum of their tests: "N passed, N failed".
 # A program that dies without a summary counts as one failed test.
+# With AGAIN=1, for sanitizer builds: what fails without a report of the sanitizer or of CHECK(), for the time
+# it took beside others, say, runs once more, alone.
 limit=${UNIT_TIMEOUT:-300}
 command -v timeout >/dev/null 2>&1 && limit="timeout $limit" || limit=
 # shellcheck disable=SC2016
@@ -12,6 +14,12 @@ for bin in "$@"; do
     name=${bin##*/}
     out=$bin.out
     rc=$(cat "$bin.rc")
+    if [ "$rc" -ne 0 ] && [ "${AGAIN:-0}" = 1 ] && ! grep -qE 'Sanitizer|runtime error:|CHECK\(' "$out"; then
+        echo "again   $name (exit $rc)"
+        cat "$out"
+        $limit "$bin" >"$out" 2>&1
+        rc=$?
+    fi
     p=$(sed -n 's/^\[  PASSED  \] \([0-9][0-9]*\) test(s).*/\1/p' "$out" | awk '{ s += $1 } END { print s + 0 }')
     f=$(sed -n 's/^\[  FAILED  \] \([0-9][0-9]*\) test(s).*/\1/p' "$out" | awk '{ s += $1 } END { print s + 0 }')
     if [ "$rc" -ne 0 ] && [ "$f" -eq 0 ]; then
