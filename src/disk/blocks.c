@@ -1,6 +1,7 @@
 /* What is known in memory about each block: two levels, by block number, so that a slot
- * leads to its block's entry without a lock. A chunk is freed when the tail has passed it:
- * by then dropped() was called for every record in it, so no slot names it any more. */
+ * leads to its block's entry without a lock. A chunk is freed when no block of it has data any
+ * more, at the latest when the tail has passed it: by then dropped() was called for every record
+ * in it, so no slot names it. Of blocks without an entry `keys` may still have one. */
 #include "disk_priv.h"
 
 uint64_t block_id_of_number(const struct disk *d, uint32_t number)
@@ -66,6 +67,29 @@ void block_forget_until(struct disk *d, uint64_t from, uint64_t to)
         if (number / META_CHUNK != next / META_CHUNK)
             mem_free(MEM_DATA, atomic_exchange_explicit(&d->chunks[number / META_CHUNK], NULL, memory_order_acq_rel));
     }
+}
+
+static bool block_is_gone(const struct block_meta *m)
+{
+    uint32_t flags = atomic_load_explicit(&m->flags, memory_order_acquire);
+    return !(flags & (BLOCK_DATA | BLOCK_DOOMED | BLOCK_CLEANING | BLOCK_DELETING)) &&
+           atomic_load_explicit(&m->live, memory_order_acquire) == 0;
+}
+
+uint64_t block_forget_chunk(struct disk *d, uint64_t id, uint64_t end)
+{
+    uint32_t number = block_number(id);
+    uint64_t next = id - number % META_CHUNK + META_CHUNK;
+    const struct block_chunk *c = atomic_load_explicit(&d->chunks[number / META_CHUNK], memory_order_acquire);
+    if (c == NULL || number % META_CHUNK != 0 || next > end || block_number(next - 1) != number + META_CHUNK - 1)
+        return next;
+    for (size_t i = 0; i < META_CHUNK; i++)
+        if (!block_is_gone(&c->meta[i]))
+            return next;
+    pthread_rwlock_wrlock(&d->map_lock); /* a reader may be looking at it */
+    mem_free(MEM_DATA, atomic_exchange_explicit(&d->chunks[number / META_CHUNK], NULL, memory_order_acq_rel));
+    pthread_rwlock_unlock(&d->map_lock);
+    return next;
 }
 
 void block_free_all(struct disk *d)

@@ -143,7 +143,7 @@ static uint64_t hand_move(struct disk *d, uint32_t *share)
         c->hand = PEEK(d->tail);
     uint64_t id = c->hand++;
     const struct block_meta *m = block_meta(d, id);
-    uint32_t flags = m == NULL ? 0 : PEEK(m->flags);
+    uint32_t flags = m == NULL ? BLOCK_KEYS : PEEK(m->flags);
     c->seen_keys += (flags & BLOCK_KEYS) != 0;
     if (!(flags & BLOCK_DATA))
         return 0;

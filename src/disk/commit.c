@@ -119,7 +119,7 @@ static int trim_keys(struct disk *d, MDB_txn *txn, uint64_t *new_tail)
     size_t left = TRIM_MAX;
     for (; t <= end && left > 0; t++, left--) {
         struct block_meta *m = block_meta(d, t);
-        uint32_t flags = m == NULL ? 0 : PEEK(m->flags);
+        uint32_t flags = m == NULL ? BLOCK_KEYS : PEEK(m->flags);
         if ((flags & BLOCK_DATA) && !(flags & BLOCK_DELETING))
             break;
         int rc = flags & BLOCK_KEYS ? delete_entry(d, txn, d->dbi_keys, t) : 0;

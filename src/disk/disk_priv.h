@@ -345,7 +345,7 @@ struct disk {
     uint64_t doomed_bytes, data_bytes, keys_bytes;
     uint64_t frag_reserve, soft_max, room_max;
     int64_t soft_until_us, retry_at_us, doomed_at_us;
-    uint64_t reclaim_cursor, reclaim_end, dead_cursor, dead_end, expire_cursor;
+    uint64_t reclaim_cursor, reclaim_end, dead_cursor, dead_end, expire_cursor, chunk_cursor;
     bool reclaiming, dead_scan, env_broken;
     bool drop_pending; /* records were dropped without tombstones: their blocks must go soon */
     int64_t house_at_us, dead_at_us;
@@ -413,6 +413,9 @@ struct block_meta *block_meta_make(struct disk *d, uint64_t id);
 bool block_has(const struct disk *d, uint64_t id, uint32_t flag);
 void block_unlive(struct disk *d, uint32_t number);
 void block_forget_until(struct disk *d, uint64_t from, uint64_t to); /* [from, to) */
+/* Frees the entries of the chunk that begins at `id`, if it ends before `end` and all of its blocks are gone; returns
+ * where the next one begins. The writer. */
+uint64_t block_forget_chunk(struct disk *d, uint64_t id, uint64_t end);
 void block_free_all(struct disk *d);
 
 /* record.c */

@@ -384,6 +384,16 @@ static bool expire_slice(struct disk *d)
     return d->expire_cursor != 0;
 }
 
+/* One old block that lives keeps the tail where it is, and many small commits may come after it: what is known of
+ * blocks that are gone is not to fill memory. */
+static void chunk_slice(struct disk *d)
+{
+    uint64_t tail = PEEK(d->tail);
+    if (d->chunk_cursor < tail || d->chunk_cursor > d->committed_head)
+        d->chunk_cursor = tail;
+    d->chunk_cursor = block_forget_chunk(d, d->chunk_cursor, d->committed_head);
+}
+
 bool reclaim_slice(struct disk *d)
 {
     if (d->env == NULL || !PEEK(d->healthy))
@@ -393,6 +403,7 @@ bool reclaim_slice(struct disk *d)
     more |= dead_slice(d, now_us);
     more |= expire_slice(d);
     more |= clean_slice(d);
+    chunk_slice(d);
     return more || d->doomed_n >= DOOM_MAX;
 }
 

@@ -251,6 +251,8 @@ static int replay_blocks(struct replay *r)
     int rc = replay_log(r);
     if (rc == 0)
         rc = replay_count(r);
+    for (uint64_t id = r->first; rc == 0 && id < r->last;)
+        id = block_forget_chunk(d, id, r->last);
     mem_free(MEM_OTHER, r->block_db);
     return rc;
 }

@@ -465,3 +465,21 @@ def test_a_disk_that_fails_is_told(tiercel, tmp_path):
         assert t.info("persistence")["rdb_last_bgsave_status"] == "ok"
     finally:
         faults.remove()
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(120)
+def test_many_small_commits_take_no_memory(tiercel):
+    """A key that is never changed keeps the oldest block; what came after it and is gone is not remembered for ever."""
+    t = tiercel(threads=1, maxmemory="3mb", appendonly="yes", appendfsync="always", disk_max_size="256mb")
+    with t.raw() as c:
+        c.ask("SET", "cold", "x")
+        begin, used = time.monotonic(), []
+        while t.tiers()["tier_disk_commits"] < 15000 and time.monotonic() < begin + scaled(40):
+            for i in range(500):
+                assert c.ask("SET", "k:%d" % (i % 20), "v") == "OK"
+            used.append(t.info("memory")["used_memory"])
+        assert used[-1] < used[0] + 400_000, used  # 48 bytes a commit were 720 KB
+        assert c.ask("GET", "cold") == b"x"
+    t.restart()
+    assert t.client().get("cold") == b"x" and t.client().dbsize() == 21
