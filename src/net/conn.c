@@ -488,12 +488,15 @@ void conn_run_small(struct net_worker *nw)
         one.rc = RESP_OK;
         run_shared(c, nw->small[i].in, &one);
         reply_later(c);
+        if (UNLIKELY(nw->nready >= NET_READY_MAX)) {
+            w->mono_us = 0; /* writing is not the time of the command that follows */
+            conn_run_ready(nw);
+            w->mono_us = clock_mono_us();
+        }
     }
     w->mono_us = 0;
     nw->nsmall = 0;
     nw->small_bytes = 0;
-    if (UNLIKELY(nw->nready >= NET_READY_MAX))
-        conn_run_ready(nw);
 }
 
 static void read_ended(struct conn *c, int err)

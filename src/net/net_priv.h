@@ -29,10 +29,10 @@
 #define NET_STALLED_INPUT ((size_t)1 << 20)
 #define NET_STALLED_INPUT_ALL ((int64_t)128 << 20)
 #define NET_IOVECS 64 /* of one write */
-/* Replies of more bytes are written at once, smaller ones with those of other connections: of some, so that the
+/* Replies of more bytes are written at once, smaller ones with those of other connections: of a few, so that the
  * client has something to do meanwhile. */
 #define NET_REPLY_LATER ((size_t)16 << 10)
-#define NET_READY_MAX 32
+#define NET_READY_MAX 8
 #define NET_BATCH 16 /* requests parsed before the first of them runs, so that their keys are prefetched */
 /* A read of at most so many bytes that is one request runs together with those of other connections, for the
  * same reason: NET_BATCH of them at most. */
