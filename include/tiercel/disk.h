@@ -85,7 +85,8 @@ struct disk_owner {
     void *arg;
     /* A commit is about to be put together: the owner appends what it held back, and holds nothing
      * back until committing() is called with false, so that the commit is a prefix of what was done. Returns
-     * whether it appended anything. May be NULL. */
+     * whether it held anything back since it was called last: then all that is queued goes into this commit,
+     * because what was held back is queued behind what was done later. May be NULL. */
     bool (*committing)(void *arg, bool begin);
     /* The appends of one commit, in order, except those that were carried. st != ST_OK: none
      * of them is on disk; the owner takes each key's shard lock and calls disk_drop_locked(). */

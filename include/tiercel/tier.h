@@ -133,6 +133,7 @@ struct tier {
     _Atomic uint64_t settled_event,
         failed_event;          /* of the disk's log; failed_event: the end of the last failed commit */
     _Atomic bool paying;       /* a commit is put together: nothing more is owed (journal.c) */
+    _Atomic bool held_back;    /* something was owed since the last commit was put together */
     struct buf paying_serial;  /* the disk's writer thread's */
     _Atomic bool journal_debt; /* writes that the disk did not take: tier_save_start() once it is well */
     struct saver *saver;

@@ -91,10 +91,9 @@ static void writer_wait(struct disk *d, struct batch *batch)
         d->retained_id = queue_next_id_locked(d);
     } else if (batch->due) {
         pthread_mutex_unlock(&d->mu);
-        bool more = writer_ask_owner(d, true);
+        bool held_back = writer_ask_owner(d, true);
         pthread_mutex_lock(&d->mu);
-        /* What was held back goes with all that came after it. */
-        writer_take_locked(d, batch, more ? SIZE_MAX : batch_limit(d));
+        writer_take_locked(d, batch, held_back ? SIZE_MAX : batch_limit(d));
     }
     batch->closing = d->closing && list_empty(&d->sealed) && d->open == NULL;
     pthread_mutex_unlock(&d->mu);

@@ -73,6 +73,7 @@ static bool owe_locked(struct worker *w, const struct key *key, struct object *o
         buf_append(&tw->owed, key, sizeof(*key));
         buf_append(&tw->owed, key->ptr, key->len);
         tw->owed_n++;
+        atomic_store_explicit(&w->tier->held_back, true, memory_order_relaxed);
     }
     pthread_mutex_unlock(&tw->owed_mu);
     return may;
@@ -88,7 +89,7 @@ void tier_journal_locked(struct worker *w, const struct key *key, struct object 
         tw->unwritten = true;
 }
 
-static bool pay_locked(struct tier *t, struct stats_block *stats, struct buf *serial, const struct key *key, bool *ok)
+static void pay_locked(struct tier *t, struct stats_block *stats, struct buf *serial, const struct key *key, bool *ok)
 {
     mem_slot *slot = mem_find_locked(t->mem, tier_shard_of(t, key->hash), key);
     struct object *o = slot ? mem_object(*slot) : NULL;
@@ -96,17 +97,15 @@ static bool pay_locked(struct tier *t, struct stats_block *stats, struct buf *se
     if (o && o->type == OBJ_RESIDENCY)
         o = residency_of(o)->fetching ? NULL : residency_of(o)->value;
     if (!o || o->flags & OBJ_F_ORIGIN || !(o->flags & OBJ_F_OWED))
-        return false;
+        return;
     *ok &= append_locked(t, stats, serial, key, o);
-    return true;
 }
 
-/* Writes what a worker noted; on that worker's thread, or on the disk's. Returns how many. */
-static int pay_noted(struct tier_worker *tw, struct stats_block *stats, struct buf *serial, bool *ok)
+/* Writes what a worker noted; on that worker's thread, or on the disk's. */
+static void pay_noted(struct tier_worker *tw, struct stats_block *stats, struct buf *serial, bool *ok)
 {
     struct tier *t = tw->w->tier;
     struct buf owed;
-    int paid = 0;
 
     pthread_mutex_lock(&tw->owed_mu);
     owed = tw->owed;
@@ -120,11 +119,10 @@ static int pay_noted(struct tier_worker *tw, struct stats_block *stats, struct b
         at += sizeof(key) + key.len;
         struct mem_shard *shard = tier_shard_of(t, key.hash);
         mem_lock(shard);
-        paid += pay_locked(t, stats, serial, &key, ok);
+        pay_locked(t, stats, serial, &key, ok);
         mem_unlock(shard);
     }
     buf_deinit(&owed);
-    return paid;
 }
 
 void tier_pay_locked(struct worker *w, const struct key *key)
@@ -142,23 +140,28 @@ void tier_flush_owed(struct worker *w)
 
     if (LIKELY(atomic_load_explicit(&tw->owed_n, memory_order_relaxed) == 0)) /* only this thread adds */
         return;
+    /* What was noted first may be written last: no commit is to come between. */
+    if (!tw->in_group)
+        disk_group_begin(w->tier->disk);
     pay_noted(tw, w->stats, &tw->serial, &ok);
+    if (!tw->in_group)
+        disk_group_end(w->tier->disk);
     tw->unwritten |= !ok;
 }
 
 bool tier_committing(void *arg, bool begin)
 {
     struct tier *t = arg;
-    int paid = 0;
     bool ok = true;
 
     atomic_store(&t->paying, begin);
     for (int i = 0; begin && i < t->nworkers; i++) {
         struct tier_worker *tw = t->workers[i] ? t->workers[i]->tier_worker : NULL;
         if (tw)
-            paid += pay_noted(tw, t->disk_stats, &t->paying_serial, &ok);
+            pay_noted(tw, t->disk_stats, &t->paying_serial, &ok);
     }
-    return paid > 0;
+    /* Whoever wrote it, now or before, wrote it behind later changes. */
+    return begin && atomic_exchange(&t->held_back, false);
 }
 
 enum status tier_may_write(struct worker *w)

@@ -15,7 +15,7 @@ from rawconn import encode
 
 POOL = random.Random(1).randbytes(1 << 20)
 LONG_MS = 5000000
-CLOCK_MS = 50  # a server may take the time of its loop's turn
+CLOCK_MS = scaled(50)  # a server may take the time of its loop's turn
 EARLY_MS = 1000  # without a journal, what has less to live is not worth a write, and may be dropped
 JOURNAL = ("always", "everysec")  # modes with one, from the start
 ORDERED = (*JOURNAL, "switch", "stop")  # what is there is what was answered, in order

@@ -361,6 +361,45 @@ static void test_groups(void **state)
     tier_group_end(w);
 }
 
+/* What is written late stands behind later changes: no commit may end between, whoever wrote it. */
+static void test_what_was_held_back_is_told(void **state)
+{
+    (void)state;
+    struct tier *t = wd->tier;
+    put("a", "1");
+    assert_false(tier_committing(t, true)); /* nothing was */
+    put_list("l", 2 * TIER_JOURNAL_NOW);    /* while a commit is put together nothing is owed */
+    assert_int_equal(wd->disk->nrec, 2);
+    assert_false(tier_committing(t, false));
+    assert_false(tier_committing(t, true));
+    tier_committing(t, false);
+
+    put_list("l", 2 * TIER_JOURNAL_NOW); /* written by the commit itself */
+    assert_true(tier_committing(t, true));
+    assert_int_equal(wd->disk->nrec, 3);
+    tier_committing(t, false);
+
+    put_list("l", 2 * TIER_JOURNAL_NOW); /* by the worker, in one piece */
+    put("a", "2");
+    tier_flush_owed(w);
+    assert_int_equal(wd->disk->nrec, 5);
+    assert_false(wd->disk->rec[3].in_group);
+    assert_true(wd->disk->rec[4].in_group);
+    assert_int_equal(wd->disk->groups, 0);
+    assert_true(tier_committing(t, true));
+    tier_committing(t, false);
+
+    put_list("l", 2 * TIER_JOURNAL_NOW); /* on its way out */
+    squeeze();
+    assert_true(tier_committing(t, true));
+    tier_committing(t, false);
+
+    put_list("m", 2 * TIER_JOURNAL_NOW); /* never: it is gone */
+    del("m");
+    assert_true(tier_committing(t, true));
+    tier_committing(t, false);
+}
+
 /* ---- saving ----------------------------------------------------------------------------------- */
 
 static _Atomic int saves;
@@ -484,6 +523,7 @@ int main(void)
         ROW(test_waits_for_commit, with_journal),
         ROW(test_failures_are_told, with_journal),
         ROW(test_groups, with_journal),
+        ROW(test_what_was_held_back_is_told, with_journal),
         ROW(test_save, with_disk),
         ROW(test_admission, with_disk),
         ROW(test_expired_on_disk_is_told, with_disk),

@@ -40,6 +40,7 @@ struct fake_rec {
     struct disk_record r; /* key.ptr, payload: malloc */
     uint64_t event;
     bool committed, gone;
+    bool in_group;
 };
 
 struct fake_event {
@@ -237,7 +238,7 @@ enum status disk_append_locked(struct disk *d, const struct disk_record *rec)
         d->rec = realloc(d->rec, d->cap_rec * sizeof(*d->rec));
     }
     struct fake_rec *f = &d->rec[d->nrec++];
-    *f = (struct fake_rec){.r = *rec};
+    *f = (struct fake_rec){.r = *rec, .in_group = d->groups > 0};
     char *bytes = malloc(rec->key.len + len + 1);
     if (rec->key.len)
         memcpy(bytes, rec->key.ptr, rec->key.len);
