@@ -77,10 +77,11 @@ pkg_cflags = $(shell $(PKG_CONFIG) --cflags $(1) 2>/dev/null)
 pkg_libs   = $(shell $(PKG_CONFIG) --libs $(1) 2>/dev/null || echo $(2))
 
 LIB_CFLAGS := $(call pkg_cflags,libuv) $(call pkg_cflags,hiredis) $(call pkg_cflags,lmdb) \
-              $(call pkg_cflags,libzstd) $(call pkg_cflags,libxxhash) $(call pkg_cflags,libmicrohttpd)
+              $(call pkg_cflags,libzstd) $(call pkg_cflags,libxxhash) $(call pkg_cflags,liblzf) \
+              $(call pkg_cflags,libmicrohttpd)
 LIBS       := $(call pkg_libs,libuv,-luv) $(call pkg_libs,hiredis,-lhiredis) $(call pkg_libs,lmdb,-llmdb) \
               $(call pkg_libs,libzstd,-lzstd) $(call pkg_libs,libxxhash,-lxxhash) \
-              $(call pkg_libs,libmicrohttpd,-lmicrohttpd)
+              $(call pkg_libs,liblzf,-llzf) $(call pkg_libs,libmicrohttpd,-lmicrohttpd)
 # Sanitizers bring their own allocator.
 ifeq ($(ALLOC)$(SAN),jemalloc)
 BASE_CPPFLAGS += -DTIERCEL_JEMALLOC=1

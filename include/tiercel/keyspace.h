@@ -73,10 +73,16 @@ bool ks_lookup(struct call *c, int i);
 void ks_put(struct call *c, int i, struct object *o);
 /* true: it existed. */
 bool ks_delete(struct call *c, int i);
-/* After a change inside keys[i].obj (a list): tells all who must know. An empty list is deleted by it, with its event. */
+/* After a change inside keys[i].obj (a list, a hash, ...): tells all who must know. An empty one, but a stream, is
+ * deleted by it, with its event: keys[i].obj is NULL then. */
 void ks_changed(struct call *c, int i);
 /* Absolute wall time, 0 = no expiry. The key must be resident. A time in the past deletes. */
 void ks_expire(struct call *c, int i, int64_t expire_ms);
+
+/* true: o is NULL or of that type; else the error (WRONGTYPE) was replied. */
+bool ks_is(struct call *c, const struct object *o, enum obj_type type);
+/* The encodings' limits, as the settings are now. */
+struct obj_limits ks_limits(const struct call *c);
 
 /* Reads a string value: *out is valid until the next use of the scratch or the codec, or a change of
  * the object. false: the error (WRONGTYPE, a damaged value) was replied. */

@@ -22,15 +22,21 @@ enum obj_type {
     OBJ_NONE = 0, /* a negative entry: the upstream lately did not have the key */
     OBJ_STRING = 1,
     OBJ_LIST = 2,
+    OBJ_SET = 3,
+    OBJ_ZSET = 4,
+    OBJ_HASH = 5,
+    OBJ_STREAM = 6,
     OBJ_RESIDENCY = 15 /* not a value: the tier layer's record of a key that is under way (tier.h) */
 };
 
 enum obj_enc {
-    ENC_EMBED = 0, /* string: value behind the key */
-    ENC_INT = 1,   /* string: an int64 */
-    ENC_RAW = 2,   /* string: a struct rcbuf */
-    ENC_LIST = 3,  /* struct plist */
-    ENC_PTR = 4    /* OBJ_RESIDENCY */
+    ENC_EMBED = 0,    /* string: value behind the key */
+    ENC_INT = 1,      /* string: an int64 */
+    ENC_RAW = 2,      /* string: a struct rcbuf */
+    ENC_PTR = 3,      /* OBJ_RESIDENCY */
+    ENC_LISTPACK = 4, /* hash, sorted set: a listpack */
+    ENC_INTSET = 5,   /* set: sorted integers */
+    ENC_BIG = 6       /* any type but string: a structure of its own */
 };
 
 #define OBJ_F_EXPIRE 1u       /* has expire_ms */
@@ -85,8 +91,11 @@ struct object *object_copy(const struct object *o, const struct key *key, int64_
 struct slice object_key(const struct object *o);
 int64_t object_expire(const struct object *o);  /* 0 = none */
 uint64_t object_origin(const struct object *o); /* 0 = none */
-void *object_ptr(const struct object *o);       /* ENC_LIST, ENC_PTR, ENC_RAW */
+void *object_ptr(const struct object *o);       /* all but ENC_EMBED and ENC_INT */
 int64_t object_int(const struct object *o);     /* ENC_INT */
+
+/* The value has moved, or has another encoding now. What was there is the caller's. Not of a string. */
+void object_set_ptr(struct object *o, enum obj_enc enc, void *ptr);
 
 static inline bool object_key_is(const struct object *o, const struct key *k)
 {
@@ -112,8 +121,8 @@ bool object_overwrite_int(struct object *o, int64_t value, int64_t expire_ms);
 /* What it costs: the object, its value, allocator slack included. */
 size_t object_bytes(const struct object *o);
 
-/* Bytes of the value: as clients see it, and as it is kept, compressed where it is. Of a list: its
- * elements; with their lengths. O(1). */
+/* Bytes of the value: as clients see it, and as it is kept, compressed where it is. Of other types than
+ * strings both are about what their serial form takes. O(1). */
 size_t object_plain_len(const struct object *o);
 size_t object_stored_len(const struct object *o);
 
@@ -123,28 +132,27 @@ size_t object_string_len(const struct object *o); /* plain length; O(1) also whe
 /* Plain bytes: in the object, in `scratch` (an int) or in the codec's scratch (packed).
  * ST_CORRUPT: a packed value that does not unpack. Valid until the codec's next call. */
 enum status object_string(const struct object *o, struct codec *codec, char scratch[OBJ_SCRATCH], struct slice *out);
-/* "int", "embstr", "raw", "quicklist": what OBJECT ENCODING says. */
+/* What OBJECT ENCODING says. */
 const char *object_encoding_name(const struct object *o);
-const char *object_type_name(enum obj_type type); /* "none", "string", "list" */
+const char *object_type_name(enum obj_type type); /* "none", "string", "list", ... */
 
-/* ---- plain lists: a contiguous deque, O(1) at both ends, O(n) inside ---- */
-struct plist;
-struct plist *plist_create(void);
-struct plist *plist_copy(const struct plist *l);
-void plist_destroy(struct plist *l);
-size_t plist_len(const struct plist *l);
-size_t plist_bytes(const struct plist *l);
-size_t plist_plain_len(const struct plist *l);  /* bytes of all elements */
-size_t plist_stored_len(const struct plist *l); /* with their lengths */
-void plist_push(struct plist *l, bool left, struct slice elem);
-bool plist_pop(struct plist *l, bool left, struct buf *out); /* appends the element to out; false: empty */
-/* Iterates elements first..last (0-based, inclusive, within bounds), in order. */
-void plist_range(const struct plist *l, size_t first, size_t last, void (*fn)(void *arg, struct slice elem), void *arg);
+/* ---- all other types (type_list.h, type_hash.h, ...) ---- */
+size_t object_len(const struct object *o); /* elements; O(1). Of a string: 1 */
+
+/* Beyond these a value is no longer kept in its compact encoding: the settings of Redis's names. */
+struct obj_limits {
+    size_t hash_entries, hash_value;
+    size_t set_intset;
+    size_t zset_entries, zset_value;
+    int list_size;
+    size_t stream_bytes, stream_entries;
+};
 
 /* ---- serial form: what the disk tier stores as a payload ----
- * A version byte, then the type's own form. A string that is an rcbuf can be stored without
- * copying it: object_serial_ref() gives the prefix and the rcbuf (referenced) instead. */
-#define OBJ_SERIAL_VERSION 1
+ * A version byte, then the type's own form; of other types than strings that is Redis's (rdb.h). A string that
+ * is an rcbuf can be stored without copying it: object_serial_ref() gives the prefix and the rcbuf (referenced)
+ * instead. */
+#define OBJ_SERIAL_VERSION 2
 void object_serialise(const struct object *o, struct buf *out);
 /* false: not an ENC_RAW string; use object_serialise(). */
 bool object_serial_ref(const struct object *o, struct buf *prefix, struct rcbuf **value);

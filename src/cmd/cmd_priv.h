@@ -172,17 +172,25 @@ enum command_category {
     CAT_KEYSPACE = 1 << 0,
     CAT_READ = 1 << 1,
     CAT_WRITE = 1 << 2,
-    CAT_LIST = 1 << 3,
-    CAT_STRING = 1 << 4,
-    CAT_PUBSUB = 1 << 5,
-    CAT_ADMIN = 1 << 6,
-    CAT_FAST = 1 << 7,
-    CAT_SLOW = 1 << 8,
-    CAT_BLOCKING = 1 << 9,
-    CAT_DANGEROUS = 1 << 10,
-    CAT_CONNECTION = 1 << 11,
-    CAT_TRANSACTION = 1 << 12,
-    CAT_COUNT = 13
+    CAT_SET = 1 << 3,
+    CAT_SORTEDSET = 1 << 4,
+    CAT_LIST = 1 << 5,
+    CAT_HASH = 1 << 6,
+    CAT_STRING = 1 << 7,
+    CAT_BITMAP = 1 << 8,
+    CAT_HYPERLOGLOG = 1 << 9,
+    CAT_GEO = 1 << 10,
+    CAT_STREAM = 1 << 11,
+    CAT_PUBSUB = 1 << 12,
+    CAT_ADMIN = 1 << 13,
+    CAT_FAST = 1 << 14,
+    CAT_SLOW = 1 << 15,
+    CAT_BLOCKING = 1 << 16,
+    CAT_DANGEROUS = 1 << 17,
+    CAT_CONNECTION = 1 << 18,
+    CAT_TRANSACTION = 1 << 19,
+    CAT_SCRIPTING = 1 << 20,
+    CAT_COUNT = 21
 };
 /* Those of its row and those that follow from its flags. Any thread. */
 uint32_t command_categories(const struct command *cmd);
@@ -224,6 +232,19 @@ bool cmd_arg_between(struct call *c, int arg, int64_t min, int64_t max, int64_t 
  * lets the handler reply the error. Any thread. */
 int cmd_copy_db(int argc, const struct slice *argv, int cur_db);
 int cmd_move_db(int argc, const struct slice *argv, int cur_db);
+
+/* SCAN, HSCAN, SSCAN and ZSCAN: the cursor, which Redis reads before it looks at the key, and what follows it.
+ * false: the error was replied. */
+struct scan_args {
+    uint64_t cursor, count;
+    bool match; /* has a pattern */
+    struct slice pattern;
+    const struct slice *type; /* NULL: none */
+};
+bool cmd_scan_cursor(struct call *c, int arg, struct scan_args *a);
+bool cmd_scan_options(struct call *c, int from, bool typed, struct scan_args *a);
+/* n items, in RESP, are taken from the chain. */
+void cmd_scan_reply(struct call *c, uint64_t next, int64_t n, struct chain *items);
 
 /* Appends the first (left) or last element of list i to `out` and removes it. false: there is
  * no list, or it has another type; nothing is replied. For blocking pops. */

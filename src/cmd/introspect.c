@@ -129,8 +129,9 @@ static const struct {
 #define NFLAGS (sizeof(flag_names) / sizeof(flag_names[0]))
 
 static const char *const category_names[CAT_COUNT] = {
-    "keyspace", "read", "write",    "list",      "string",     "pubsub",      "admin",
-    "fast",     "slow", "blocking", "dangerous", "connection", "transaction",
+    "keyspace", "read",   "write",       "set",       "sortedset",  "list",        "hash",
+    "string",   "bitmap", "hyperloglog", "geo",       "stream",     "pubsub",      "admin",
+    "fast",     "slow",   "blocking",    "dangerous", "connection", "transaction", "scripting",
 };
 
 static void reply_flags(struct reply *r, uint32_t flags)

@@ -114,7 +114,7 @@ void ks_put(struct call *c, int i, struct object *o)
     k->obj = o;
     k->on_disk = false;
     k->kept = true;
-    if (UNLIKELY(o->type == OBJ_LIST))
+    if (UNLIKELY(o->type != OBJ_STRING))
         block_signal(c, k);
 }
 
@@ -131,14 +131,39 @@ void ks_changed(struct call *c, int i)
 {
     struct call_key *k = &c->keys[i];
 
-    if (k->obj->type == OBJ_LIST && plist_len(object_ptr(k->obj)) == 0) {
+    if (object_len(k->obj) == 0 && k->obj->type != OBJ_STREAM) {
         ks_delete(c, i);
         ks_notify(c, i, NOTIFY_GENERIC, "del");
         return;
     }
     tier_changed_locked(c->w, shard_of(c, k), &k->key, k->obj, k->obj, object_expire(k->obj) != 0);
     tier_touch_locked(c->w, k->obj);
-    block_signal(c, k);
+    if (k->obj->type != OBJ_STRING)
+        block_signal(c, k);
+}
+
+bool ks_is(struct call *c, const struct object *o, enum obj_type type)
+{
+    if (!o || o->type == type)
+        return true;
+    call_wrongtype(c);
+    return false;
+}
+
+struct obj_limits ks_limits(const struct call *c)
+{
+    const struct conf *conf = c->w->conf;
+
+    return (struct obj_limits){
+        .hash_entries = (size_t)conf->hash_max_listpack_entries,
+        .hash_value = (size_t)conf->hash_max_listpack_value,
+        .set_intset = (size_t)conf->set_max_intset_entries,
+        .zset_entries = (size_t)conf->zset_max_listpack_entries,
+        .zset_value = (size_t)conf->zset_max_listpack_value,
+        .list_size = (int)conf->list_max_listpack_size,
+        .stream_bytes = (size_t)conf->stream_node_max_bytes,
+        .stream_entries = (size_t)conf->stream_node_max_entries,
+    };
 }
 
 void ks_expire(struct call *c, int i, int64_t expire_ms)

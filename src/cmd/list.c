@@ -1,20 +1,12 @@
 #include "cmd_priv.h"
 #include "tiercel/keyspace.h"
+#include "tiercel/type_list.h"
 
 /* Commands on lists that do not wait. BLPOP and BRPOP are in block.c. */
 
 static struct plist *list_of(const struct object *o)
 {
     return object_ptr(o);
-}
-
-/* false: the key holds something else, and the error was replied. */
-static bool check_list(struct call *c, const struct object *o)
-{
-    if (!o || o->type == OBJ_LIST)
-        return true;
-    call_wrongtype(c);
-    return false;
 }
 
 /* ---- adding -------------------------------------------------------------------------- */
@@ -28,7 +20,7 @@ static void push_elements(struct call *c, struct plist *l, bool left)
 static void push_command(struct call *c, bool left, bool only_existing)
 {
     struct object *o = ks_peek(c, 0);
-    if (!check_list(c, o))
+    if (!ks_is(c, o, OBJ_LIST))
         return;
     size_t len = 0;
     if (o) {
@@ -39,7 +31,7 @@ static void push_command(struct call *c, bool left, bool only_existing)
         struct plist *l = plist_create();
         push_elements(c, l, left);
         len = plist_len(l);
-        ks_put(c, 0, object_new_ptr(&c->keys[0].key, OBJ_LIST, ENC_LIST, l, 0, 0));
+        ks_put(c, 0, object_new_ptr(&c->keys[0].key, OBJ_LIST, ENC_BIG, l, 0, 0));
     }
     if (len)
         ks_notify(c, 0, NOTIFY_LIST, left ? "lpush" : "rpush");
@@ -120,7 +112,7 @@ static void pop_command(struct call *c, bool left)
     if (counted && !cmd_arg_between(c, 2, 0, INT64_MAX, &count, "ERR value is out of range, must be positive"))
         return;
     struct object *o = ks_peek(c, 0);
-    if (!check_list(c, o))
+    if (!ks_is(c, o, OBJ_LIST))
         return;
     if (!counted) {
         pop_reply_one(c, left);
@@ -147,7 +139,7 @@ void cmd_rpop(struct call *c)
 void cmd_llen(struct call *c)
 {
     struct object *o = ks_read(c, 0);
-    if (check_list(c, o))
+    if (ks_is(c, o, OBJ_LIST))
         reply_int(&c->r, o ? (int64_t)plist_len(list_of(o)) : 0);
 }
 
@@ -162,7 +154,7 @@ void cmd_lrange(struct call *c)
     if (!call_arg_i64(c, 2, &start, NULL) || !call_arg_i64(c, 3, &end, NULL))
         return;
     struct object *o = ks_read(c, 0);
-    if (!check_list(c, o))
+    if (!ks_is(c, o, OBJ_LIST))
         return;
     int64_t len = o ? (int64_t)plist_len(list_of(o)) : 0;
     if (start < 0)

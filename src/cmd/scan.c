@@ -431,7 +431,6 @@ static bool walk_advance(struct walk *k)
 static void walk_reply(struct call *c, void *arg)
 {
     struct walk *k = arg;
-    char cursor[NUM_I64_MAX];
 
     switch (k->kind) {
     case WALK_RANDOM:
@@ -441,13 +440,10 @@ static void walk_reply(struct call *c, void *arg)
             reply_bulk(&c->r, random_choice(k));
         return;
     case WALK_SCAN:
-        reply_array(&c->r, 2);
-        reply_bulk(&c->r, SLICE(cursor, num_format_u64(cursor, k->finished ? 0 : k->cursor >> CURSOR_SHIFT)));
-        break;
-    case WALK_KEYS: break;
+        cmd_scan_reply(c, k->finished ? 0 : k->cursor >> CURSOR_SHIFT, (int64_t)k->nfound, &k->found);
+        return;
+    case WALK_KEYS: reply_array(&c->r, (int64_t)k->nfound); chain_move(c->r.out, &k->found);
     }
-    reply_array(&c->r, (int64_t)k->nfound);
-    chain_move(c->r.out, &k->found);
 }
 
 static void walk_finish(struct walk *k)
@@ -533,7 +529,7 @@ void cmd_randomkey(struct call *c)
     walk_run(c, k);
 }
 
-/* As strtoul() reads it, which is what Redis does; bits that we do not have are ignored. */
+/* As strtoul() reads it, which is what Redis does. */
 static bool parse_cursor(struct slice arg, uint64_t *out)
 {
     struct buf text;
@@ -543,19 +539,27 @@ static bool parse_cursor(struct slice arg, uint64_t *out)
     buf_slice_append(&text, arg);
     buf_byte(&text, '\0');
     errno = 0;
-    unsigned long v = strtoul(text.ptr, &end, 10);
+    *out = strtoul(text.ptr, &end, 10);
     bool ok = !strchr(" \t\n\v\f\r", text.ptr[0]) || text.ptr[0] == '\0';
     ok = ok && *end == '\0' && errno != ERANGE;
     buf_deinit(&text);
-    *out = (uint64_t)v << CURSOR_SHIFT;
     return ok;
 }
 
-static bool scan_options(struct call *c, struct walk *k)
+bool cmd_scan_cursor(struct call *c, int arg, struct scan_args *a)
+{
+    *a = (struct scan_args){.count = 10};
+    if (parse_cursor(c->argv[arg], &a->cursor))
+        return true;
+    call_error(c, "ERR invalid cursor");
+    return false;
+}
+
+bool cmd_scan_options(struct call *c, int from, bool typed, struct scan_args *a)
 {
     int64_t count;
 
-    for (int i = 2; i < c->argc; i += 2) {
+    for (int i = from; i < c->argc; i += 2) {
         bool has_value = i + 1 < c->argc;
         if (call_arg_is(c, i, "count") && has_value) {
             if (!call_arg_i64(c, i + 1, &count, NULL))
@@ -564,13 +568,12 @@ static bool scan_options(struct call *c, struct walk *k)
                 call_syntax(c);
                 return false;
             }
-            k->want = (uint64_t)count;
+            a->count = (uint64_t)count;
         } else if (call_arg_is(c, i, "match") && has_value) {
-            walk_set_pattern(k, c->argv[i + 1]);
-        } else if (call_arg_is(c, i, "type") && has_value) {
-            k->typed = true;
-            k->type.len = 0;
-            buf_slice_append(&k->type, c->argv[i + 1]);
+            a->pattern = c->argv[i + 1];
+            a->match = !slice_eq(a->pattern, SLICE_LIT("*")); /* which is no pattern at all */
+        } else if (call_arg_is(c, i, "type") && has_value && typed) {
+            a->type = &c->argv[i + 1];
         } else {
             call_syntax(c);
             return false;
@@ -579,20 +582,30 @@ static bool scan_options(struct call *c, struct walk *k)
     return true;
 }
 
+void cmd_scan_reply(struct call *c, uint64_t next, int64_t n, struct chain *items)
+{
+    char cursor[NUM_I64_MAX];
+
+    reply_array(&c->r, 2);
+    reply_bulk(&c->r, SLICE(cursor, num_format_u64(cursor, next)));
+    reply_array(&c->r, n);
+    chain_move(c->r.out, items);
+}
+
 void cmd_scan(struct call *c)
 {
-    uint64_t cursor;
+    struct scan_args a;
 
-    if (!parse_cursor(c->argv[1], &cursor)) {
-        call_error(c, "ERR invalid cursor");
+    if (!cmd_scan_cursor(c, 1, &a) || !cmd_scan_options(c, 2, true, &a))
         return;
-    }
     struct walk *k = walk_create(c, WALK_SCAN);
-    k->cursor = cursor;
-    k->want = 10;
-    if (!scan_options(c, k)) {
-        walk_destroy(k);
-        return;
+    k->cursor = a.cursor << CURSOR_SHIFT; /* bits that we do not have are ignored */
+    k->want = a.count;
+    if (a.match)
+        walk_set_pattern(k, a.pattern);
+    if (a.type) {
+        k->typed = true;
+        buf_slice_append(&k->type, *a.type);
     }
     k->buckets = k->want > UINT64_MAX / 10 ? UINT64_MAX : k->want * 10;
     k->empty = EMPTY_BUCKETS; /* tables do not shrink, and a nearly empty one should take one call */

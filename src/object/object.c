@@ -122,9 +122,16 @@ uint64_t object_origin(const struct object *o)
 void *object_ptr(const struct object *o)
 {
     void *ptr;
-    CHECK(o->enc == ENC_RAW || o->enc == ENC_LIST || o->enc == ENC_PTR);
+    CHECK(o->enc != ENC_EMBED && o->enc != ENC_INT);
     memcpy(&ptr, at(o, payload_offset(o)), sizeof(ptr));
     return ptr;
+}
+
+void object_set_ptr(struct object *o, enum obj_enc enc, void *ptr)
+{
+    CHECK(o->type != OBJ_STRING && o->enc != ENC_EMBED && enc >= ENC_PTR);
+    o->enc = enc;
+    memcpy(at(o, payload_offset(o)), &ptr, sizeof(ptr));
 }
 
 int64_t object_int(const struct object *o)
@@ -274,10 +281,11 @@ void object_free(struct object *o)
 {
     if (!o)
         return;
+    const struct object_ops *ops = object_ops_of(o->type);
     if (o->enc == ENC_RAW)
         rcbuf_unref(object_ptr(o));
-    else if (o->enc == ENC_LIST)
-        plist_destroy(object_ptr(o));
+    else if (UNLIKELY(ops != NULL))
+        ops->destroy(o->enc, object_ptr(o));
     object_free_shell(o);
 }
 
@@ -316,12 +324,11 @@ struct object *object_copy(const struct object *o, const struct key *key, int64_
 {
     CHECK(o->enc != ENC_PTR);
     struct object *n = object_clone_shell(o, key, expire_ms, origin);
-    if (o->enc == ENC_RAW) {
+    const struct object_ops *ops = object_ops_of(o->type);
+    if (o->enc == ENC_RAW)
         rcbuf_ref(object_ptr(o));
-    } else if (o->enc == ENC_LIST) {
-        struct plist *l = plist_copy(object_ptr(o));
-        memcpy(at(n, payload_offset(n)), &l, sizeof(l));
-    }
+    else if (ops)
+        object_set_ptr(n, o->enc, ops->copy(o->enc, object_ptr(o)));
     return n;
 }
 
@@ -381,24 +388,26 @@ bool object_overwrite_int(struct object *o, int64_t value, int64_t expire_ms)
 size_t object_bytes(const struct object *o)
 {
     size_t bytes = mem_usable_sized(o, shell_len(o));
+    const struct object_ops *ops = object_ops_of(o->type);
     if (o->enc == ENC_RAW)
         bytes += mem_usable(object_ptr(o));
-    else if (o->enc == ENC_LIST)
-        bytes += plist_bytes(object_ptr(o));
+    else if (UNLIKELY(ops != NULL))
+        bytes += ops->bytes(o->enc, object_ptr(o));
     return bytes;
 }
 
 size_t object_plain_len(const struct object *o)
 {
-    return o->type == OBJ_LIST ? plist_plain_len(object_ptr(o)) : object_string_len(o);
+    return o->type == OBJ_STRING ? object_string_len(o) : object_stored_len(o);
 }
 
 size_t object_stored_len(const struct object *o)
 {
+    const struct object_ops *ops = object_ops_of(o->type);
     size_t raw_len;
 
-    if (o->type == OBJ_LIST)
-        return plist_stored_len(object_ptr(o));
+    if (ops)
+        return ops->stored(o->enc, object_ptr(o));
     return o->enc == ENC_INT ? sizeof(int64_t) : object_stored(o, &raw_len).len;
 }
 
@@ -436,8 +445,10 @@ enum status object_string(const struct object *o, struct codec *codec, char scra
 
 const char *object_encoding_name(const struct object *o)
 {
-    if (o->type == OBJ_LIST)
-        return "quicklist";
+    const struct object_ops *ops = object_ops_of(o->type);
+
+    if (ops)
+        return ops->encoding(o->enc);
     if (o->type != OBJ_STRING)
         return "unknown";
     if (o->enc == ENC_INT)
@@ -445,13 +456,27 @@ const char *object_encoding_name(const struct object *o)
     return o->flags & OBJ_F_MODIFIED || object_string_len(o) > EMBSTR_MAX ? "raw" : "embstr";
 }
 
+/* ---- other types ------------------------------------------------------------------------ */
+
+const struct object_ops *object_ops_of(enum obj_type type)
+{
+    static const struct object_ops *const ops[16] = {
+        [OBJ_LIST] = &list_ops,
+    };
+
+    return ops[type];
+}
+
 const char *object_type_name(enum obj_type type)
 {
-    switch (type) {
-    case OBJ_STRING: return "string";
-    case OBJ_LIST: return "list";
-    case OBJ_NONE:
-    case OBJ_RESIDENCY: break;
-    }
-    return "none";
+    const struct object_ops *ops = object_ops_of(type);
+
+    return ops ? ops->name : type == OBJ_STRING ? "string" : "none";
+}
+
+size_t object_len(const struct object *o)
+{
+    const struct object_ops *ops = object_ops_of(o->type);
+
+    return ops ? ops->len(o->enc, object_ptr(o)) : 1;
 }

@@ -20,9 +20,25 @@ static inline bool object_embeds(size_t len, size_t raw_len)
     return len + (raw_len ? EMBED_RAW_LEN : 0) <= OBJ_EMBED_MAX && raw_len <= UINT32_MAX;
 }
 
-/* The serial form of a list: elements as | length 4 | bytes |. plist_parse() returns NULL
- * when `in` is not one, or is empty. */
-void plist_serialise(const struct plist *l, struct buf *out);
-struct plist *plist_parse(struct slice in);
+/* What the types other than strings do, each in a file of its own. `value` is what the object's pointer holds. */
+struct rdb_reader;
+struct object_ops {
+    const char *name;                          /* TYPE */
+    const char *(*encoding)(enum obj_enc enc); /* OBJECT ENCODING */
+    void (*destroy)(enum obj_enc enc, void *value);
+    void *(*copy)(enum obj_enc enc, const void *value);
+    size_t (*bytes)(enum obj_enc enc, const void *value);  /* of memory; O(1) */
+    size_t (*len)(enum obj_enc enc, const void *value);    /* elements; O(1) */
+    size_t (*stored)(enum obj_enc enc, const void *value); /* bytes of its serial form, about; O(1) */
+    /* Redis's form of it: the type byte, then the body. */
+    void (*save)(enum obj_enc enc, const void *value, struct buf *out);
+    /* Reads a body of that RDB type, which is one of this object type's. lim NULL: any size may have any encoding.
+     * false: it is damaged, or empty; nothing is left behind. What comes from outside is checked byte by byte. */
+    bool (*load)(struct rdb_reader *in, int rdb_type, const struct obj_limits *lim, enum obj_enc *enc, void **value);
+};
+extern const struct object_ops list_ops, set_ops, zset_ops, hash_ops, stream_ops;
+
+/* NULL: a string, or no value. */
+const struct object_ops *object_ops_of(enum obj_type type);
 
 #endif

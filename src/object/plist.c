@@ -1,4 +1,6 @@
 #include "object_priv.h"
+#include "tiercel/rdb.h"
+#include "tiercel/type_list.h"
 
 /* Elements lie end to end in buf[start, end), each as | length 4 | bytes | length 4 |, so
  * that it can be walked from both ends. Free room is kept at both ends. */
@@ -166,34 +168,88 @@ void plist_range(const struct plist *l, size_t first, size_t last, void (*fn)(vo
     }
 }
 
-void plist_serialise(const struct plist *l, struct buf *out)
+/* ---- as a type of object ---- */
+
+static const char *list_encoding(enum obj_enc enc)
 {
-    buf_reserve(out, l->end - l->start);
-    for (size_t pos = l->start; pos < l->end;) {
-        size_t len = u32_get(l->buf + pos);
-        buf_append(out, l->buf + pos, 4 + len);
-        pos += len + LENGTHS;
-    }
+    (void)enc;
+    return "quicklist";
 }
 
-struct plist *plist_parse(struct slice in)
+static void list_destroy(enum obj_enc enc, void *value)
 {
-    /* Counted before anything is allocated: lengths may be garbage. */
-    size_t count = 0;
-    for (size_t pos = 0; pos < in.len; count++) {
-        if (in.len - pos < 4 || in.len - pos - 4 < u32_get(in.ptr + pos))
-            return NULL;
-        pos += 4 + (size_t)u32_get(in.ptr + pos);
-    }
-    if (count == 0)
-        return NULL; /* an empty list is no list: its key would not exist */
+    (void)enc;
+    plist_destroy(value);
+}
 
+static void *list_copy(enum obj_enc enc, const void *value)
+{
+    (void)enc;
+    return plist_copy(value);
+}
+
+static size_t list_bytes(enum obj_enc enc, const void *value)
+{
+    (void)enc;
+    return plist_bytes(value);
+}
+
+static size_t list_len(enum obj_enc enc, const void *value)
+{
+    (void)enc;
+    return plist_len(value);
+}
+
+static size_t list_stored(enum obj_enc enc, const void *value)
+{
+    (void)enc;
+    return plist_stored_len(value);
+}
+
+static void save_elem(void *arg, struct slice elem)
+{
+    rdb_put_string(arg, elem);
+}
+
+static void list_save(enum obj_enc enc, const void *value, struct buf *out)
+{
+    const struct plist *l = value;
+    (void)enc;
+
+    buf_byte(out, RDB_LIST);
+    rdb_put_len(out, l->count);
+    plist_range(l, 0, l->count - 1, save_elem, out);
+}
+
+static bool list_load(struct rdb_reader *in, int rdb_type, const struct obj_limits *lim, enum obj_enc *enc,
+                      void **value)
+{
     struct plist *l = plist_create();
-    plist_move(l, in.len + 4 * count, 0);
-    for (size_t pos = 0; pos < in.len;) {
-        size_t len = u32_get(in.ptr + pos);
-        plist_push(l, false, SLICE(in.ptr + pos + 4, len));
-        pos += 4 + len;
+    struct slice elem;
+    uint64_t n;
+    (void)lim;
+
+    bool ok = rdb_type == RDB_LIST && rdb_get_len(in, &n) && n > 0;
+    while (ok && n-- > 0) {
+        ok = rdb_get_string(in, &elem);
+        if (ok)
+            plist_push(l, false, elem);
     }
-    return l;
+    if (!ok)
+        plist_destroy(l);
+    *enc = ENC_BIG;
+    *value = l;
+    return ok;
 }
+
+const struct object_ops list_ops = {
+    .name = "list",
+    .encoding = list_encoding,
+    .destroy = list_destroy,
+    .copy = list_copy,
+    .bytes = list_bytes,
+    .len = list_len,
+    .stored = list_stored,
+    .save = list_save,
+    .load = list_load,
+};

@@ -1,13 +1,13 @@
 #include "object_priv.h"
-#include "tiercel/num.h"
+#include "tiercel/rdb.h"
 
 /* | version 1 | form 1 | by form: |
  *   PLAIN   the bytes
  *   INT     int64 8
  *   PACKED  raw length 8 | one zstd frame
- *   LIST    | length 4 | bytes | for each element
+ *   REDIS   a type byte and a body as Redis has them in its RDB files (rdb.h)
  * Numbers are little endian, as is every machine this runs on. */
-enum serial_form { FORM_PLAIN = 0, FORM_INT = 1, FORM_PACKED = 2, FORM_LIST = 3 };
+enum serial_form { FORM_PLAIN = 0, FORM_INT = 1, FORM_PACKED = 2, FORM_REDIS = 3 };
 
 #define FORM_MODIFIED 0x80 /* OBJ_F_MODIFIED */
 #define FORM_MASK 0x7f
@@ -35,9 +35,10 @@ static struct slice stored_prefix_write(const struct object *o, struct buf *out)
 
 void object_serialise(const struct object *o, struct buf *out)
 {
-    if (o->type == OBJ_LIST) {
-        prefix_write(o, FORM_LIST, out);
-        plist_serialise(object_ptr(o), out);
+    const struct object_ops *ops = object_ops_of(o->type);
+    if (ops) {
+        prefix_write(o, FORM_REDIS, out);
+        ops->save(o->enc, object_ptr(o), out);
         return;
     }
     CHECK(o->type == OBJ_STRING);
@@ -100,12 +101,13 @@ enum status object_parse(enum obj_type type, const struct key *key, struct slice
     int form = (unsigned char)serial.ptr[1] & FORM_MASK;
     struct slice in = SLICE(serial.ptr + 2, serial.len - 2);
     struct object *o = NULL;
-    if (type == OBJ_STRING) {
+    if (type == OBJ_STRING)
         o = parse_string(key, form, in, expire_ms, origin);
-    } else if (type == OBJ_LIST && form == FORM_LIST) {
-        struct plist *l = plist_parse(in);
-        if (l)
-            o = object_new_ptr(key, OBJ_LIST, ENC_LIST, l, expire_ms, origin);
+    else if (form == FORM_REDIS)
+        o = rdb_parse(in, NULL, key, expire_ms, origin);
+    if (o && o->type != type) {
+        object_free(o);
+        o = NULL;
     }
     if (!o)
         return ST_CORRUPT;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "tiercel/object.h"
+#include "tiercel/type_list.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

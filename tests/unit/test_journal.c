@@ -2,6 +2,7 @@
 #include "tier_world.h"
 
 #include "tier/tier_priv.h"
+#include "tiercel/type_list.h"
 
 static struct world *wd;
 static struct worker *w;
@@ -42,7 +43,7 @@ static void put_list(const char *name, size_t bytes)
     char *elem = calloc(1, bytes);
     plist_push(l, false, SLICE(elem, bytes));
     free(elem);
-    put_object(name, object_new_ptr(&k, OBJ_LIST, ENC_LIST, l, 0, 0), &k);
+    put_object(name, object_new_ptr(&k, OBJ_LIST, ENC_BIG, l, 0, 0), &k);
 }
 
 static struct object *entry(const char *name)

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "tiercel/hash.h"
+#include "tiercel/type_list.h"
 #include "tiercel/num.h"
 #include "tiercel/object.h"
 
@@ -353,7 +354,7 @@ static void test_names(void **state)
     encoding_is(object_new_int(&key, 1, 0, 0), "int");
     encoding_is(object_new_string(&key, SLICE(bytes, 44), 0, 0), "embstr");
     encoding_is(object_new_string(&key, SLICE(bytes, 45), 0, 0), "raw");
-    encoding_is(object_new_ptr(&key, OBJ_LIST, ENC_LIST, plist_create(), 0, 0), "quicklist");
+    encoding_is(object_new_ptr(&key, OBJ_LIST, ENC_BIG, plist_create(), 0, 0), "quicklist");
     struct object *o = object_new_string(&key, SLICE_LIT("short"), 0, 0);
     o->flags |= OBJ_F_MODIFIED;
     encoding_is(o, "raw");
@@ -511,7 +512,7 @@ static void test_list_serial(void **state)
     buf_init(&again, MEM_OTHER);
     for (int i = 0; i < 500; i++)
         plist_push(l, below(2), elem_of(i, text));
-    struct object *o = object_new_ptr(&key, OBJ_LIST, ENC_LIST, l, 100, 0), *back, *copy;
+    struct object *o = object_new_ptr(&key, OBJ_LIST, ENC_BIG, l, 100, 0), *back, *copy;
     struct rcbuf *value;
     object_serialise(o, &serial);
     assert_false(object_serial_ref(o, &again, &value));
@@ -548,25 +549,32 @@ static void test_parse_refuses(void **state)
 {
     (void)state;
     corrupt(OBJ_STRING, SLICE_NONE);
-    corrupt(OBJ_STRING, SLICE_LIT("\x01"));
-    corrupt(OBJ_STRING, SLICE_LIT("\x02\x00"
+    corrupt(OBJ_STRING, SLICE_LIT("\x02"));
+    corrupt(OBJ_STRING, SLICE_LIT("\x03\x00"
                                   "abc")); /* a newer version */
-    corrupt(OBJ_STRING, SLICE_LIT("\x01\x07"
+    corrupt(OBJ_STRING, SLICE_LIT("\x02\x07"
                                   "abc"));
-    corrupt(OBJ_STRING, SLICE_LIT("\x01\x01"
+    corrupt(OBJ_STRING, SLICE_LIT("\x02\x01"
                                   "1234567"));
-    corrupt(OBJ_STRING, SLICE_LIT("\x01\x02"
+    corrupt(OBJ_STRING, SLICE_LIT("\x02\x02"
                                   "12345678"));                      /* no frame */
-    corrupt(OBJ_STRING, SLICE_LIT("\x01\x02\x03\0\0\0\0\0\0\0abc")); /* longer than plain */
-    corrupt(OBJ_STRING, SLICE_LIT("\x01\x03\x01\0\0\0a"));           /* a list */
-    corrupt(OBJ_LIST, SLICE_LIT("\x01\x00"
+    corrupt(OBJ_STRING, SLICE_LIT("\x02\x02\x03\0\0\0\0\0\0\0abc")); /* longer than plain */
+    corrupt(OBJ_STRING, SLICE_LIT("\x02\x03\x01\x01\x01"
+                                  "a")); /* a list */
+    corrupt(OBJ_LIST, SLICE_LIT("\x02\x00"
                                 "abc")); /* a string */
-    corrupt(OBJ_LIST, SLICE_LIT("\x01\x03"));
-    corrupt(OBJ_LIST, SLICE_LIT("\x01\x03\x02\0\0\0a"));
-    corrupt(OBJ_LIST, SLICE_LIT("\x01\x03\x01\0\0\0a\x01\0\0"));
-    corrupt(OBJ_LIST, SLICE_LIT("\x01\x03\xff\xff\xff\xff"));
-    corrupt(OBJ_NONE, SLICE_LIT("\x01\x00"));
-    corrupt((enum obj_type)9, SLICE_LIT("\x01\x00"));
+    corrupt(OBJ_LIST, SLICE_LIT("\x02\x03"));
+    corrupt(OBJ_LIST, SLICE_LIT("\x02\x03\x01"));
+    corrupt(OBJ_LIST, SLICE_LIT("\x02\x03\x01\x00")); /* empty */
+    corrupt(OBJ_LIST, SLICE_LIT("\x02\x03\x01\x02\x01"
+                                "a"));
+    corrupt(OBJ_LIST, SLICE_LIT("\x02\x03\x01\x01\x01"
+                                "ab"));
+    corrupt(OBJ_LIST, SLICE_LIT("\x02\x03\x01\xff\xff\xff\xff"));
+    corrupt(OBJ_LIST, SLICE_LIT("\x02\x03\x7f\x01\x01"
+                                "a")); /* of no type */
+    corrupt(OBJ_NONE, SLICE_LIT("\x02\x00"));
+    corrupt((enum obj_type)9, SLICE_LIT("\x02\x00"));
 }
 
 static void test_parse_survives_noise(void **state)
@@ -580,7 +588,7 @@ static void test_parse_survives_noise(void **state)
         for (size_t j = 0; j < len; j++)
             noise[j] = (char)(below(2) ? below(5) : rng_next(&seed));
         if (len > 1 && below(4)) {
-            noise[0] = 1;
+            noise[0] = OBJ_SERIAL_VERSION;
             noise[1] = (char)below(4);
         }
         struct object *o;

@@ -5,6 +5,7 @@
 #include "tier_world.h"
 
 #include "tiercel/num.h"
+#include "tiercel/type_list.h"
 
 #if defined(__SANITIZE_THREAD__)
 #define OPS 12000
@@ -480,7 +481,7 @@ static void key_put(struct client *c, const struct key *key, int k, bool list)
         struct plist *l = plist_create();
         version_text(m->version, text);
         plist_push(l, false, SLICE(text, VERSION_LEN));
-        o = object_new_ptr(key, OBJ_LIST, ENC_LIST, l, m->expire_ms, 0);
+        o = object_new_ptr(key, OBJ_LIST, ENC_BIG, l, m->expire_ms, 0);
     } else {
         o = string_of(c->w, key, m->version, m->expire_ms);
     }
