@@ -94,7 +94,17 @@ void ks_reply_string(struct call *c, struct object *o);
 void ks_store_arg(struct call *c, int i, int arg, int64_t expire_ms);
 /* The same of a number. */
 void ks_store_int(struct call *c, int i, int64_t value, int64_t expire_ms);
-/* From bytes (APPEND, SETRANGE results, never int-encoded): */
-struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t expire_ms, bool modified);
+/* From bytes, never int-encoded: */
+struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t expire_ms);
+/* The bytes of keys[i]'s string, to be changed in place: at least `len`, zeros behind what there was; a new one where the
+ * key has none. NULL: the error (WRONGTYPE, a damaged value) was replied. After the change ks_edited(). */
+struct ks_edit {
+    struct object *old; /* NULL: it is new */
+    struct object *obj;
+};
+char *ks_edit(struct call *c, int i, size_t len, struct ks_edit *e);
+/* In between, once its bytes are as they are to be: compresses it, if that is worth it. */
+void ks_edit_pack(struct call *c, int i, struct ks_edit *e);
+void ks_edited(struct call *c, int i, const struct ks_edit *e);
 
 #endif

@@ -132,6 +132,10 @@ size_t object_string_len(const struct object *o); /* plain length; O(1) also whe
 /* Plain bytes: in the object, in `scratch` (an int) or in the codec's scratch (packed).
  * ST_CORRUPT: a packed value that does not unpack. Valid until the codec's next call. */
 enum status object_string(const struct object *o, struct codec *codec, char scratch[OBJ_SCRATCH], struct slice *out);
+/* A string's plain bytes, at least `len` of them (zeros behind what there was), to be changed where they are. *o may
+ * become another object (the old one is freed, its key and fields are kept): the caller puts it in the table. NULL: it is
+ * damaged, and nothing was done. */
+char *object_edit(struct object **o, struct codec *codec, size_t len);
 /* What OBJECT ENCODING says. */
 const char *object_encoding_name(const struct object *o);
 const char *object_type_name(enum obj_type type); /* "none", "string", "list", ... */

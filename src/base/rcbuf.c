@@ -26,3 +26,10 @@ void rcbuf_unref(struct rcbuf *b)
     if (atomic_fetch_sub_explicit(&b->refs, 1, memory_order_acq_rel) == 1)
         mem_free(MEM_DATA, b);
 }
+
+struct rcbuf *rcbuf_resize(struct rcbuf *b, size_t len)
+{
+    b = mem_realloc(MEM_DATA, b, sizeof(*b) + len);
+    b->len = len;
+    return b;
+}

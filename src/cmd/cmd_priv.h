@@ -222,6 +222,9 @@ void cmd_reply_bad_expiry(struct call *c);
 void cmd_expire_at(struct call *c, int i, int64_t expire_ms);
 /* Takes the expiry off key i, which is resident. false: it had none. */
 bool cmd_persist_key(struct call *c, int i);
+/* A bit of a string, from 0; `hash`: "#5" is five times `width`. false: the error was replied. */
+bool cmd_arg_bit_offset(struct call *c, int arg, bool hash, unsigned width, uint64_t *out);
+int cmd_bitop_keys(int argc, const struct slice *argv, int *pos, int max);
 /* An argument between min and max. err NULL: the texts that Redis has for both failures. false:
  * the error was replied. */
 bool cmd_arg_between(struct call *c, int arg, int64_t min, int64_t max, int64_t *out, const char *err);

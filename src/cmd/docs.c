@@ -45,7 +45,7 @@ static const char *const group_names[] = {
 
 struct arg {
     struct slice type, name, key_spec, token, since, deprecated;
-    bool optional, multiple;
+    bool optional, multiple, multiple_token;
     const char *inner; /* the list in parentheses, or NULL */
 };
 
@@ -62,7 +62,7 @@ static struct slice take_field(const char **p, char mark)
     if (**p != mark)
         return SLICE_NONE;
     ++*p;
-    return take_until(p, "#=@~?*() ");
+    return take_until(p, "#=@~?*+() ");
 }
 
 static bool take_mark(const char **p, char mark)
@@ -82,13 +82,14 @@ static bool arg_next(const char **p, struct arg *a)
         return false;
     a->type = take_until(p, ":");
     ++*p;
-    a->name = take_until(p, "#=@~?*() ");
+    a->name = take_until(p, "#=@~?*+() ");
     a->key_spec = take_field(p, '#');
     a->token = take_field(p, '=');
     a->since = take_field(p, '@');
     a->deprecated = take_field(p, '~');
     a->optional = take_mark(p, '?');
     a->multiple = take_mark(p, '*');
+    a->multiple_token = take_mark(p, '+');
     a->inner = NULL;
     if (**p == '(') {
         int depth = 0;
@@ -126,7 +127,7 @@ static void reply_args(struct reply *r, const char *list)
     struct arg a;
     reply_array(r, arg_count(list));
     while (arg_next(&list, &a)) {
-        int flags = a.optional + a.multiple;
+        int flags = a.optional + a.multiple + a.multiple_token;
         reply_map(r, 2 + (a.key_spec.len > 0) + (a.token.len > 0) + (a.since.len > 0) + (a.deprecated.len > 0) +
                          (flags > 0) + (a.inner != NULL));
         reply_field(r, "name", a.name);
@@ -146,6 +147,8 @@ static void reply_args(struct reply *r, const char *list)
             reply_simple(r, "optional");
         if (a.multiple)
             reply_simple(r, "multiple");
+        if (a.multiple_token)
+            reply_simple(r, "multiple_token");
         if (a.inner) {
             reply_bulk_str(r, "arguments");
             reply_args(r, a.inner);

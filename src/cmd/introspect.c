@@ -210,7 +210,7 @@ static void reply_named_int(struct reply *r, const char *name, int64_t v)
     reply_int(r, v);
 }
 
-/* Where a row has several specs, each stands for one key. */
+/* Where a row has several specs, each stands for one key, the last for those that follow, too, if the row has no last one. */
 static void reply_key_specs(struct reply *r, const struct command *cmd)
 {
     int n = count_specs(cmd);
@@ -229,7 +229,7 @@ static void reply_key_specs(struct reply *r, const struct command *cmd)
         reply_named_map(r, "begin_search", "index", 1);
         reply_named_int(r, "index", cmd->first + i);
         reply_named_map(r, "find_keys", "range", 3);
-        reply_named_int(r, "lastkey", n > 1 ? 0 : span);
+        reply_named_int(r, "lastkey", n > 1 && (cmd->last > 0 || i < n - 1) ? 0 : span);
         reply_named_int(r, "keystep", cmd->step);
         reply_named_int(r, "limit", 0);
     }

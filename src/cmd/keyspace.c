@@ -270,14 +270,57 @@ void ks_store_arg(struct call *c, int i, int arg, int64_t expire_ms)
         store_string(c, i, value, expire_ms);
 }
 
-struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t expire_ms, bool modified)
+struct object *ks_string_from(struct call *c, int i, struct slice value, int64_t expire_ms)
 {
     const struct key *key = &c->keys[i].key;
     struct rcbuf *packed = tier_pack(c->w, value);
-    struct object *o =
-        packed ? object_new_rcbuf(key, packed, expire_ms, 0) : object_new_string(key, value, expire_ms, 0);
 
-    if (modified)
-        o->flags |= OBJ_F_MODIFIED;
-    return o;
+    return packed ? object_new_rcbuf(key, packed, expire_ms, 0) : object_new_string(key, value, expire_ms, 0);
+}
+
+char *ks_edit(struct call *c, int i, size_t len, struct ks_edit *e)
+{
+    struct call_key *k = &c->keys[i];
+    char *bytes;
+
+    *e = (struct ks_edit){.old = k->obj, .obj = k->obj};
+    if (!ks_is(c, k->obj, OBJ_STRING))
+        return NULL;
+    if (!k->obj)
+        e->obj = object_new_string(&k->key, SLICE_LIT(""), 0, 0);
+    bytes = object_edit(&e->obj, c->w->codec, len);
+    if (!bytes)
+        call_error(c, "ERR the stored value is damaged");
+    return bytes;
+}
+
+void ks_edit_pack(struct call *c, int i, struct ks_edit *e)
+{
+    char scratch[OBJ_SCRATCH];
+    struct slice plain;
+    struct object *o;
+
+    if (object_string(e->obj, c->w->codec, scratch, &plain) != ST_OK)
+        return;
+    struct rcbuf *packed = tier_pack(c->w, plain);
+    if (!packed)
+        return;
+    o = object_new_rcbuf(&c->keys[i].key, packed, object_expire(e->obj), object_origin(e->obj));
+    o->access = e->obj->access;
+    o->flags |= OBJ_F_MODIFIED;
+    object_free(e->obj);
+    e->obj = o;
+}
+
+void ks_edited(struct call *c, int i, const struct ks_edit *e)
+{
+    struct call_key *k = &c->keys[i];
+
+    if (!e->old) {
+        ks_put(c, i, e->obj);
+        return;
+    }
+    k->obj = e->obj;
+    tier_changed_locked(c->w, shard_of(c, k), &k->key, e->old, e->obj, object_expire(e->obj) != 0);
+    tier_touch_locked(c->w, e->obj);
 }

@@ -344,22 +344,28 @@ static bool too_long(struct call *c, uint64_t len, uint64_t more)
     return true;
 }
 
-/* Writes `patch` at `offset` over the value (zeros in between), stores that and replies its length. */
-static void string_patch(struct call *c, struct object *o, struct slice value, size_t offset, struct slice patch,
-                         const char *event)
+#define REPACK_MAX (16 * 1024)
+
+/* Is a value of that length worth compressing anew with every change? Longer ones are changed in place, and stay plain. */
+static bool worth_packing(const struct call *c, size_t len)
 {
-    size_t len = offset + patch.len > value.len ? offset + patch.len : value.len;
-    struct buf out;
-    buf_init(&out, MEM_OTHER);
-    buf_reserve(&out, len);
-    buf_append(&out, value.ptr, value.len);
-    if (len > value.len)
-        memset(out.ptr + value.len, 0, len - value.len);
+    return len >= (size_t)c->w->conf->compression_threshold && len <= REPACK_MAX;
+}
+
+/* Writes `patch` at `offset` over a value of `len` bytes (zeros in between), and replies its length. */
+static void string_patch(struct call *c, size_t len, size_t offset, struct slice patch, const char *event)
+{
+    struct ks_edit e;
+    if (offset + patch.len > len)
+        len = offset + patch.len;
+    char *bytes = ks_edit(c, 0, len, &e);
+    if (!bytes)
+        return;
     if (patch.len)
-        memcpy(out.ptr + offset, patch.ptr, patch.len);
-    out.len = len;
-    ks_put(c, 0, ks_string_from(c, 0, buf_slice(&out), o ? object_expire(o) : 0, true));
-    buf_deinit(&out);
+        memcpy(bytes + offset, patch.ptr, patch.len);
+    if (worth_packing(c, len))
+        ks_edit_pack(c, 0, &e);
+    ks_edited(c, 0, &e);
     ks_notify(c, 0, NOTIFY_STRING, event);
     reply_int(&c->r, (int64_t)len);
 }
@@ -373,11 +379,11 @@ void cmd_append(struct call *c)
         reply_int(&c->r, (int64_t)c->argv[2].len);
         return;
     }
-    char scratch[OBJ_SCRATCH];
-    struct slice value;
-    if (!ks_string(c, o, scratch, &value) || too_long(c, value.len, c->argv[2].len))
+    if (!ks_is(c, o, OBJ_STRING))
         return;
-    string_patch(c, o, value, value.len, c->argv[2], "append");
+    size_t len = object_string_len(o);
+    if (!too_long(c, len, c->argv[2].len))
+        string_patch(c, len, len, c->argv[2], "append");
 }
 
 void cmd_setrange(struct call *c)
@@ -389,15 +395,15 @@ void cmd_setrange(struct call *c)
         call_error(c, "ERR offset is out of range");
         return;
     }
-    char scratch[OBJ_SCRATCH];
-    struct object *o;
-    struct slice value, patch = c->argv[3];
-    if (!string_for_update(c, scratch, &o, &value))
+    struct object *o = ks_peek(c, 0);
+    struct slice patch = c->argv[3];
+    if (!ks_is(c, o, OBJ_STRING))
         return;
+    size_t len = o ? object_string_len(o) : 0;
     if (patch.len == 0)
-        reply_int(&c->r, (int64_t)value.len);
+        reply_int(&c->r, (int64_t)len);
     else if (!too_long(c, (uint64_t)offset, patch.len))
-        string_patch(c, o, value, (size_t)offset, patch, "setrange");
+        string_patch(c, len, (size_t)offset, patch, "setrange");
 }
 
 /* ---- numbers ------------------------------------------------------------------------- */
@@ -477,7 +483,7 @@ void cmd_incrbyfloat(struct call *c)
     }
     char out[NUM_F64_MAX];
     struct slice result = SLICE(out, num_format_f64_human(out, value));
-    ks_put(c, 0, ks_string_from(c, 0, result, o ? object_expire(o) : 0, false));
+    ks_put(c, 0, ks_string_from(c, 0, result, o ? object_expire(o) : 0));
     ks_notify(c, 0, NOTIFY_STRING, "incrbyfloat");
     reply_bulk(&c->r, result);
 }

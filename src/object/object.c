@@ -142,12 +142,17 @@ int64_t object_int(const struct object *o)
     return v;
 }
 
+static char *embedded_at(const struct object *o)
+{
+    return at(o, key_offset(o) + key_len(o));
+}
+
 /* What is behind the key: all of an embedded value. */
 static struct slice embedded(const struct object *o)
 {
     uint16_t len;
     memcpy(&len, at(o, vlen_offset(o)), sizeof(len));
-    return SLICE(at(o, key_offset(o) + key_len(o)), len);
+    return SLICE(embedded_at(o), len);
 }
 
 struct slice object_stored(const struct object *o, size_t *raw_len)
@@ -441,6 +446,55 @@ enum status object_string(const struct object *o, struct codec *codec, char scra
     if (LIKELY(raw_len == 0))
         return ST_OK;
     return codec_unpack_scratch(codec, *out, raw_len, out);
+}
+
+/* Its bytes in a buffer that is nobody else's, zeros behind them up to `len`. */
+static struct rcbuf *edit_copy(struct slice plain, size_t len)
+{
+    struct rcbuf *b = rcbuf_create(len);
+    if (plain.len)
+        memcpy(b->data, plain.ptr, plain.len);
+    memset(b->data + plain.len, 0, len - plain.len);
+    return b;
+}
+
+static char *edit_raw(struct object *o, size_t len)
+{
+    struct rcbuf *b = object_ptr(o);
+    if (!rcbuf_is_mine(b)) {
+        struct rcbuf *mine = edit_copy(rcbuf_slice(b), len > b->len ? len : b->len);
+        rcbuf_unref(b);
+        b = mine;
+    } else if (len > b->len) {
+        size_t before = b->len;
+        b = rcbuf_resize(b, len);
+        memset(b->data + before, 0, len - before);
+    }
+    memcpy(at(o, payload_offset(o)), &b, sizeof(b));
+    return b->data;
+}
+
+char *object_edit(struct object **o, struct codec *codec, size_t len)
+{
+    char scratch[OBJ_SCRATCH];
+    struct slice plain, name = object_key(*o);
+    struct key key = {.ptr = name.ptr, .len = (uint32_t)name.len, .inc = (*o)->inc};
+
+    if (object_string(*o, codec, scratch, &plain) != ST_OK)
+        return NULL;
+    (*o)->flags |= OBJ_F_MODIFIED;
+    bool packed = (*o)->flags & OBJ_F_PACKED;
+    if ((*o)->enc == ENC_RAW && !packed)
+        return edit_raw(*o, len);
+    if ((*o)->enc == ENC_EMBED && !packed && len <= plain.len)
+        return embedded_at(*o);
+    struct object *n = object_new_rcbuf(&key, edit_copy(plain, len > plain.len ? len : plain.len), object_expire(*o),
+                                        object_origin(*o));
+    n->access = (*o)->access;
+    n->flags |= OBJ_F_MODIFIED;
+    object_free(*o);
+    *o = n;
+    return n->enc == ENC_RAW ? ((struct rcbuf *)object_ptr(n))->data : embedded_at(n);
 }
 
 const char *object_encoding_name(const struct object *o)

@@ -37,7 +37,7 @@ HEADER_LAYER = {
     "log": "log",
     "stats": "stats",
     "resp": "resp",
-    "object": "object listpack dict rdb type_list type_set type_zset type_hash type_stream",
+    "object": "object listpack dict rdb hll type_list type_set type_zset type_hash type_stream",
     "codec": "codec",
     "mem": "mem",
     "disk": "disk",
