@@ -166,6 +166,10 @@ static bool make_tiers(struct server *sv, int threads, char err[256])
     sv->mem = mem_create(SHARD_BITS, (unsigned)c->databases, seed, incarnations);
     struct tier_options opt = {.mem = sv->mem, .upstream = sv->has_upstream, .nworkers = threads};
     sv->tier = tier_create(&opt, c);
+    if (!object_lazy_start()) {
+        snprintf(err, 256, "no thread can be started");
+        return false;
+    }
     return true;
 }
 
@@ -253,6 +257,7 @@ static void stop(struct server *sv)
     cmd_destroy(sv->cmd);
     tier_destroy(sv->tier);
     mem_destroy(sv->mem);
+    object_lazy_stop();
     if (sv->conf->pidfile[0])
         unlink(sv->conf->pidfile);
     log_notice("main", "bye");

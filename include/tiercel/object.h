@@ -143,6 +143,16 @@ const char *object_type_name(enum obj_type type); /* "none", "string", "list", .
 /* ---- all other types (type_list.h, type_hash.h, ...) ---- */
 size_t object_len(const struct object *o); /* elements; O(1). Of a string: 1 */
 
+/* From the start to the stop values of many elements are freed by a thread in the background; before and after it
+ * object_free() does all of it. Stop: when no other thread frees any more. */
+bool object_lazy_start(void); /* false: no thread is to be had */
+void object_lazy_stop(void);
+struct object_lazy {
+    int64_t pending, pending_bytes, freed; /* values; what those take, about; values since the start */
+};
+void object_lazy_figures(struct object_lazy *out); /* any thread */
+int64_t object_lazy_bytes(void);                   /* pending_bytes */
+
 /* Beyond these a value is no longer kept in its compact encoding: the settings of Redis's names. */
 struct obj_limits {
     size_t hash_entries, hash_value;

@@ -290,7 +290,7 @@ void object_free(struct object *o)
     if (o->enc == ENC_RAW)
         rcbuf_unref(object_ptr(o));
     else if (UNLIKELY(ops != NULL))
-        ops->destroy(o->enc, object_ptr(o));
+        value_destroy(ops, o->enc, object_ptr(o));
     object_free_shell(o);
 }
 

@@ -38,6 +38,9 @@ struct object_ops {
 };
 extern const struct object_ops list_ops, set_ops, zset_ops, hash_ops, stream_ops;
 
+/* Frees a value, at once or in the background (lazy.c). */
+void value_destroy(const struct object_ops *ops, enum obj_enc enc, void *value);
+
 /* NULL: a string, or no value. */
 const struct object_ops *object_ops_of(enum obj_type type);
 

@@ -451,10 +451,10 @@ bool tier_over_limit(struct tier *t)
     return limit > 0 && mem_class_bytes(MEM_DATA) > limit;
 }
 
-/* What a commit will free: objects being demoted, and their copies in the disk's queue. */
+/* What a commit will free: objects being demoted, and their copies in the disk's queue. And what is being freed. */
 static int64_t soon_free(struct tier *t)
 {
-    return t->disk ? t->demoting_bytes + (int64_t)disk_queue_bytes(t->disk) : 0;
+    return (t->disk ? t->demoting_bytes + (int64_t)disk_queue_bytes(t->disk) : 0) + object_lazy_bytes();
 }
 
 /* Above the lower mark, not counting what is being demoted. */
@@ -503,7 +503,8 @@ enum status tier_make_room(struct worker *w)
     if (used <= limit || limit <= 0)
         return ST_OK;
     if (soon_free(t) > 0) { /* what the journal has queued, too: until its commit it cannot be dropped */
-        disk_hurry(t->disk);
+        if (t->disk)
+            disk_hurry(t->disk);
         return stalled ? ST_OK : ST_PENDING;
     }
     if (rc != EVICT_NONE)
