@@ -168,6 +168,13 @@ struct obj_limits {
  * instead. */
 #define OBJ_SERIAL_VERSION 2
 void object_serialise(const struct object *o, struct buf *out);
+/* The same in parts of about `bytes`, for values of many elements: appends the next one; true: it was the last. The
+ * object must be as it was at the first one. */
+struct object_parts {
+    uint64_t at; /* the type's own; 0 = nothing was written yet */
+};
+bool object_is_parted(const struct object *o); /* not a string */
+bool object_serialise_part(const struct object *o, struct object_parts *parts, size_t bytes, struct buf *out);
 /* false: not an ENC_RAW string; use object_serialise(). */
 bool object_serial_ref(const struct object *o, struct buf *prefix, struct rcbuf **value);
 /* ST_CORRUPT: not a serial form of this version (a newer version included). */

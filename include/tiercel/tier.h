@@ -137,6 +137,7 @@ struct tier {
     struct buf paying_serial;  /* the disk's writer thread's */
     _Atomic bool journal_debt; /* writes that the disk did not take: tier_save_start() once it is well */
     struct saver *saver;
+    struct tier_big *big;           /* demotes large values (big.c); NULL without a disk */
     struct stats_block *disk_stats; /* of the disk's writer thread */
 };
 
@@ -355,7 +356,7 @@ void tier_get_figures(struct tier *t, struct tier_figures *out); /* any thread *
 /* A clean stop: ends a save that runs, then appends every dirty object, hottest first, within the
  * time. After the loops stopped reading. Returns how many could not be written, or -1: the disk failed. */
 int64_t tier_write_out(struct tier *t, int64_t timeout_ms);
-/* Ends a save that runs, and starts no other. Before the disk is closed. */
+/* Ends a save that runs and demotions of large values, and starts no others. Before the disk is closed. */
 void tier_save_stop(struct tier *t);
 
 #endif

@@ -32,6 +32,9 @@ struct object_ops {
     size_t (*stored)(enum obj_enc enc, const void *value); /* bytes of its serial form, about; O(1) */
     /* Redis's form of it: the type byte, then the body. */
     void (*save)(enum obj_enc enc, const void *value, struct buf *out);
+    /* The same in parts, as object_serialise_part(), which sees to the first byte; *at is 0 at the first one, and
+     * not after it. NULL: there is only one. */
+    bool (*save_part)(enum obj_enc enc, const void *value, uint64_t *at, size_t bytes, struct buf *out);
     /* Reads a body of that RDB type, which is one of this object type's. lim NULL: any size may have any encoding.
      * false: it is damaged, or empty; nothing is left behind. What comes from outside is checked byte by byte. */
     bool (*load)(struct rdb_reader *in, int rdb_type, const struct obj_limits *lim, enum obj_enc *enc, void **value);

@@ -51,6 +51,24 @@ void object_serialise(const struct object *o, struct buf *out)
     buf_slice_append(out, stored_prefix_write(o, out));
 }
 
+bool object_is_parted(const struct object *o)
+{
+    return object_ops_of(o->type) != NULL;
+}
+
+bool object_serialise_part(const struct object *o, struct object_parts *parts, size_t bytes, struct buf *out)
+{
+    const struct object_ops *ops = object_ops_of(o->type);
+
+    if (!ops->save_part) {
+        object_serialise(o, out);
+        return true;
+    }
+    if (parts->at == 0)
+        prefix_write(o, FORM_REDIS, out);
+    return ops->save_part(o->enc, object_ptr(o), &parts->at, bytes, out);
+}
+
 bool object_serial_ref(const struct object *o, struct buf *prefix, struct rcbuf **value)
 {
     if (o->type != OBJ_STRING || o->enc != ENC_RAW)

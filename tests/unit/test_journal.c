@@ -401,6 +401,54 @@ static void test_what_was_held_back_is_told(void **state)
     tier_committing(t, false);
 }
 
+/* ---- large values of many elements -------------------------------------------------------------- */
+
+static void wait_until_demoted_is(int64_t bytes)
+{
+    while (atomic_load(&wd->tier->demoting_bytes) > bytes)
+        usleep(100);
+}
+
+static void test_large_list_leaves(void **state)
+{
+    (void)state;
+    put_list("big", 400000);
+    squeeze();
+    while (disk_queue_bytes(wd->disk) == 0) /* serialised by a thread of its own */
+        usleep(100);
+    assert_non_null(entry("big"));
+    commit(ST_OK);
+    wait_until_demoted_is(0);
+    assert_null(entry("big"));
+    assert_true(on_disk("big"));
+}
+
+/* Changed, deleted, or made anew while it is to leave: what is there stays. */
+static void test_large_list_stays(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 300; i++) {
+        put_list("big", 270000 + i * 1000);
+        squeeze();
+        usleep((useconds_t)(i % 50) * 10);
+        if (i % 3 == 0) {
+            push("big");
+        } else {
+            del("big");
+            put_list("big", i % 3 == 1 ? 300000 : 100);
+        }
+        if (i % 3 == 2)
+            squeeze();
+        commit(ST_OK);
+        struct object *o = entry("big");
+        if (i % 3 != 2)
+            assert_non_null(o);
+        else
+            assert_true(o || on_disk("big"));
+    }
+    wait_until_demoted_is(0);
+}
+
 /* ---- saving ----------------------------------------------------------------------------------- */
 
 static _Atomic int saves;
@@ -524,6 +572,8 @@ int main(void)
         ROW(test_waits_for_commit, with_journal),
         ROW(test_failures_are_told, with_journal),
         ROW(test_groups, with_journal),
+        ROW(test_large_list_leaves, with_disk),
+        ROW(test_large_list_stays, with_disk),
         ROW(test_what_was_held_back_is_told, with_journal),
         ROW(test_save, with_disk),
         ROW(test_admission, with_disk),
