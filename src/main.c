@@ -299,6 +299,28 @@ static bool start_http(struct server *sv, char err[256])
     return sv->conf->http_port == 0 || http_start(&opt, &sv->http, err) == ST_OK;
 }
 
+/* What a Redis left in dir, where there is nothing of ours. With an upstream it would not be its data. */
+static bool load_dump(struct server *sv, struct worker *w, char err[256])
+{
+    struct tier_figures f;
+    struct tier_load loaded;
+    char path[PATH_MAX], why[256];
+
+    tier_get_figures(sv->tier, &f);
+    if (!sv->conf->dbfilename[0] || sv->has_upstream || f.disk_keys > 0)
+        return true;
+    snprintf(path, sizeof(path), "%s/%s", sv->conf->dir, sv->conf->dbfilename);
+    struct obj_limits lim = cmd_obj_limits(sv->conf);
+    switch (tier_load_rdb(w, path, &lim, &loaded, why)) {
+    case ST_OK:
+        log_notice("main", "%.180s: %lld keys loaded, %lld have expired", path, (long long)loaded.keys,
+                   (long long)loaded.expired);
+        return true;
+    case ST_NOT_FOUND: return true;
+    default: snprintf(err, 256, "%.100s: %.150s", path, why); return false;
+    }
+}
+
 static bool start(struct server *sv, const char *executable, char err[256])
 {
     int threads = derive_settings(sv);
@@ -322,7 +344,10 @@ static bool start(struct server *sv, const char *executable, char err[256])
         if (disk_start(sv->disk, &owner, err) != ST_OK)
             return false;
     }
-    if (loops_start(sv->loops, sv->cmd, sv->tier, sv->net, sv->has_upstream ? &sv->upstream : NULL) != ST_OK) {
+    struct worker *w = loops_prepare(sv->loops, sv->cmd, sv->tier, sv->net, sv->has_upstream ? &sv->upstream : NULL);
+    if (!load_dump(sv, w, err))
+        return false;
+    if (loops_start(sv->loops) != ST_OK) {
         snprintf(err, 256, "a worker could not listen");
         return false;
     }

@@ -82,4 +82,7 @@ void cmd_destroy(struct cmd *cmd);
 void cmd_worker_init(struct cmd *cmd, struct worker *w);
 void cmd_worker_deinit(struct worker *w);
 
+/* The encodings' limits, as the settings say. */
+struct obj_limits cmd_obj_limits(const struct conf *conf);
+
 #endif

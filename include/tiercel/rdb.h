@@ -60,6 +60,10 @@ bool rdb_ziplist_each(struct slice ziplist, bool (*fn)(void *arg, struct slice e
 
 /* ---- whole values ---- */
 
+/* A body of that type, which it takes off the input. NULL: it is damaged, or the type is not known. */
+struct object *rdb_read(struct rdb_reader *in, int rdb_type, const struct obj_limits *lim, const struct key *key,
+                        int64_t expire_ms, uint64_t origin);
+
 /* A type byte and a body that takes all of `in`. lim: the encodings that Redis would choose; NULL: those that it
  * stands there with. NULL: it is damaged. */
 struct object *rdb_parse(struct slice in, const struct obj_limits *lim, const struct key *key, int64_t expire_ms,

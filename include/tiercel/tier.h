@@ -313,6 +313,16 @@ struct tier_save_figures {
 };
 void tier_get_save_figures(struct tier *t, struct tier_save_figures *out); /* any thread */
 
+/* ---- a file of Redis (load.c) ---- */
+
+struct tier_load {
+    int64_t keys, expired; /* loaded; left out, for their time has come */
+};
+/* Before the loops run, as worker `w`: loads an RDB file of Redis, up to 7.0's version. ST_NOT_FOUND: there is none. Else
+ * err says why not, and some of its keys may be there. */
+enum status tier_load_rdb(struct worker *w, const char *path, const struct obj_limits *lim, struct tier_load *out,
+                          char err[256]);
+
 /* ---- memory ---- */
 
 /* Before a command that may add data. No lock held. ST_OK; ST_FULL: answer OOM; ST_PENDING:

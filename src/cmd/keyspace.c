@@ -150,10 +150,8 @@ bool ks_is(struct call *c, const struct object *o, enum obj_type type)
     return false;
 }
 
-struct obj_limits ks_limits(const struct call *c)
+struct obj_limits cmd_obj_limits(const struct conf *conf)
 {
-    const struct conf *conf = c->w->conf;
-
     return (struct obj_limits){
         .hash_entries = (size_t)conf->hash_max_listpack_entries,
         .hash_value = (size_t)conf->hash_max_listpack_value,
@@ -164,6 +162,11 @@ struct obj_limits ks_limits(const struct call *c)
         .stream_bytes = (size_t)conf->stream_node_max_bytes,
         .stream_entries = (size_t)conf->stream_node_max_entries,
     };
+}
+
+struct obj_limits ks_limits(const struct call *c)
+{
+    return cmd_obj_limits(c->w->conf);
 }
 
 void ks_expire(struct call *c, int i, int64_t expire_ms)
