@@ -1,6 +1,7 @@
 /* A snapshot of Redis (an RDB file, see rdb.h) as the data of a first start. */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -16,6 +17,7 @@
 #define HEAD 9 /* "REDIS" and four digits */
 #define CHECKSUM_SINCE 5
 #define ROOM_WAIT_MS 60000 /* for the disk to take what leaves memory */
+#define ROOM_STEP_MS 100
 #define PROGRESS_MS 5000
 
 enum rdb_opcode {
@@ -62,7 +64,10 @@ static bool load_wait_for_room(struct loading *l)
             return load_failed(l, st == ST_FULL
                                       ? "it does not fit: maxmemory, disk-max-size or maxmemory-policy is in its way"
                                       : "the disk tier does not take it");
-        usleep(1000);
+        if (l->w->tier->disk)
+            disk_sync(l->w->tier->disk, ROOM_STEP_MS);
+        else
+            sched_yield(); /* something is being freed */
     }
 }
 
