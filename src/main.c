@@ -386,6 +386,10 @@ int main(int argc, char **argv, char **envp)
     }
     if (exit_now)
         return 0;
+    if (sv.conf->daemonize && daemon(1, 0) != 0) { /* before there are threads */
+        fprintf(stderr, "tiercel: daemonize: %s\n", strerror(errno));
+        return 1;
+    }
     if (!log_setup(sv.conf->logfile, (enum log_level)sv.conf->loglevel, (enum log_format)sv.conf->log_format)) {
         fprintf(stderr, "tiercel: logfile %s: %s\n", sv.conf->logfile, strerror(errno));
         return 1;
