@@ -292,7 +292,7 @@ def test_config_get_patterns(tiercel):
         assert len(everything) > 60 and everything[b"databases"] == b"16"
         assert set(c.ask("CONFIG", "GET", "maxm*", "MAXMEMORY", "*clients")) == {
             b"maxmemory", b"maxmemory-policy", b"maxmemory-samples", b"maxmemory-clients",
-            b"maxmemory-eviction-tenacity", b"maxclients"}
+            b"maxmemory-eviction-tenacity", b"maxclients", b"tls-auth-clients"}
 
 
 def test_settings_of_redis_are_known(tiercel, redis_server):
