@@ -46,6 +46,7 @@ struct cmd {
     _Atomic bool pause_all;         /* else writes only */
     _Atomic bool active_expire;     /* DEBUG SET-ACTIVE-EXPIRE */
 
+    _Atomic int monitors;    /* clients that are told of every command (monitor.c) */
     _Atomic unsigned notify; /* notify-keyspace-events in force: enum conf_notify; 0 = nothing is published */
 
     struct registry *registry; /* per shard: watched and waited-for keys (multi.c, block.c) */
@@ -67,6 +68,7 @@ struct cmd_stat {
 struct cmd_worker {
     struct cmd *cmd;
     struct list sessions;
+    _Atomic int monitors;   /* of these */
     struct cmd_stat *stat;  /* [command_count] */
     struct errstat *errors; /* error codes seen, for INFO errorstats (errstat.c) */
     struct pubsub_worker *pubsub;

@@ -19,6 +19,8 @@ static void append_flags(struct buf *b, const struct session *s)
         buf_byte(b, 'P');
     if (multi_length(s) >= 0)
         buf_byte(b, 'x');
+    if (s->flags & SESSION_MONITOR)
+        buf_byte(b, 'O');
     if (s->flags & SESSION_BLOCKED)
         buf_byte(b, 'b');
     if (s->flags & SESSION_DIRTY_EXEC)

@@ -142,6 +142,18 @@ static inline void ks_notify(struct call *c, int i, enum conf_notify event_class
         notify_publish(c->w->cmd, &c->keys[i].key, event);
 }
 
+/* A password: not for the slow log and MONITOR. */
+bool command_arg_is_secret(const struct slice *argv, int i);
+
+/* ---- MONITOR (monitor.c) ---- */
+void monitor_feed(const struct call *c); /* a command ran; any worker */
+void monitor_leave(struct session *s);   /* it is no monitor any more, or it goes */
+static inline void monitor_note(const struct call *c)
+{
+    if (UNLIKELY(atomic_load_explicit(&c->w->cmd->monitors, memory_order_relaxed) > 0))
+        monitor_feed(c);
+}
+
 /* ---- blocking pops (block.c) ---- */
 void block_signal(struct call *c, const struct call_key *k); /* a list may have elements for somebody */
 void block_serve_ready(struct worker *w, int64_t now_ms);

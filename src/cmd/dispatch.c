@@ -285,6 +285,7 @@ void dispatch_call(struct call *c)
     account(c, end - start);
     if (LIKELY(w->mono_us != 0))
         w->mono_us = end;
+    monitor_note(c);
     if (c->cmd->flags & CMD_WRITE)
         session_wrote(c->s, tier_sync_since(w));
 }

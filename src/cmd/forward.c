@@ -425,6 +425,9 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     struct forward_pin *fp = NULL;
     bool had_pin = s->pin != NULL;
 
+    if (c->cmd)
+        monitor_note(c);
+
     if (route == ROUTE_PIN && !(fp = pin_of(c))) {
         call_error(c, had_pin ? "UPSTREAMDOWN the upstream connection of this transaction was lost"
                               : "UPSTREAMBUSY no upstream connection is free: upstream-pins-max is reached");

@@ -380,6 +380,7 @@ enum dispatch_rc multi_exec(struct call *c)
         }
         dispatch_unlock(c->w, &set);
         exec_finish(c, dirty);
+        monitor_note(c);
     }
     tier_group_end(c->w);
     mem_free(MEM_CLIENT, keys);

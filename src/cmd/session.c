@@ -323,6 +323,7 @@ void session_destroy(struct session *s)
     if (s->holding)
         tier_cancel_sync(s->w, &s->sync);
     multi_destroy(s);
+    monitor_leave(s);
     pubsub_session_gone(s);
     forward_drop(s);
     list_remove(&s->link);
