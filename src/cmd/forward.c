@@ -58,7 +58,8 @@ struct forward {
 
 static bool is_pubsub(const struct command *cmd)
 {
-    return cmd && cmd->group == GROUP_PUBSUB && cmd->id != CMDID_publish && cmd->container < 0;
+    return cmd && cmd->group == GROUP_PUBSUB && cmd->id != CMDID_publish && cmd->id != CMDID_spublish &&
+           cmd->container < 0;
 }
 
 static bool opens_pin(const struct command *cmd)
