@@ -4,8 +4,7 @@ import pytest
 from rawconn import RespError
 
 # Subcommands that redis-server has and this version does not.
-LEFT_OUT = {"client|caching", "client|getredir", "client|tracking", "client|trackinginfo", "pubsub|shardchannels",
-            "pubsub|shardnumsub"}
+LEFT_OUT = {"client|caching", "client|getredir", "client|tracking", "client|trackinginfo"}
 OWN = {"cache", "cache|help", "cache|inspect", "warm"}
 
 
