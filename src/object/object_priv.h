@@ -41,4 +41,35 @@ extern const struct object_ops list_ops, set_ops, zset_ops, hash_ops, stream_ops
 /* NULL: a string, or no value. */
 const struct object_ops *object_ops_of(enum obj_type type);
 
+/* Lengths within the entries of sets and hashes: a byte, or 255 and four. */
+#define ENTRY_LEN_BYTE 255u
+
+static inline size_t entry_len_bytes(size_t len)
+{
+    return len < ENTRY_LEN_BYTE ? 1 : 1 + sizeof(uint32_t);
+}
+
+static inline char *entry_len_put(char *at, size_t len)
+{
+    uint32_t len32 = (uint32_t)len;
+
+    CHECK(len <= UINT32_MAX);
+    *at = (char)(len < ENTRY_LEN_BYTE ? len : ENTRY_LEN_BYTE);
+    if (len >= ENTRY_LEN_BYTE)
+        memcpy(at + 1, &len32, sizeof(len32));
+    return at + entry_len_bytes(len);
+}
+
+static inline const char *entry_len_get(const char *at, size_t *len)
+{
+    uint32_t len32;
+
+    *len = (unsigned char)*at;
+    if (LIKELY(*len < ENTRY_LEN_BYTE))
+        return at + 1;
+    memcpy(&len32, at + 1, sizeof(len32));
+    *len = len32;
+    return at + 1 + sizeof(len32);
+}
+
 #endif
