@@ -7,7 +7,7 @@
 
 /* Sets: different members in no order. While all are integers, and not too many, they are kept sorted in one
  * allocation (ENC_INTSET, in Redis's own form, so that DUMP is a copy); else in a hash table with an allocation for each
- * (ENC_BIG), and never back. All functions are for objects of type OBJ_SET; object_len() tells how many. A member that
+ * (ENC_BIG). All functions are for objects of type OBJ_SET; object_len() tells how many. A member that
  * is handed out is valid until the next call with the same object, or the next change. No locks. */
 
 /* Empty, in the encoding that suits its first member. */
@@ -36,7 +36,9 @@ uint64_t set_scan(const struct object *o, uint64_t cursor, void (*fn)(void *arg,
 struct slice set_random(const struct object *o, uint64_t *rng, char text[NUM_I64_MAX]);
 /* n different ones, n <= object_len(). */
 void set_sample(const struct object *o, size_t n, uint64_t *rng, void (*fn)(void *arg, struct slice member), void *arg);
-/* The same, and removes them. */
-void set_pop(struct object *o, size_t n, uint64_t *rng, void (*fn)(void *arg, struct slice member), void *arg);
+/* The same, and removes them. When few are left of many, they have the encoding of a new set, as in Redis: the only
+ * way back to ENC_INTSET. */
+void set_pop(struct object *o, size_t n, size_t max_intset, uint64_t *rng, void (*fn)(void *arg, struct slice member),
+             void *arg);
 
 #endif

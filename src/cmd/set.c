@@ -190,7 +190,7 @@ static void pop_one(struct call *c)
         reply_null(&c->r);
         return;
     }
-    set_pop(o, 1, &c->w->rng, reply_member, &c->r);
+    set_pop(o, 1, 0, &c->w->rng, reply_member, &c->r);
     ks_notify(c, 0, NOTIFY_SET, "spop");
     ks_changed(c, 0);
 }
@@ -227,7 +227,7 @@ void cmd_spop(struct call *c)
         pop_all(c, o);
     } else {
         reply_set(&c->r, count);
-        set_pop(o, (size_t)count, &c->w->rng, reply_member, &c->r);
+        set_pop(o, (size_t)count, ks_limits(c).set_intset, &c->w->rng, reply_member, &c->r);
         ks_notify(c, 0, NOTIFY_SET, "spop");
         ks_changed(c, 0);
     }

@@ -422,15 +422,40 @@ void set_sample(const struct object *o, size_t n, uint64_t *rng, void (*fn)(void
         intset_draw(object_ptr(o), n, rng, true, &step);
 }
 
-void set_pop(struct object *o, size_t n, uint64_t *rng, void (*fn)(void *arg, struct slice member), void *arg)
+/* Makes it an intset, if a new set with these members were one. */
+static void set_shrink(struct object *o, size_t max_intset)
+{
+    struct set *s = object_ptr(o);
+    struct dict_iter it = dict_iter(&s->members);
+    enum obj_enc enc = ENC_INTSET;
+    void *is = intset_new();
+
+    for (const struct dict_entry *e; enc == ENC_INTSET && (e = dict_next(&it));)
+        value_add(&enc, &is, member_text(e), max_intset);
+    if (enc == ENC_BIG) {
+        big_free(is);
+    } else {
+        big_free(s);
+        object_set_ptr(o, enc, is);
+    }
+}
+
+#define POP_FEW 5 /* times as many that go as stay: few are left */
+
+void set_pop(struct object *o, size_t n, size_t max_intset, uint64_t *rng, void (*fn)(void *arg, struct slice member),
+             void *arg)
 {
     struct step step = {fn, arg};
+    size_t left = object_len(o) - n;
 
     CHECK(n <= object_len(o));
-    if (o->enc == ENC_BIG)
-        big_draw(object_ptr(o), n, rng, false, &step);
-    else
+    if (o->enc == ENC_INTSET) {
         object_set_ptr(o, ENC_INTSET, intset_draw(object_ptr(o), n, rng, false, &step));
+        return;
+    }
+    big_draw(object_ptr(o), n, rng, false, &step);
+    if (left > 0 && n > 1 && left <= n / POP_FEW)
+        set_shrink(o, max_intset);
 }
 
 /* ---- as a type of object ---- */

@@ -237,7 +237,7 @@ class Grammar:
         cmd = self.commands[rng.randrange(len(self.commands))]() if rng.random() < 0.9995 else self.rare()
         cmd[0] = cased(rng, cmd[0])
         how = rng.random()
-        if how < 0.01 and len(cmd) > 1:
+        if how < 0.01 and len(cmd) > 1 and cmd[0].upper() not in sets_hashes.WHOLE:
             del cmd[rng.randint(1, len(cmd) - 1):]
         elif how < 0.02:
             cmd.append(rng.choice(WORDS))

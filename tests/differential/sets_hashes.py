@@ -55,9 +55,9 @@ class Draw:
             return b"m%d" % rng.randint(0, 40)
         return rng.choice((self.g.small, self.g.integer))()
 
-    def number(self):
+    def numbers(self, sizes=(3, 20, 100, 400)):
         """Members that are an intset together, also one of many."""
-        start, n = self.rng.randint(-300, 300), self.rng.choice((3, 20, 100, 400))
+        start, n = self.rng.randint(-300, 300), self.rng.choice(sizes)
         return [b"%d" % i for i in range(start, start + n)]
 
     def count(self):
@@ -117,9 +117,9 @@ class Draw:
             (1, lambda: [b"HRANDFIELD", h()]),
             (5, lambda: self.scan(b"HSCAN", h())),
             (16, lambda: [b"SADD", t()] + self.many(self.member)),
-            (4, lambda: [b"SADD", t()] + self.number()),
+            (4, lambda: [b"SADD", t()] + self.numbers()),
             (8, lambda: [b"SREM", t()] + self.many(self.member)),
-            (2, lambda: [b"SREM", t()] + self.number()),
+            (2, lambda: [b"SREM", t()] + self.numbers()),
             (4, lambda: [b"SMEMBERS", t()]),
             (6, lambda: [b"SISMEMBER", t(), self.member()]),
             (4, lambda: [b"SMISMEMBER", t()] + self.many(self.member)),
@@ -137,15 +137,19 @@ class Draw:
     def popped(self):
         """Members removed by chance are others on each side: the key is gone before anybody looks."""
         rng, key = self.rng, self.g.key("p")
-        members = self.number() if rng.random() < 0.5 else self.many(self.member, (2, 5, 30, 700))
+        numbers = rng.random() < 0.5
+        members = self.numbers((3, 20, 400, 700)) if numbers else self.many(self.member, (2, 5, 30, 700))
         count = rng.choice(([], [b"%d" % rng.choice((0, 1, 2, len(members) // 4, len(members) // 2, len(members) - 1,
-                                                   len(members), 1000))]))
+                                                   len(members) * 5 // 6, len(members), 1000))]))
+        # What is left of others than numbers may be only numbers.
+        encoding = [[b"OBJECT", b"ENCODING", key]] if numbers else []
         return [[b"MULTI"], [b"DEL", key], [b"SADD", key] + members, [b"SPOP", key] + count, [b"SCARD", key],
-                [b"OBJECT", b"ENCODING", key], [b"DEL", key], [b"EXEC"]]
+                *encoding, [b"DEL", key], [b"EXEC"]]
 
 
 # -- replies
 
+WHOLE = {b"SPOP"}  # without a count it removes what comes
 UNORDERED = {b"SMEMBERS", b"SINTER", b"SUNION", b"SDIFF", b"HKEYS", b"HVALS"}
 BY_CHANCE = {b"SPOP", b"SRANDMEMBER", b"HRANDFIELD"}
 

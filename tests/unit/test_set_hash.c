@@ -164,7 +164,7 @@ static void set_draw(struct set_model *m)
     set_sample(m->o, n, &seed, see, &some);
     seen_is_some(&some, m->has, n);
     n = below(4) ? below(m->n / 8 + 1) : below(m->n);
-    set_pop(m->o, n, &seed, see, &popped);
+    set_pop(m->o, n, usual.set_intset, &seed, see, &popped);
     seen_is_some(&popped, m->has, n);
     for (size_t i = 0; i < TEXTS; i++)
         m->has[i] = m->has[i] && !popped.times[i];
@@ -204,6 +204,13 @@ static void test_sets_against_model(void **state)
     assert_int_equal(mem_class_bytes(MEM_DATA), before);
 }
 
+static void count_one(void *arg, struct slice member)
+{
+    struct seen *seen = arg;
+
+    seen->n += member.ptr != NULL;
+}
+
 static void set_encoding_is(const struct object *o, const char *want)
 {
     assert_string_equal(object_encoding_name(o), want);
@@ -232,6 +239,14 @@ static void test_set_encodings(void **state)
     struct object *back = round_trip(copy, &usual);
     set_encoding_is(back, "intset"); /* which Redis would choose */
     object_free(back);
+    struct seen seen = {.t = &words, .n = 0};
+    set_pop(copy, 400, 512, &seed, count_one, &seen);
+    set_encoding_is(copy, "hashtable");
+    set_pop(copy, 94, 17, &seed, count_one, &seen);
+    set_encoding_is(copy, "hashtable"); /* too many for that limit */
+    set_pop(copy, 15, 512, &seed, count_one, &seen);
+    set_encoding_is(copy, "intset");
+    assert_int_equal(seen.n, 509);
     object_free(o);
     object_free(copy);
     object_free(lower);
