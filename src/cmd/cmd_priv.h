@@ -247,6 +247,21 @@ bool cmd_scan_options(struct call *c, int from, bool typed, struct scan_args *a)
 /* n items, in RESP, are taken from the chain. */
 void cmd_scan_reply(struct call *c, uint64_t next, int64_t n, struct chain *items);
 
+/* The hash of key 0, for a command that reads (counted), or that changes it. Fields whose time has come are gone. false:
+ * it is no hash, and the error was replied. o NULL: there is none. */
+struct hash_target {
+    struct object *o;
+    bool is_new; /* made by this command */
+    bool stored; /* and in the table */
+    struct obj_limits limits;
+};
+bool hash_read(struct call *c, struct object **o);
+bool hash_find(struct call *c, struct hash_target *t);
+bool hash_find_or_make(struct call *c, struct hash_target *t);
+/* After the change: hash_stored(), then the events, then hash_changed(). */
+void hash_stored(struct call *c, struct hash_target *t);
+void hash_changed(struct call *c, const struct hash_target *t);
+
 /* SRANDMEMBER and HRANDFIELD with a negative count return as many as the client says, whatever the value has. There
  * are limits here: elements, and bytes of the reply. */
 #define CMD_DRAW_MAX (4u << 20)

@@ -7,26 +7,46 @@
 #include "tiercel/num.h"
 #include "tiercel/type_hash.h"
 
-/* Commands on hashes. */
+/* Commands on hashes. Those about the expiry of fields are in hash_expire.c. */
 
-/* The hash for a command that reads. false: it is none, and the error was replied; *o NULL: there is none. */
-static bool read_hash(struct call *c, struct object **o)
+/* Fields whose time has come go before anybody looks. In a command that only reads, too: who reads the value from disk
+ * comes to the same, so nothing has to be written. */
+static void expire_fields(struct call *c)
 {
+    struct call_key *k = &c->keys[0];
+
+    if (!k->obj || k->obj->type != OBJ_HASH || hash_expire_fields(k->obj, c->now_ms) == 0)
+        return;
+    bool none = object_len(k->obj) == 0;
+    if (!k->kept) { /* a copy for this request alone */
+        if (none)
+            k->obj = NULL;
+        return;
+    }
+    ks_notify(c, 0, NOTIFY_HASH, "hexpired");
+    if (none) {
+        ks_delete(c, 0);
+        ks_notify(c, 0, NOTIFY_GENERIC, "del");
+    }
+}
+
+bool hash_read(struct call *c, struct object **o)
+{
+    expire_fields(c);
     *o = ks_read(c, 0);
     return ks_is(c, *o, OBJ_HASH);
 }
 
-/* A hash that a command changes; one that is not there yet is made, and stored by changed(). */
-struct target {
-    struct object *o;
-    bool is_new;
-    struct obj_limits limits;
-};
-
-static bool target_find(struct call *c, struct target *t)
+bool hash_find(struct call *c, struct hash_target *t)
 {
-    *t = (struct target){.o = ks_peek(c, 0), .limits = ks_limits(c)};
-    if (!ks_is(c, t->o, OBJ_HASH))
+    expire_fields(c);
+    *t = (struct hash_target){.o = ks_peek(c, 0), .limits = ks_limits(c)};
+    return ks_is(c, t->o, OBJ_HASH);
+}
+
+bool hash_find_or_make(struct call *c, struct hash_target *t)
+{
+    if (!hash_find(c, t))
         return false;
     t->is_new = !t->o;
     if (t->is_new)
@@ -34,13 +54,24 @@ static bool target_find(struct call *c, struct target *t)
     return true;
 }
 
-static void changed(struct call *c, const struct target *t, const char *event)
+void hash_stored(struct call *c, struct hash_target *t)
 {
     if (t->is_new)
         ks_put(c, 0, t->o);
-    ks_notify(c, 0, NOTIFY_HASH, event);
-    if (!t->is_new)
+    t->stored = t->is_new;
+}
+
+void hash_changed(struct call *c, const struct hash_target *t)
+{
+    if (!t->stored || object_len(t->o) == 0)
         ks_changed(c, 0);
+}
+
+static void changed(struct call *c, struct hash_target *t, const char *event)
+{
+    hash_stored(c, t);
+    ks_notify(c, 0, NOTIFY_HASH, event);
+    hash_changed(c, t);
 }
 
 /* ---- setting ------------------------------------------------------------------------- */
@@ -48,14 +79,14 @@ static void changed(struct call *c, const struct target *t, const char *event)
 /* false: the error was replied. */
 static bool set_fields(struct call *c, int64_t *created)
 {
-    struct target t;
+    struct hash_target t;
 
     *created = 0;
     if (c->argc % 2 != 0) {
         cmd_reply_bad_arity(c);
         return false;
     }
-    if (!target_find(c, &t))
+    if (!hash_find_or_make(c, &t))
         return false;
     for (int i = 2; i < c->argc; i += 2)
         *created += hash_set(t.o, c->argv[i], c->argv[i + 1], &t.limits);
@@ -81,9 +112,9 @@ void cmd_hmset(struct call *c)
 
 void cmd_hsetnx(struct call *c)
 {
-    struct target t;
+    struct hash_target t;
 
-    if (!target_find(c, &t))
+    if (!hash_find_or_make(c, &t))
         return;
     bool set = !hash_has(t.o, c->argv[2]);
     if (set) {
@@ -93,14 +124,14 @@ void cmd_hsetnx(struct call *c)
     reply_int(&c->r, set);
 }
 
-static void store_number(struct call *c, struct target *t, struct slice text, const char *event)
+static void store_number(struct call *c, struct hash_target *t, struct slice text, const char *event)
 {
-    hash_set(t->o, c->argv[2], text, &t->limits);
+    hash_update(t->o, c->argv[2], text, &t->limits);
     changed(c, t, event);
 }
 
 /* The value of the field that is added to, "0" where there is none. */
-static struct slice old_number(const struct call *c, const struct target *t, char scratch[NUM_I64_MAX])
+static struct slice old_number(const struct call *c, const struct hash_target *t, char scratch[NUM_I64_MAX])
 {
     struct slice value;
 
@@ -108,7 +139,7 @@ static struct slice old_number(const struct call *c, const struct target *t, cha
 }
 
 /* With an error: what was made for nothing goes. */
-static void target_drop(struct call *c, struct target *t, const char *err)
+static void target_drop(struct call *c, struct hash_target *t, const char *err)
 {
     if (t->is_new)
         object_free(t->o);
@@ -118,10 +149,10 @@ static void target_drop(struct call *c, struct target *t, const char *err)
 void cmd_hincrby(struct call *c)
 {
     char scratch[NUM_I64_MAX];
-    struct target t;
+    struct hash_target t;
     int64_t by, value;
 
-    if (!call_arg_i64(c, 3, &by, NULL) || !target_find(c, &t))
+    if (!call_arg_i64(c, 3, &by, NULL) || !hash_find_or_make(c, &t))
         return;
     if (!num_parse_i64(old_number(c, &t, scratch), &value)) {
         target_drop(c, &t, "ERR hash value is not an integer");
@@ -136,7 +167,7 @@ void cmd_hincrby(struct call *c)
 void cmd_hincrbyfloat(struct call *c)
 {
     char scratch[NUM_I64_MAX], text[NUM_F64_MAX];
-    struct target t;
+    struct hash_target t;
     long double by, value;
 
     if (!num_parse_f64(c->argv[3], &by)) {
@@ -147,7 +178,7 @@ void cmd_hincrbyfloat(struct call *c)
         call_error(c, "ERR value is NaN or Infinity");
         return;
     }
-    if (!target_find(c, &t))
+    if (!hash_find_or_make(c, &t))
         return;
     bool number = num_parse_f64(old_number(c, &t, scratch), &value);
     value += by;
@@ -164,17 +195,15 @@ void cmd_hincrbyfloat(struct call *c)
 
 void cmd_hdel(struct call *c)
 {
-    struct object *o = ks_peek(c, 0);
+    struct hash_target t;
     int64_t deleted = 0;
 
-    if (!ks_is(c, o, OBJ_HASH))
+    if (!hash_find(c, &t))
         return;
-    for (int i = 2; o && i < c->argc; i++)
-        deleted += hash_delete(o, c->argv[i]);
-    if (deleted) {
-        ks_notify(c, 0, NOTIFY_HASH, "hdel");
-        ks_changed(c, 0);
-    }
+    for (int i = 2; t.o && i < c->argc; i++)
+        deleted += hash_delete(t.o, c->argv[i]);
+    if (deleted)
+        changed(c, &t, "hdel");
     reply_int(&c->r, deleted);
 }
 
@@ -195,7 +224,7 @@ void cmd_hget(struct call *c)
 {
     struct object *o;
 
-    if (read_hash(c, &o))
+    if (hash_read(c, &o))
         reply_value(c, o, c->argv[2]);
 }
 
@@ -203,7 +232,7 @@ void cmd_hmget(struct call *c)
 {
     struct object *o;
 
-    if (!read_hash(c, &o))
+    if (!hash_read(c, &o))
         return;
     reply_array(&c->r, c->argc - 2);
     for (int i = 2; i < c->argc; i++)
@@ -214,7 +243,7 @@ void cmd_hlen(struct call *c)
 {
     struct object *o;
 
-    if (read_hash(c, &o))
+    if (hash_read(c, &o))
         reply_int(&c->r, o ? (int64_t)object_len(o) : 0);
 }
 
@@ -224,7 +253,7 @@ void cmd_hstrlen(struct call *c)
     struct slice value;
     struct object *o;
 
-    if (read_hash(c, &o))
+    if (hash_read(c, &o))
         reply_int(&c->r, o && hash_get(o, c->argv[2], scratch, &value) ? (int64_t)value.len : 0);
 }
 
@@ -232,7 +261,7 @@ void cmd_hexists(struct call *c)
 {
     struct object *o;
 
-    if (read_hash(c, &o))
+    if (hash_read(c, &o))
         reply_int(&c->r, o && hash_has(o, c->argv[2]));
 }
 
@@ -243,7 +272,7 @@ static void reply_all(struct call *c, unsigned what)
     struct slice field, value;
     struct object *o;
 
-    if (!read_hash(c, &o))
+    if (!hash_read(c, &o))
         return;
     int64_t n = o ? (int64_t)object_len(o) : 0;
     if (what == (FIELDS | VALUES))
@@ -305,7 +334,7 @@ void cmd_hscan(struct call *c)
     struct object *o;
     uint64_t steps = 0;
 
-    if (!cmd_scan_cursor(c, 2, &a) || !read_hash(c, &o) || (o && !cmd_scan_options(c, 3, false, &a)))
+    if (!cmd_scan_cursor(c, 2, &a) || !hash_read(c, &o) || (o && !cmd_scan_options(c, 3, false, &a)))
         return;
     chain_init(&s.items);
     if (!o)
@@ -373,7 +402,7 @@ static void random_fields(struct call *c, int64_t count, bool values)
 {
     struct object *o;
 
-    if (!read_hash(c, &o))
+    if (!hash_read(c, &o))
         return;
     uint64_t n = count < 0 ? (uint64_t)-count : (uint64_t)count;
     if (!o) {
@@ -393,7 +422,7 @@ static void random_field(struct call *c)
 {
     struct object *o;
 
-    if (!read_hash(c, &o))
+    if (!hash_read(c, &o))
         return;
     struct drawn d = {.r = c->r};
     if (o)

@@ -41,8 +41,8 @@ extern const struct object_ops list_ops, set_ops, zset_ops, hash_ops, stream_ops
 /* NULL: a string, or no value. */
 const struct object_ops *object_ops_of(enum obj_type type);
 
-/* Lengths within the entries of sets and hashes: a byte, or 255 and four. */
-#define ENTRY_LEN_BYTE 255u
+/* Lengths within the entries of sets and hashes: a byte, or 254 and four. None begins with 255. */
+#define ENTRY_LEN_BYTE 254u
 
 static inline size_t entry_len_bytes(size_t len)
 {

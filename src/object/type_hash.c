@@ -7,29 +7,56 @@
 #include "tiercel/listpack.h"
 #include "tiercel/rdb.h"
 
-/* ---- many fields ---- */
+/* ---- many fields, or some that expire ---- */
 
 struct hash {
     struct dict fields;
-    size_t bytes; /* of all fields' allocations */
-    size_t text;  /* of the fields and values themselves */
+    size_t bytes;             /* of all fields' allocations */
+    size_t text;              /* of the fields and values themselves */
+    struct dict_entry **heap; /* those that expire, the soonest first: a binary heap */
+    size_t timed, room;       /* how many, and how many it has room for */
 };
 
-/* One allocation: both lengths, the field, its value. */
+/* One allocation: both lengths, the field, its value; before them 255 and when it expires, if it does. */
 struct field {
     struct dict_entry link;
     char rest[];
 };
 
-static size_t field_bytes(size_t name, size_t value)
+#define TIMED 0xff
+struct timing {
+    int64_t at_ms;
+    uint32_t place; /* in the heap */
+} __attribute__((packed));
+
+static size_t field_bytes(size_t name, size_t value, bool timed)
 {
-    return sizeof(struct field) + entry_len_bytes(name) + entry_len_bytes(value) + name + value;
+    return sizeof(struct field) + (timed ? 1 + sizeof(struct timing) : 0) + entry_len_bytes(name) +
+           entry_len_bytes(value) + name + value;
+}
+
+/* NULL: it does not expire. */
+static struct timing *field_timing(const struct dict_entry *e)
+{
+    char *rest = ((struct field *)(uintptr_t)e)->rest;
+
+    return (unsigned char)*rest == TIMED ? (struct timing *)(void *)(rest + 1) : NULL;
+}
+
+static int64_t field_at(const struct dict_entry *e)
+{
+    const struct timing *t = field_timing(e);
+
+    return t ? t->at_ms : 0;
 }
 
 static void field_read(const struct dict_entry *e, struct slice *name, struct slice *value)
 {
-    const char *at = entry_len_get(((const struct field *)e)->rest, &name->len);
+    const char *at = ((const struct field *)e)->rest;
 
+    if (UNLIKELY((unsigned char)*at == TIMED))
+        at += 1 + sizeof(struct timing);
+    at = entry_len_get(at, &name->len);
     name->ptr = entry_len_get(at, &value->len);
     value->ptr = name->ptr + name->len;
 }
@@ -47,8 +74,60 @@ static size_t field_size(const struct dict_entry *e)
     struct slice name, value;
 
     field_read(e, &name, &value);
-    return field_bytes(name.len, value.len);
+    return field_bytes(name.len, value.len, field_timing(e) != NULL);
 }
+
+/* ---- those that expire ---- */
+
+static void heap_put(struct hash *h, size_t i, struct dict_entry *e)
+{
+    h->heap[i] = e;
+    field_timing(e)->place = (uint32_t)i;
+}
+
+/* Puts e where place i is now, or nearer the root or the leaves, as its time says. */
+static void heap_sift(struct hash *h, size_t i, struct dict_entry *e)
+{
+    int64_t at = field_at(e);
+
+    for (; i > 0 && field_at(h->heap[(i - 1) / 2]) > at; i = (i - 1) / 2)
+        heap_put(h, i, h->heap[(i - 1) / 2]);
+    for (size_t child; (child = 2 * i + 1) < h->timed; i = child) {
+        if (child + 1 < h->timed && field_at(h->heap[child + 1]) < field_at(h->heap[child]))
+            child++;
+        if (field_at(h->heap[child]) >= at)
+            break;
+        heap_put(h, i, h->heap[child]);
+    }
+    heap_put(h, i, e);
+}
+
+static void heap_add(struct hash *h, struct dict_entry *e)
+{
+    CHECK(h->timed < UINT32_MAX);
+    if (h->timed == h->room) {
+        h->room = h->room ? 2 * h->room : 4;
+        h->heap = mem_realloc(MEM_DATA, h->heap, h->room * sizeof(struct dict_entry *));
+    }
+    h->timed++;
+    heap_sift(h, h->timed - 1, e);
+}
+
+static void heap_remove(struct hash *h, const struct dict_entry *e)
+{
+    size_t i = field_timing(e)->place;
+    struct dict_entry *last = h->heap[--h->timed];
+
+    if (last != e)
+        heap_sift(h, i, last);
+    if (h->timed == 0) {
+        mem_free(MEM_DATA, h->heap);
+        h->heap = NULL;
+        h->room = 0;
+    }
+}
+
+/* ---- fields ---- */
 
 static void copy_text(char *at, struct slice s)
 {
@@ -56,13 +135,20 @@ static void copy_text(char *at, struct slice s)
         memcpy(at, s.ptr, s.len);
 }
 
-/* It counts for the hash from now on. */
-static struct dict_entry *field_new(struct hash *h, struct slice name, struct slice value)
+/* It counts for the hash from now on. at_ms 0: it does not expire. */
+static struct dict_entry *field_new(struct hash *h, struct slice name, struct slice value, int64_t at_ms)
 {
-    size_t bytes = field_bytes(name.len, value.len);
+    size_t bytes = field_bytes(name.len, value.len, at_ms != 0);
     struct field *f = mem_alloc(MEM_DATA, bytes);
-    char *at = entry_len_put(entry_len_put(f->rest, name.len), value.len);
+    char *at = f->rest;
 
+    if (at_ms) {
+        *at = (char)TIMED;
+        field_timing(&f->link)->at_ms = at_ms;
+        at += 1 + sizeof(struct timing);
+        heap_add(h, &f->link);
+    }
+    at = entry_len_put(entry_len_put(at, name.len), value.len);
     copy_text(at, name);
     copy_text(at + name.len, value);
     h->bytes += mem_usable_sized(f, bytes);
@@ -73,9 +159,11 @@ static struct dict_entry *field_new(struct hash *h, struct slice name, struct sl
 static void field_free(struct hash *h, struct dict_entry *e)
 {
     struct slice name, value;
+    size_t bytes = field_size(e);
 
     field_read(e, &name, &value);
-    size_t bytes = field_bytes(name.len, value.len);
+    if (field_timing(e))
+        heap_remove(h, e);
     h->bytes -= mem_usable_sized(e, bytes);
     h->text -= name.len + value.len;
     mem_free_sized(MEM_DATA, e, bytes);
@@ -83,10 +171,9 @@ static void field_free(struct hash *h, struct dict_entry *e)
 
 static struct hash *big_new(void)
 {
-    struct hash *h = mem_alloc(MEM_DATA, sizeof(*h));
+    struct hash *h = mem_calloc(MEM_DATA, sizeof(*h));
 
     dict_init(&h->fields, field_name);
-    h->bytes = h->text = 0;
     return h;
 }
 
@@ -100,22 +187,28 @@ static bool big_get(const struct hash *h, struct slice name, struct slice *value
     return e != NULL;
 }
 
-static bool big_set(struct hash *h, struct slice name, struct slice value)
+#define KEEP (-1) /* when it expires is as it was */
+
+/* true: the field is new. */
+static bool big_set(struct hash *h, struct slice name, struct slice value, int64_t at_ms)
 {
     struct dict_entry **place = dict_place(&h->fields, name), *old;
     struct slice same, was;
 
     if (!place) {
-        dict_add(&h->fields, field_new(h, name, value));
+        dict_add(&h->fields, field_new(h, name, value, at_ms == KEEP ? 0 : at_ms));
         return true;
     }
     old = *place;
+    if (at_ms == KEEP)
+        at_ms = field_at(old);
     field_read(old, &same, &was);
-    if (was.len == value.len) {
-        copy_text((char *)(uintptr_t)was.ptr, value);
+    if (was.len == value.len && at_ms == field_at(old)) {
+        if (was.ptr != value.ptr)
+            copy_text((char *)(uintptr_t)was.ptr, value);
         return false;
     }
-    *place = field_new(h, same, value);
+    *place = field_new(h, same, value, at_ms);
     (*place)->next = old->next;
     field_free(h, old);
     return false;
@@ -139,6 +232,7 @@ static void big_free_field(void *arg, struct dict_entry *e)
 static void big_free(struct hash *h)
 {
     dict_clear(&h->fields, big_free_field, NULL);
+    mem_free(MEM_DATA, h->heap);
     mem_free(MEM_DATA, h);
 }
 
@@ -186,7 +280,7 @@ static struct hash *big_from_small(unsigned char *lp)
     dict_reserve(&h->fields, small_len(lp) + 1);
     for (const unsigned char *p = listpack_first(lp); p;) {
         p = small_read(lp, p, scratch, &name, &value);
-        if (!big_set(h, name, value)) {
+        if (!big_set(h, name, value, 0)) {
             big_free(h);
             h = NULL;
             break;
@@ -236,7 +330,7 @@ bool hash_has(const struct object *o, struct slice field)
     return hash_get(o, field, scratch, &value);
 }
 
-bool hash_set(struct object *o, struct slice field, struct slice value, const struct obj_limits *lim)
+static bool set(struct object *o, struct slice field, struct slice value, int64_t at_ms, const struct obj_limits *lim)
 {
     enum obj_enc enc = o->enc;
     void *is = object_ptr(o);
@@ -249,10 +343,20 @@ bool hash_set(struct object *o, struct slice field, struct slice value, const st
         if (small_len(is) > lim->hash_entries)
             grow(&enc, &is);
     } else {
-        is_new = big_set(is, field, value);
+        is_new = big_set(is, field, value, at_ms);
     }
     object_set_ptr(o, enc, is);
     return is_new;
+}
+
+bool hash_set(struct object *o, struct slice field, struct slice value, const struct obj_limits *lim)
+{
+    return set(o, field, value, 0, lim);
+}
+
+bool hash_update(struct object *o, struct slice field, struct slice value, const struct obj_limits *lim)
+{
+    return set(o, field, value, KEEP, lim);
 }
 
 bool hash_delete(struct object *o, struct slice field)
@@ -263,6 +367,56 @@ bool hash_delete(struct object *o, struct slice field)
     if (p)
         object_set_ptr(o, ENC_LISTPACK, listpack_remove(lp, p, 2, NULL));
     return p != NULL;
+}
+
+/* ---- expiry of fields ---- */
+
+bool hash_field_expiry(const struct object *o, struct slice field, int64_t *at_ms)
+{
+    *at_ms = 0;
+    if (o->enc == ENC_LISTPACK)
+        return small_find(object_ptr(o), field) != NULL;
+    const struct dict_entry *e = dict_find(&((struct hash *)object_ptr(o))->fields, field);
+    if (e)
+        *at_ms = field_at(e);
+    return e != NULL;
+}
+
+void hash_set_field_expiry(struct object *o, struct slice field, int64_t at_ms)
+{
+    enum obj_enc enc = o->enc;
+    void *is = object_ptr(o);
+    struct slice value;
+
+    if (enc == ENC_LISTPACK) {
+        if (!at_ms)
+            return;
+        grow(&enc, &is);
+        object_set_ptr(o, enc, is);
+    }
+    struct hash *h = is;
+    struct dict_entry *e = dict_find(&h->fields, field);
+    CHECK(e != NULL);
+    struct timing *t = field_timing(e);
+    if (t && at_ms) {
+        t->at_ms = at_ms;
+        heap_sift(h, t->place, e);
+    } else {
+        CHECK(big_get(h, field, &value));
+        big_set(h, field, value, at_ms);
+    }
+}
+
+size_t hash_expire_fields(struct object *o, int64_t now_ms)
+{
+    struct hash *h = object_ptr(o);
+    size_t n = 0;
+
+    if (o->enc == ENC_LISTPACK)
+        return 0;
+    for (; h->timed > 0 && field_at(h->heap[0]) <= now_ms; n++)
+        big_delete(h, field_name(h->heap[0]));
+    return n;
 }
 
 /* ---- walking ---- */
@@ -384,7 +538,7 @@ static bool copy_field(void *arg, struct dict_entry *e)
 
     field_read(e, &name, &value);
     struct hash *h = arg;
-    dict_add(&h->fields, field_new(h, name, value));
+    dict_add(&h->fields, field_new(h, name, value, field_at(e)));
     return true;
 }
 
@@ -403,7 +557,9 @@ static size_t hash_bytes_used(enum obj_enc enc, const void *value)
 {
     const struct hash *h = value;
 
-    return enc == ENC_LISTPACK ? listpack_usable(value) : mem_usable(h) + h->bytes + dict_bytes(&h->fields);
+    if (enc == ENC_LISTPACK)
+        return listpack_usable(value);
+    return mem_usable(h) + h->bytes + dict_bytes(&h->fields) + (h->heap ? mem_usable(h->heap) : 0);
 }
 
 static size_t hash_len(enum obj_enc enc, const void *value)
@@ -415,7 +571,7 @@ static size_t hash_stored(enum obj_enc enc, const void *value)
 {
     const struct hash *h = value;
 
-    return enc == ENC_LISTPACK ? listpack_bytes(value) : h->text + 2 * h->fields.count;
+    return enc == ENC_LISTPACK ? listpack_bytes(value) : h->text + 2 * h->fields.count + 4 * h->timed;
 }
 
 static bool save_field(void *arg, struct dict_entry *e)
@@ -428,6 +584,22 @@ static bool save_field(void *arg, struct dict_entry *e)
     return true;
 }
 
+/* As Redis 7.4 has it: when the first one expires, and of each by how much later, and one, or 0 if it does not. */
+static void save_timed(const struct hash *h, struct buf *out)
+{
+    int64_t first = field_at(h->heap[0]);
+    struct dict_iter it = dict_iter(&h->fields);
+
+    buf_byte(out, RDB_HASH_METADATA);
+    rdb_put_i64(out, first);
+    rdb_put_len(out, h->fields.count);
+    for (struct dict_entry *e; (e = dict_next(&it));) {
+        int64_t at = field_at(e);
+        rdb_put_len(out, at ? (uint64_t)(at - first) + 1 : 0);
+        save_field(out, e);
+    }
+}
+
 static void hash_save(enum obj_enc enc, const void *value, struct buf *out)
 {
     const struct hash *h = value;
@@ -435,11 +607,13 @@ static void hash_save(enum obj_enc enc, const void *value, struct buf *out)
     if (enc == ENC_LISTPACK) {
         buf_byte(out, RDB_HASH_LISTPACK);
         rdb_put_raw(out, listpack_slice(value));
-        return;
+    } else if (h->timed) {
+        save_timed(h, out);
+    } else {
+        buf_byte(out, RDB_HASH);
+        rdb_put_len(out, h->fields.count);
+        dict_each(&h->fields, save_field, out);
     }
-    buf_byte(out, RDB_HASH);
-    rdb_put_len(out, h->fields.count);
-    dict_each(&h->fields, save_field, out);
 }
 
 /* ---- reading it ---- */
@@ -625,7 +799,7 @@ static bool load_pairs(struct rdb_reader *in, uint64_t n, const struct obj_limit
             ok = *is != NULL;
         }
         if (ok && *enc == ENC_BIG)
-            ok = big_set(*is, name, value);
+            ok = big_set(*is, name, value, 0);
         else if (ok)
             *is = listpack_append(listpack_append(*is, name), value);
     }
@@ -656,12 +830,78 @@ static bool load_hash(struct rdb_reader *in, const struct obj_limits *lim, enum 
     return false;
 }
 
+/* later: 0 = never, else one more than by how much. */
+static bool expiry_of(int64_t first, uint64_t later, int64_t *at_ms)
+{
+    *at_ms = 0;
+    if (later == 0)
+        return true;
+    if (first <= 0 || first > HASH_EXPIRY_MAX || later - 1 > (uint64_t)(HASH_EXPIRY_MAX - first))
+        return false;
+    *at_ms = first + (int64_t)(later - 1);
+    return true;
+}
+
+/* RDB_HASH_METADATA: see save_timed(). */
+static bool load_timed(struct rdb_reader *in, struct hash *h)
+{
+    struct slice name, value;
+    struct buf kept;
+    int64_t first, at_ms;
+    uint64_t n, later;
+
+    bool ok = rdb_get_i64(in, &first) && rdb_get_len(in, &n) && n > 0;
+    buf_init(&kept, MEM_OTHER);
+    while (ok && n-- > 0)
+        ok = rdb_get_len(in, &later) && expiry_of(first, later, &at_ms) && load_pair(in, &kept, &name, &value) &&
+             big_set(h, name, value, at_ms);
+    buf_deinit(&kept);
+    return ok;
+}
+
+/* RDB_HASH_LISTPACK_EX: when the first one expires; a listpack of fields, values, and when each expires, or 0. */
+static bool load_timed_listpack(struct rdb_reader *in, struct hash *h)
+{
+    char scratch[2][NUM_I64_MAX];
+    struct slice s, name, value;
+    struct listpack_value at;
+    int64_t first;
+
+    if (!rdb_get_i64(in, &first) || !rdb_get_string(in, &s) || !listpack_valid(s))
+        return false;
+    const unsigned char *lp = (const unsigned char *)s.ptr, *p = listpack_first(lp);
+    if (listpack_len(lp) == 0 || listpack_len(lp) % 3 != 0)
+        return false;
+    while (p) {
+        p = small_read(lp, p, scratch, &name, &value);
+        listpack_get(p, &at);
+        if (at.str.ptr || at.num < 0 || at.num > HASH_EXPIRY_MAX || !big_set(h, name, value, at.num))
+            return false;
+        p = listpack_next(lp, p);
+    }
+    return true;
+}
+
+static bool load_expiring(struct rdb_reader *in, int rdb_type, enum obj_enc *enc, void **value)
+{
+    struct hash *h = big_new();
+
+    *enc = ENC_BIG;
+    *value = h;
+    if (rdb_type == RDB_HASH_METADATA ? load_timed(in, h) : load_timed_listpack(in, h))
+        return true;
+    big_free(h);
+    return false;
+}
+
 static bool hash_load(struct rdb_reader *in, int rdb_type, const struct obj_limits *lim, enum obj_enc *enc,
                       void **value)
 {
     switch (rdb_type) {
     case RDB_HASH: return load_hash(in, lim, enc, value);
     case RDB_HASH_LISTPACK: return load_listpack(in, lim, enc, value);
+    case RDB_HASH_METADATA:
+    case RDB_HASH_LISTPACK_EX: return load_expiring(in, rdb_type, enc, value);
     default: return load_old(in, rdb_type, lim, enc, value);
     }
 }

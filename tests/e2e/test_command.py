@@ -6,7 +6,9 @@ from rawconn import RespError
 # Subcommands that redis-server has and this version does not.
 LEFT_OUT = {"client|caching", "client|getredir", "client|tracking", "client|trackinginfo", "pubsub|shardchannels",
             "pubsub|shardnumsub"}
-OWN = {"cache", "cache|help", "cache|inspect", "warm"}
+# Those of later Redis versions: fields of a hash that expire.
+LATER = set("hexpire hpexpire hexpireat hpexpireat hpersist httl hpttl hexpiretime hpexpiretime hgetdel hgetex hsetex".split())
+OWN = {"cache", "cache|help", "cache|inspect", "warm"} | LATER
 
 
 def tree(raw):

@@ -384,6 +384,87 @@ static void test_hash_encodings(void **state)
     object_free(lower);
 }
 
+/* ---- fields that expire ---- */
+
+struct timed_model {
+    struct hash_model m;
+    int64_t at[TEXTS], now;
+};
+
+static void timed_check(const struct timed_model *tm)
+{
+    int64_t at;
+
+    hash_check(&tm->m);
+    for (size_t i = 0; i < TEXTS; i++) {
+        assert_int_equal(hash_field_expiry(tm->m.o, tm->m.t->s[i], &at), tm->m.value[i] != 0);
+        assert_int_equal(at, tm->m.value[i] ? tm->at[i] : 0);
+    }
+}
+
+static void timed_step(struct timed_model *tm, size_t i)
+{
+    struct hash_model *m = &tm->m;
+    size_t v = below(TEXTS), gone = 0;
+
+    switch (below(12)) {
+    case 0: hash_change(m, i, false); break;
+    case 1:
+    case 2:
+    case 3:
+        hash_change(m, i, true);
+        tm->at[i] = 0;
+        break;
+    case 4:
+        if (!m->value[i])
+            tm->at[i] = 0;
+        assert_int_equal(hash_update(m->o, m->t->s[i], m->t->s[v], &usual), m->value[i] == 0);
+        m->n += m->value[i] == 0;
+        m->value[i] = v + 1;
+        break;
+    case 5:
+        tm->now += (int64_t)below(20);
+        for (size_t k = 0; k < TEXTS; k++) {
+            if (!m->value[k] || !tm->at[k] || tm->at[k] > tm->now)
+                continue;
+            m->value[k] = 0;
+            gone++;
+        }
+        m->n -= gone;
+        assert_int_equal(hash_expire_fields(m->o, tm->now), gone);
+        break;
+    default:
+        if (m->value[i]) {
+            tm->at[i] = below(6) ? tm->now + 1 + (int64_t)below(1000) : 0;
+            hash_set_field_expiry(m->o, m->t->s[i], tm->at[i]);
+        }
+    }
+}
+
+static void test_fields_expire(void **state)
+{
+    static struct timed_model tm;
+    int64_t before = mem_class_bytes(MEM_DATA);
+    (void)state;
+
+    for (int round = 0; round < 8; round++) {
+        size_t texts = round % 2 ? TEXTS : 30;
+        tm = (struct timed_model){.m = {.o = hash_new(&key), .t = round < 4 ? &words : &mixed}, .now = 1700000000000};
+        for (int step = 0; step < 8000; step++) {
+            timed_step(&tm, below(texts));
+            if (step % 400 == 399 && tm.m.n > 0) {
+                timed_check(&tm);
+                tm.m.o = another(tm.m.o);
+                timed_check(&tm);
+            }
+        }
+        tm.m.n -= hash_expire_fields(tm.m.o, HASH_EXPIRY_MAX);
+        assert_int_equal(object_len(tm.m.o), tm.m.n);
+        object_free(tm.m.o);
+    }
+    assert_int_equal(mem_class_bytes(MEM_DATA), before);
+}
+
 /* ---- walks while others change things ---- */
 
 static uint64_t scan(const struct object *o, uint64_t cursor, struct seen *seen)
@@ -480,31 +561,36 @@ static struct object *parse(const char *bytes, size_t len, const struct obj_limi
 static void test_damaged(void **state)
 {
     (void)state;
-    REFUSED("\x02");                                                         /* a set: nothing */
-    REFUSED("\x02\x00");                                                     /* empty */
-    REFUSED("\x02\x02\x01\x61\x01\x61");                                     /* a member twice */
-    REFUSED("\x02\x02\xc0\x05\x01\x35");                                     /* the same, in other words */
-    REFUSED("\x02\x81\xff\xff\xff\xff\xff\xff\xff\xff\x01\x61");             /* claims too many */
-    REFUSED("\x02\x80\x7f\xff\xff\xff\x01\x61");                             /* the same */
-    REFUSED("\x0b\x08\x02\0\0\0\0\0\0\0");                                   /* an intset: empty */
-    REFUSED("\x0b\x0c\x02\0\0\0\x02\0\0\0\x02\0\x01\0");                     /* not sorted */
-    REFUSED("\x0b\x0c\x02\0\0\0\x02\0\0\0\x02\0\x02\0");                     /* a member twice */
-    REFUSED("\x0b\x0c\x03\0\0\0\x02\0\0\0\x02\0\x03\0");                     /* no such width */
-    REFUSED("\x0b\x0c\x02\0\0\0\x03\0\0\0\x02\0\x03\0");                     /* another length */
-    REFUSED("\x0b\x04\x02\0\0\0");                                           /* half a head */
-    REFUSED("\x04\x00");                                                     /* a hash: empty */
-    REFUSED("\x04\x01\x01\x61");                                             /* no value */
-    REFUSED("\x04\x02\x01\x61\x01\x62\x01\x61\x01\x63");                     /* a field twice */
-    REFUSED("\x04\x81\xff\xff\xff\xff\xff\xff\xff\xff\x01\x61\x01\x62");     /* claims too many */
-    REFUSED("\x10\x07\x07\0\0\0\0\0\xff");                                   /* a listpack: empty */
-    REFUSED("\x10\x09\x09\0\0\0\x01\0\x01\x01\xff");                         /* one element */
-    REFUSED("\x10\x0f\x0f\0\0\0\x04\0\x01\x01\x02\x01\x01\x01\x03\x01\xff"); /* a field twice */
-    REFUSED("\x09\x01\xff");                                                 /* a zipmap: no count */
-    REFUSED("\x09\x02\0\xff");                                               /* empty */
-    REFUSED("\x09\x07\x02\x01\x61\x01\0\x62\xff");                           /* another count */
-    REFUSED("\x09\x07\x01\x01\x61\x01\x01\x62\xff");                         /* unused bytes that are not there */
-    REFUSED("\x09\x07\x01\x09\x61\x01\0\x62\xff");                           /* longer than it is */
-    REFUSED("\x09\x0b\x02\x01\x61\x01\0\x62\x01\x61\x00\0\xff");             /* a field twice */
+    REFUSED("\x02");                                                               /* a set: nothing */
+    REFUSED("\x02\x00");                                                           /* empty */
+    REFUSED("\x02\x02\x01\x61\x01\x61");                                           /* a member twice */
+    REFUSED("\x02\x02\xc0\x05\x01\x35");                                           /* the same, in other words */
+    REFUSED("\x02\x81\xff\xff\xff\xff\xff\xff\xff\xff\x01\x61");                   /* claims too many */
+    REFUSED("\x02\x80\x7f\xff\xff\xff\x01\x61");                                   /* the same */
+    REFUSED("\x0b\x08\x02\0\0\0\0\0\0\0");                                         /* an intset: empty */
+    REFUSED("\x0b\x0c\x02\0\0\0\x02\0\0\0\x02\0\x01\0");                           /* not sorted */
+    REFUSED("\x0b\x0c\x02\0\0\0\x02\0\0\0\x02\0\x02\0");                           /* a member twice */
+    REFUSED("\x0b\x0c\x03\0\0\0\x02\0\0\0\x02\0\x03\0");                           /* no such width */
+    REFUSED("\x0b\x0c\x02\0\0\0\x03\0\0\0\x02\0\x03\0");                           /* another length */
+    REFUSED("\x0b\x04\x02\0\0\0");                                                 /* half a head */
+    REFUSED("\x04\x00");                                                           /* a hash: empty */
+    REFUSED("\x04\x01\x01\x61");                                                   /* no value */
+    REFUSED("\x04\x02\x01\x61\x01\x62\x01\x61\x01\x63");                           /* a field twice */
+    REFUSED("\x04\x81\xff\xff\xff\xff\xff\xff\xff\xff\x01\x61\x01\x62");           /* claims too many */
+    REFUSED("\x10\x07\x07\0\0\0\0\0\xff");                                         /* a listpack: empty */
+    REFUSED("\x10\x09\x09\0\0\0\x01\0\x01\x01\xff");                               /* one element */
+    REFUSED("\x10\x0f\x0f\0\0\0\x04\0\x01\x01\x02\x01\x01\x01\x03\x01\xff");       /* a field twice */
+    REFUSED("\x18\x05\0\0\0\0\0\0\0\0");                                           /* one that expires: empty */
+    REFUSED("\x18\x05\0\0\0\0\0\0\0\x02\x01\x01\x61\x01\x62\x00\x01\x61\x01\x62"); /* a field twice */
+    REFUSED("\x18\0\0\0\0\0\0\0\0\x01\x01\x01\x61\x01\x62");                       /* before time began */
+    REFUSED("\x18\x05\0\0\0\0\0\0\0\x01\x81\x7f\xff\xff\xff\xff\xff\xff\xff\x01\x61\x01\x62"); /* after it ends */
+    REFUSED("\x19\x05\0\0\0\0\0\0\0\x0b\x0b\0\0\0\x02\0\x01\x01\x01\x01\xff");                 /* no times */
+    REFUSED("\x09\x01\xff");                                                                   /* a zipmap: no count */
+    REFUSED("\x09\x02\0\xff");                                                                 /* empty */
+    REFUSED("\x09\x07\x02\x01\x61\x01\0\x62\xff");                                             /* another count */
+    REFUSED("\x09\x07\x01\x01\x61\x01\x01\x62\xff");             /* unused bytes that are not there */
+    REFUSED("\x09\x07\x01\x09\x61\x01\0\x62\xff");               /* longer than it is */
+    REFUSED("\x09\x0b\x02\x01\x61\x01\0\x62\x01\x61\x00\0\xff"); /* a field twice */
 }
 
 static void holds(struct object *o, const char *encoding, const char *field, const char *want)
@@ -530,6 +616,9 @@ static void test_old_forms(void **state)
 
     holds(PARSED(ZIPMAP, &usual), "listpack", "a", "b");
     holds(PARSED(ZIPMAP, NULL), "listpack", "cc", "7");
+    holds(PARSED("\x18\x05\0\0\0\0\0\0\0\x02\x01\x01\x61\x01\x62\x00\x01\x63\x01\x64", &usual), "hashtable", "a", "b");
+    holds(PARSED("\x19\x05\0\0\0\0\0\0\0\x0e\x0e\0\0\0\x03\0\x81\x61\x02\x07\x01\x05\x01\xff", NULL), "hashtable", "a",
+          "7");
     holds(PARSED(ZIPMAP, &none), "hashtable", "cc", "7");
     holds(PARSED(ZIPLIST, &usual), "listpack", "a", "7");
     holds(PARSED(ZIPLIST, &none), "hashtable", "a", "7");
@@ -540,8 +629,8 @@ static void test_old_forms(void **state)
 /* Whatever bytes there are: refused, or usable. */
 static void test_noise(void **state)
 {
-    static const char types[] = {RDB_SET,         RDB_SET_INTSET,   RDB_HASH,
-                                 RDB_HASH_ZIPMAP, RDB_HASH_ZIPLIST, RDB_HASH_LISTPACK};
+    static const char types[] = {RDB_SET,          RDB_SET_INTSET,    RDB_HASH,          RDB_HASH_ZIPMAP,
+                                 RDB_HASH_ZIPLIST, RDB_HASH_LISTPACK, RDB_HASH_METADATA, RDB_HASH_LISTPACK_EX};
     int64_t before = mem_class_bytes(MEM_DATA);
     (void)state;
 
@@ -556,6 +645,10 @@ static void test_noise(void **state)
                     set_add(o, t->s[below(200)], 30);
                 else
                     hash_set(o, t->s[below(200)], words.s[below(200)], &(struct obj_limits){30, 64, 0, 0, 0, 0, 0, 0});
+            if (o->type == OBJ_HASH && below(2)) {
+                hash_set(o, words.s[7], words.s[8], &usual);
+                hash_set_field_expiry(o, words.s[7], 1 + (int64_t)below(1000));
+            }
             object_serialise(o, &b);
             buf_consume(&b, 2);
             object_free(o);
@@ -595,6 +688,8 @@ static void test_bytes(void **state)
             struct slice text = mixed.s[below(TEXTS)];
             below(3) ? (void)set_add(set, text, 512) : (void)set_remove(set, text);
             below(3) ? (void)hash_set(hash, text, mixed.s[below(TEXTS)], &usual) : (void)hash_delete(hash, text);
+            if (round > 10 && hash_has(hash, text))
+                hash_set_field_expiry(hash, text, (int64_t)below(3) * 1000 + 1);
         }
         int64_t more = (int64_t)(object_bytes(set) + object_bytes(hash) - counted);
         assert_int_equal(mem_class_bytes(MEM_DATA) - before, more);
@@ -614,6 +709,7 @@ int main(void)
         cmocka_unit_test(test_chance_is_fair),
         cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_old_forms),
+        cmocka_unit_test(test_fields_expire),
         cmocka_unit_test(test_noise),
         cmocka_unit_test(test_bytes),
     };
