@@ -264,7 +264,7 @@ void hash_changed(struct call *c, const struct hash_target *t);
 
 /* SRANDMEMBER and HRANDFIELD with a negative count return as many as the client says, whatever the value has. There
  * are limits here: elements, and bytes of the reply. */
-#define CMD_DRAW_MAX (4u << 20)
+#define CMD_DRAW_MAX (1u << 20)
 #define CMD_DRAW_BYTES (512u << 20)
 
 /* Appends the first (left) or last element of list i to `out` and removes it. false: there is

@@ -254,24 +254,18 @@ struct dict_entry *dict_random(const struct dict *d, uint64_t *rng)
     return some[rng_next(rng) % n];
 }
 
-static void swap_entries(struct dict_entry **a, struct dict_entry **b)
+/* One walk: each is taken as often as there are still to be taken of those that are left. */
+static void sample_walk(const struct dict *d, size_t n, uint64_t *rng, struct dict_entry **out)
 {
-    struct dict_entry *e = *a;
-
-    *a = *b;
-    *b = e;
-}
-
-static struct dict_entry **sample_of_all(const struct dict *d, size_t n, uint64_t *rng)
-{
-    struct dict_entry **all = mem_alloc(MEM_OTHER, d->count * sizeof(struct dict_entry *));
     struct dict_iter it = dict_iter(d);
 
-    for (size_t i = 0; i < d->count; i++)
-        all[i] = dict_next(&it);
-    for (size_t i = 0; i < n; i++)
-        swap_entries(&all[i], &all[i + rng_next(rng) % (d->count - i)]);
-    return all;
+    for (size_t left = d->count; n > 0; left--) {
+        struct dict_entry *e = dict_next(&it);
+        if (rng_next(rng) % left >= n)
+            continue;
+        *out++ = e;
+        n--;
+    }
 }
 
 /* Is it among those that were taken? If not, it is now. */
@@ -286,17 +280,21 @@ static bool taken(struct dict_entry **set, size_t slots, struct dict_entry *e)
     return false;
 }
 
+#define SAMPLE_FEW 16 /* at most one of so many is drawn by itself: cheaper than a walk */
+
 struct dict_entry **dict_sample(const struct dict *d, size_t n, uint64_t *rng)
 {
     if (n > d->count)
         n = d->count;
-    if (n >= d->count / 3)
-        return sample_of_all(d, n, rng);
+    struct dict_entry **out = mem_alloc(MEM_OTHER, (n ? n : 1) * sizeof(struct dict_entry *));
+    if (n >= d->count / SAMPLE_FEW) {
+        sample_walk(d, n, rng, out);
+        return out;
+    }
     size_t slots = 4;
     while (slots < 2 * n)
         slots *= 2;
     struct dict_entry **set = mem_calloc(MEM_OTHER, slots * sizeof(struct dict_entry *));
-    struct dict_entry **out = mem_alloc(MEM_OTHER, (n ? n : 1) * sizeof(struct dict_entry *));
     for (size_t i = 0; i < n;) {
         out[i] = dict_random(d, rng);
         i += !taken(set, slots, out[i]);
