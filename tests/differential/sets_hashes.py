@@ -93,6 +93,13 @@ class Draw:
                            [b"LIMIT", b"1", b"limit", b"2"]))
         return [b"SINTERCARD", numkeys] + keys + more
 
+    def limit(self):
+        """The encodings' limits, mostly what they are by default."""
+        name, default, other = self.rng.choice(((b"hash-max-listpack-entries", b"128", b"5"),
+                                                (b"hash-max-listpack-value", b"64", b"12"),
+                                                (b"set-max-intset-entries", b"512", b"10")))
+        return [b"CONFIG", b"SET", name, self.rng.choice((default, default, other, b"0"))]
+
     def commands(self):
         """Rows of (weight, how to make one)."""
         rng, n = self.rng, self.g.key
@@ -132,6 +139,7 @@ class Draw:
             (12, lambda: [pick(b"SINTER", b"SUNION", b"SDIFF")] + keys()),
             (8, lambda: [pick(b"SINTERSTORE", b"SUNIONSTORE", b"SDIFFSTORE"), t()] + keys()),
             (5, self.card),
+            (1, self.limit),
         ]
 
     def popped(self):
