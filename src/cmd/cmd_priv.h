@@ -247,6 +247,8 @@ bool cmd_scan_options(struct call *c, int from, bool typed, struct scan_args *a)
 /* n items, in RESP, are taken from the chain. */
 void cmd_scan_reply(struct call *c, uint64_t next, int64_t n, struct chain *items);
 
+/* Key i, if it is a hash here: fields whose time has come go, and the key with the last of them. */
+void hash_expire(struct call *c, int i);
 /* The hash of key 0, for a command that reads (counted), or that changes it. Fields whose time has come are gone. false:
  * it is no hash, and the error was replied. o NULL: there is none. */
 struct hash_target {

@@ -11,9 +11,9 @@
 
 /* Fields whose time has come go before anybody looks. In a command that only reads, too: who reads the value from disk
  * comes to the same, so nothing has to be written. */
-static void expire_fields(struct call *c)
+void hash_expire(struct call *c, int i)
 {
-    struct call_key *k = &c->keys[0];
+    struct call_key *k = &c->keys[i];
 
     if (!k->obj || k->obj->type != OBJ_HASH || hash_expire_fields(k->obj, c->now_ms) == 0)
         return;
@@ -23,23 +23,23 @@ static void expire_fields(struct call *c)
             k->obj = NULL;
         return;
     }
-    ks_notify(c, 0, NOTIFY_HASH, "hexpired");
+    ks_notify(c, i, NOTIFY_HASH, "hexpired");
     if (none) {
-        ks_delete(c, 0);
-        ks_notify(c, 0, NOTIFY_GENERIC, "del");
+        ks_delete(c, i);
+        ks_notify(c, i, NOTIFY_GENERIC, "del");
     }
 }
 
 bool hash_read(struct call *c, struct object **o)
 {
-    expire_fields(c);
+    hash_expire(c, 0);
     *o = ks_read(c, 0);
     return ks_is(c, *o, OBJ_HASH);
 }
 
 bool hash_find(struct call *c, struct hash_target *t)
 {
-    expire_fields(c);
+    hash_expire(c, 0);
     *t = (struct hash_target){.o = ks_peek(c, 0), .limits = ks_limits(c)};
     return ks_is(c, t->o, OBJ_HASH);
 }

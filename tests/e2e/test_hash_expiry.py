@@ -79,6 +79,14 @@ def test_what_has_expired_is_in_no_reply(c):
     assert ttl(c, "h FIELDS 2 a b") == [-1, -1]
 
 
+def test_a_key_goes_with_its_last_field(c):
+    for key, line in (("k1", "EXISTS k1"), ("k2", "TYPE k2"), ("k3", "TTL k3"), ("k4", "HLEN k4"), ("k5", "HGETEX k5 FIELDS 1 a")):
+        ask(c, "HSETEX %s PX 30 FIELDS 2 a 1 b 2" % key)
+        missing = ask(c, line.replace(key, "no"))
+        wait_until(lambda: ask(c, line) == missing)
+        assert ask(c, "OBJECT ENCODING " + key) is None
+
+
 def test_a_new_value_has_no_expiry_and_a_changed_one_keeps_it(c):
     ask(c, "HEXPIRE h 100 FIELDS 3 a b c")
     ask(c, "HSET h a 5")

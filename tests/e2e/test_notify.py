@@ -75,7 +75,7 @@ SCENARIOS = {
                "HDEL h c d n", "HGET no a", "HMGET no a b", "HGETALL no", "HLEN no", "HEXISTS no a", "HSTRLEN no a",
                "HSCAN no 0", "HRANDFIELD no", "HRANDFIELD no 3", "HKEYS no", "HVALS no", "HSET f x 1", "HGET f x"],
     "sets": ["SADD s 1 2 3", "SADD s 1", "SADD t a", "SREM s 9", "SREM s 1", "SREM t a", "SADD one x", "SPOP one",
-             "SADD one x y", "SPOP one 0", "SPOP one 5", "SPOP no", "SPOP no 3", "SADD m 1", "SMOVE m s 1", "SMOVE m s 1",
+             "SADD one 7 8", "SPOP one 0", "SPOP one 5", "SPOP no", "SPOP no 3", "SADD m 1", "SMOVE m s 1", "SMOVE m s 1",
              "SMOVE s s 1", "SMOVE s s 77", "SMOVE s new 1", "SADD new 2", "SMOVE new s 2", "SINTERSTORE d s s",
              "SINTERSTORE d s no", "SINTERSTORE d s no", "SUNIONSTORE s s no", "SUNIONSTORE e no no", "SDIFFSTORE e s no",
              "SDIFFSTORE e e s", "SDIFFSTORE e no s", "SUNIONSTORE s no no2", "SADD p 1", "EXPIRE p 100", "SADD p 2",
