@@ -1,6 +1,8 @@
 #ifndef TIERCEL_OBJECT_PRIV_H
 #define TIERCEL_OBJECT_PRIV_H
 
+#include "tiercel/dict.h"
+#include "tiercel/num.h"
 #include "tiercel/object.h"
 
 /* A packed EMBED value is | raw length 4 | frame |; the value length field counts both. */
@@ -71,5 +73,35 @@ static inline const char *entry_len_get(const char *at, size_t *len)
     *len = len32;
     return at + 1 + sizeof(len32);
 }
+
+/* ---- what type_hash.c and hash_load.c share ---- */
+
+/* Many fields, or some that expire. */
+struct hash {
+    struct dict fields;
+    size_t bytes;             /* of all fields' allocations */
+    size_t text;              /* of the fields and values themselves */
+    struct dict_entry **heap; /* those that expire, the soonest first: a binary heap */
+    size_t timed, room;       /* how many, and how many it has room for */
+};
+
+struct hash *hash_big_new(void);
+void hash_big_free(struct hash *h);
+#define HASH_KEEP (-1) /* when it expires is as it was */
+/* true: the field is new. at_ms 0: it does not expire. */
+bool hash_big_set(struct hash *h, struct slice name, struct slice value, int64_t at_ms);
+/* A hash table of the same fields, in place of the listpack. NULL: one is there twice. */
+struct hash *hash_big_from_small(unsigned char *lp);
+
+/* Few fields: a listpack of fields and values in turn. */
+size_t hash_small_len(const unsigned char *lp);
+/* The field at p, and the value behind it. Returns the next field's place. */
+const unsigned char *hash_small_read(const unsigned char *lp, const unsigned char *p, char scratch[2][NUM_I64_MAX],
+                                     struct slice *name, struct slice *value);
+/* May it stay a listpack with these? */
+bool hash_small_takes(const unsigned char *lp, struct slice name, struct slice value, const struct obj_limits *lim);
+
+void hash_destroy(enum obj_enc enc, void *value);
+bool hash_load(struct rdb_reader *in, int rdb_type, const struct obj_limits *lim, enum obj_enc *enc, void **value);
 
 #endif
