@@ -28,7 +28,10 @@ enum rdb_type {
     RDB_HASH_LISTPACK = 16,
     RDB_ZSET_LISTPACK = 17,
     RDB_LIST_QUICKLIST_2 = 18,
-    RDB_STREAM_LISTPACKS_2 = 19
+    RDB_STREAM_LISTPACKS_2 = 19,
+    /* Redis 7.4's, of hashes with fields that expire; the latter is only read. */
+    RDB_HASH_METADATA = 24,
+    RDB_HASH_LISTPACK_EX = 25
 };
 
 /* ---- writing: appends to `out` ---- */

@@ -210,6 +210,7 @@ uint32_t command_categories(const struct command *cmd);
 /* Where first, last and access of a row cannot say it. */
 int cmd_debug_keys(int argc, const struct slice *argv, int *pos, int max);
 enum key_access cmd_set_access(int argc, const struct slice *argv); /* string.c */
+int cmd_sintercard_keys(int argc, const struct slice *argv, int *pos, int max);
 
 /* By COMMAND's names: "get", "client", "client|list". NULL: unknown. */
 const struct command *command_find_full(struct slice name);
@@ -260,6 +261,28 @@ bool cmd_scan_cursor(struct call *c, int arg, struct scan_args *a);
 bool cmd_scan_options(struct call *c, int from, bool typed, struct scan_args *a);
 /* n items, in RESP, are taken from the chain. */
 void cmd_scan_reply(struct call *c, uint64_t next, int64_t n, struct chain *items);
+
+/* Key i, if it is a hash here: fields whose time has come go, and the key with the last of them. */
+void hash_expire(struct call *c, int i);
+/* The hash of key 0, for a command that reads (counted), or that changes it. Fields whose time has come are gone. false:
+ * it is no hash, and the error was replied. o NULL: there is none. */
+struct hash_target {
+    struct object *o;
+    bool is_new; /* made by this command */
+    bool stored; /* and in the table */
+    struct obj_limits limits;
+};
+bool hash_read(struct call *c, struct object **o);
+bool hash_find(struct call *c, struct hash_target *t);
+bool hash_find_or_make(struct call *c, struct hash_target *t);
+/* After the change: hash_stored(), then the events, then hash_changed(). */
+void hash_stored(struct call *c, struct hash_target *t);
+void hash_changed(struct call *c, const struct hash_target *t);
+
+/* SRANDMEMBER and HRANDFIELD with a negative count return as many as the client says, whatever the value has. There
+ * are limits here: elements, and bytes of the reply. */
+#define CMD_DRAW_MAX (1u << 20)
+#define CMD_DRAW_BYTES (512u << 20)
 
 /* Appends the first (left) or last element of list i to `out` and removes it. false: there is
  * no list, or it has another type; nothing is replied. For blocking pops. */

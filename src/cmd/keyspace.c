@@ -77,6 +77,7 @@ struct object *ks_read(struct call *c, int i)
 
 bool ks_lookup(struct call *c, int i)
 {
+    hash_expire(c, i);
     if (ks_exists(c, i)) {
         stats_inc(c->w->stats, STAT_keyspace_hits);
         return true;

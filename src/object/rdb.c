@@ -302,7 +302,9 @@ static enum obj_type type_of(int rdb_type)
     case RDB_HASH:
     case RDB_HASH_ZIPMAP:
     case RDB_HASH_ZIPLIST:
-    case RDB_HASH_LISTPACK: return OBJ_HASH;
+    case RDB_HASH_LISTPACK:
+    case RDB_HASH_METADATA:
+    case RDB_HASH_LISTPACK_EX: return OBJ_HASH;
     case RDB_STREAM_LISTPACKS:
     case RDB_STREAM_LISTPACKS_2: return OBJ_STREAM;
     default: return OBJ_NONE;

@@ -5,6 +5,8 @@ more away, or over already, and two relative ones are never close to one another
 """
 import random
 
+import sets_hashes
+
 NOW_S = 1700000000  # some time in the past
 INTS = [b"0", b"1", b"-1", b"7", b"42", b"-100", b"9999", b"10000", b"2147483648", b"-9223372036854775808",
         b"9223372036854775807", b"9223372036854775806", b"-9223372036854775807"]
@@ -29,6 +31,7 @@ class Grammar:
     def __init__(self, seed):
         self.rng = rng = random.Random(seed)
         self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES, (260, 60, 20, 30, 80))}
+        self.pool.update((t, self._names(t, n)) for t, n in sets_hashes.KINDS.items())
         self.all_keys = sorted(k for keys in self.pool.values() for k in keys)
         self.noise = rng.randbytes(300000)
         self.text = b"".join(rng.choice((b"falcon ", b"lure ", b"jess ", b"price=%d;" % i, b"\r\n"))
@@ -56,12 +59,12 @@ class Grammar:
         """A name that probably holds the kind of value that is wanted."""
         rng = self.rng
         if rng.random() < 0.07:
-            kinds = SAFE_TYPES
+            kinds = SAFE_TYPES + sets_hashes.POOLED
         names = self.pool[rng.choice(kinds)]
         return names[int(len(names) * rng.random() ** 1.5)]
 
     def any_key(self):
-        return self.key("sssifcll")
+        return self.key("sssifcllht")
 
     def data(self, size):
         source = self.rng.choice((self.noise, self.text))
@@ -142,7 +145,7 @@ class Grammar:
         rng = self.rng
         times = ["EX", "PX", "EXAT", "PXAT"]
         many = lambda make: [make() for _ in range(rng.choice((1, 1, 2, 3, 5, 12)))]
-        two = lambda: rng.choice(("ss", "ll", "ssi", "sl"))
+        two = lambda: rng.choice(("ss", "ll", "ssi", "sl", "hh", "tt", "ht"))
         read_any, n = self.any_key, self.key
 
         def pairs():
@@ -216,7 +219,7 @@ class Grammar:
             (2, lambda: [b"PING"] + [self.small()] * rng.randint(0, 1)),
             (1, lambda: [rng.choice((b"NOSUCH", b"GETT", b"", b"object", b"lpushy\r\nx"))] + many(self.small)),
             (1, lambda: [b"OBJECT", b"HELP"]),
-        ]
+        ] + sets_hashes.Draw(self).commands()
 
     def rare(self):
         """Commands on whole databases."""
@@ -234,7 +237,7 @@ class Grammar:
         cmd = self.commands[rng.randrange(len(self.commands))]() if rng.random() < 0.9995 else self.rare()
         cmd[0] = cased(rng, cmd[0])
         how = rng.random()
-        if how < 0.01 and len(cmd) > 1:
+        if how < 0.01 and len(cmd) > 1 and cmd[0].upper() not in sets_hashes.WHOLE:
             del cmd[rng.randint(1, len(cmd) - 1):]
         elif how < 0.02:
             cmd.append(rng.choice(WORDS))
@@ -276,7 +279,9 @@ class Grammar:
             how = rng.random()
             if how < 0.02:
                 cmds += self.transaction()
-            elif how < 0.023:
+            elif how < 0.03:
+                cmds += sets_hashes.Draw(self).popped()
+            elif how < 0.033:
                 cmds.append(rng.choice(([b"EXEC"], [b"DISCARD"], [b"UNWATCH"])))
             else:
                 cmds.append(self.one())
