@@ -32,16 +32,23 @@ struct object_ops {
     size_t (*bytes)(enum obj_enc enc, const void *value);  /* of memory; O(1) */
     size_t (*len)(enum obj_enc enc, const void *value);    /* elements; O(1) */
     size_t (*stored)(enum obj_enc enc, const void *value); /* bytes of its serial form, about; O(1) */
-    /* Redis's form of it: the type byte, then the body. */
+    /* Redis's form of it: the type byte, then the body; one of the two is NULL (value_save()). In parts of about `bytes`:
+     * *at is 0 at the first one, and not after it; true: that was the last. */
     void (*save)(enum obj_enc enc, const void *value, struct buf *out);
-    /* The same in parts, as object_serialise_part(), which sees to the first byte; *at is 0 at the first one, and
-     * not after it. NULL: there is only one. */
     bool (*save_part)(enum obj_enc enc, const void *value, uint64_t *at, size_t bytes, struct buf *out);
     /* Reads a body of that RDB type, which is one of this object type's. lim NULL: any size may have any encoding.
      * false: it is damaged, or empty; nothing is left behind. What comes from outside is checked byte by byte. */
     bool (*load)(struct rdb_reader *in, int rdb_type, const struct obj_limits *lim, enum obj_enc *enc, void **value);
 };
 extern const struct object_ops list_ops, set_ops, zset_ops, hash_ops, stream_ops;
+
+/* All of it. */
+void value_save(const struct object_ops *ops, enum obj_enc enc, const void *value, struct buf *out);
+/* For save_part: entries of a dict, each appended by fn to `out`. */
+struct dict;
+struct dict_entry;
+bool dict_save_part(const struct dict *d, uint64_t *at, size_t bytes, void (*fn)(void *out, struct dict_entry *e),
+                    struct buf *out);
 
 /* Frees a value, at once or in the background (lazy.c). */
 void value_destroy(const struct object_ops *ops, enum obj_enc enc, void *value);

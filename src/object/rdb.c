@@ -364,7 +364,7 @@ bool rdb_dump(const struct object *o, struct codec *codec, struct buf *out)
     size_t start = out->len;
 
     if (ops) {
-        ops->save(o->enc, object_ptr(o), out);
+        value_save(ops, o->enc, object_ptr(o), out);
     } else {
         if (object_string(o, codec, scratch, &s) != ST_OK)
             return false;

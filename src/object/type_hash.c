@@ -559,14 +559,13 @@ static size_t hash_stored(enum obj_enc enc, const void *value)
     return enc == ENC_LISTPACK ? listpack_bytes(value) : h->text + 2 * h->fields.count + 4 * h->timed;
 }
 
-static bool save_field(void *arg, struct dict_entry *e)
+static void save_field(void *arg, struct dict_entry *e)
 {
     struct slice name, value;
 
     field_read(e, &name, &value);
     rdb_put_string(arg, name);
     rdb_put_string(arg, value);
-    return true;
 }
 
 /* As Redis 7.4 has it: when the first one expires, and of each by how much later, and one, or 0 if it does not. */
@@ -585,20 +584,24 @@ static void save_timed(const struct hash *h, struct buf *out)
     }
 }
 
-static void hash_save(enum obj_enc enc, const void *value, struct buf *out)
+static bool hash_save_part(enum obj_enc enc, const void *value, uint64_t *at, size_t bytes, struct buf *out)
 {
     const struct hash *h = value;
 
     if (enc == ENC_LISTPACK) {
         buf_byte(out, RDB_HASH_LISTPACK);
         rdb_put_raw(out, listpack_slice(value));
-    } else if (h->timed) {
+        return true;
+    }
+    if (h->timed) {
         save_timed(h, out);
-    } else {
+        return true;
+    }
+    if (*at == 0) {
         buf_byte(out, RDB_HASH);
         rdb_put_len(out, h->fields.count);
-        dict_each(&h->fields, save_field, out);
     }
+    return dict_save_part(&h->fields, at, bytes, save_field, out);
 }
 
 const struct object_ops hash_ops = {
@@ -609,6 +612,6 @@ const struct object_ops hash_ops = {
     .bytes = hash_bytes_used,
     .len = hash_len,
     .stored = hash_stored,
-    .save = hash_save,
+    .save_part = hash_save_part,
     .load = hash_load,
 };

@@ -512,24 +512,25 @@ static size_t set_stored(enum obj_enc enc, const void *value)
     return enc == ENC_INTSET ? intset_bytes(value) : s->text + s->members.count;
 }
 
-static bool save_member(void *arg, struct dict_entry *e)
+static void save_member(void *arg, struct dict_entry *e)
 {
     rdb_put_string(arg, member_text(e));
-    return true;
 }
 
-static void set_save(enum obj_enc enc, const void *value, struct buf *out)
+static bool set_save_part(enum obj_enc enc, const void *value, uint64_t *at, size_t bytes, struct buf *out)
 {
     const struct set *s = value;
 
     if (enc == ENC_INTSET) {
         buf_byte(out, RDB_SET_INTSET);
         rdb_put_raw(out, SLICE(value, intset_bytes(value)));
-        return;
+        return true;
     }
-    buf_byte(out, RDB_SET);
-    rdb_put_len(out, s->members.count);
-    dict_each(&s->members, save_member, out);
+    if (*at == 0) {
+        buf_byte(out, RDB_SET);
+        rdb_put_len(out, s->members.count);
+    }
+    return dict_save_part(&s->members, at, bytes, save_member, out);
 }
 
 static bool load_intset(struct rdb_reader *in, const struct obj_limits *lim, enum obj_enc *enc, void **value)
@@ -582,6 +583,6 @@ const struct object_ops set_ops = {
     .bytes = set_bytes,
     .len = set_len,
     .stored = set_stored,
-    .save = set_save,
+    .save_part = set_save_part,
     .load = set_load,
 };
