@@ -5,8 +5,10 @@ more away, or over already, and two relative ones are never close to one another
 """
 import random
 
+import bits
 import sets_hashes
 
+MODULES = (sets_hashes, bits)
 NOW_S = 1700000000  # some time in the past
 INTS = [b"0", b"1", b"-1", b"7", b"42", b"-100", b"9999", b"10000", b"2147483648", b"-9223372036854775808",
         b"9223372036854775807", b"9223372036854775806", b"-9223372036854775807"]
@@ -31,7 +33,8 @@ class Grammar:
     def __init__(self, seed):
         self.rng = rng = random.Random(seed)
         self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES, (260, 60, 20, 30, 80))}
-        self.pool.update((t, self._names(t, n)) for t, n in sets_hashes.KINDS.items())
+        for more in MODULES:
+            self.pool.update((t, self._names(t, n)) for t, n in more.KINDS.items())
         self.all_keys = sorted(k for keys in self.pool.values() for k in keys)
         self.noise = rng.randbytes(300000)
         self.text = b"".join(rng.choice((b"falcon ", b"lure ", b"jess ", b"price=%d;" % i, b"\r\n"))
@@ -59,12 +62,12 @@ class Grammar:
         """A name that probably holds the kind of value that is wanted."""
         rng = self.rng
         if rng.random() < 0.07:
-            kinds = SAFE_TYPES + sets_hashes.POOLED
+            kinds = SAFE_TYPES + "".join(more.POOLED for more in MODULES)
         names = self.pool[rng.choice(kinds)]
         return names[int(len(names) * rng.random() ** 1.5)]
 
     def any_key(self):
-        return self.key("sssifcllht")
+        return self.key("sssifcllhtby")
 
     def data(self, size):
         source = self.rng.choice((self.noise, self.text))
@@ -219,7 +222,7 @@ class Grammar:
             (2, lambda: [b"PING"] + [self.small()] * rng.randint(0, 1)),
             (1, lambda: [rng.choice((b"NOSUCH", b"GETT", b"", b"object", b"lpushy\r\nx"))] + many(self.small)),
             (1, lambda: [b"OBJECT", b"HELP"]),
-        ] + sets_hashes.Draw(self).commands()
+        ] + [row for more in MODULES for row in more.Draw(self).commands()]
 
     def rare(self):
         """Commands on whole databases."""
