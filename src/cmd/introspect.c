@@ -210,6 +210,17 @@ static void reply_named_int(struct reply *r, const char *name, int64_t v)
     reply_int(r, v);
 }
 
+/* A number of keys, then the keys. */
+static void reply_numbered_keys(struct reply *r, const struct command *cmd)
+{
+    reply_named_map(r, "begin_search", "index", 1);
+    reply_named_int(r, "index", cmd->find_keys == cmd_keys_behind_2 ? 2 : 1);
+    reply_named_map(r, "find_keys", "keynum", 3);
+    reply_named_int(r, "keynumidx", 0);
+    reply_named_int(r, "firstkey", 1);
+    reply_named_int(r, "keystep", 1);
+}
+
 /* Where a row has several specs, each stands for one key. */
 static void reply_key_specs(struct reply *r, const struct command *cmd)
 {
@@ -226,6 +237,10 @@ static void reply_key_specs(struct reply *r, const struct command *cmd)
         }
         reply_bulk_str(r, "flags");
         reply_words(r, flags);
+        if (cmd->flags & CMD_MOVABLEKEYS) {
+            reply_numbered_keys(r, cmd);
+            continue;
+        }
         reply_named_map(r, "begin_search", "index", 1);
         reply_named_int(r, "index", cmd->first + i);
         reply_named_map(r, "find_keys", "range", 3);

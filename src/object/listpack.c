@@ -393,7 +393,7 @@ static unsigned char *make_room(unsigned char **lp, size_t at, size_t old, size_
     size_t bytes = listpack_bytes(*lp), now = bytes - old + len;
 
     CHECK(now <= LISTPACK_SAFE_BYTES + ENC_MAX + BACK_MAX);
-    if (len > old)
+    if (len > old && now > mem_usable(*lp))
         *lp = mem_realloc(MEM_DATA, *lp, now);
     memmove(*lp + at + len, *lp + at + old, bytes - at - old);
     if (len < old)
