@@ -46,7 +46,7 @@ static void pop_or_wait(struct call *c, int timeout_arg)
     int64_t timeout_ms, count;
     bool left;
 
-    if (!block_arg_timeout(c, timeout_arg, &timeout_ms) || !pop_args(c, &left, &count))
+    if (!pop_args(c, &left, &count) || !block_arg_timeout(c, timeout_arg, &timeout_ms))
         return;
     int i = first_list(c, c->nkeys);
     if (i >= 0)

@@ -335,9 +335,10 @@ void qlist_insert(const struct qlist_pos *at, bool after, struct slice elem, int
     }
     if (!q)
         q = list_grow(at->o);
-    if (p && p != listpack_first(lp))
+    bool first = p && p == listpack_first(lp);
+    if (p && !first)
         nodes_split(q, i, p);
-    nodes_add(q, i + !(p && p == listpack_first(lp)), elem, size);
+    nodes_add(q, i + !first, elem, size);
 }
 
 void qlist_set(struct object *o, size_t index, struct slice elem, int size)
