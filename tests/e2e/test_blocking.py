@@ -31,9 +31,11 @@ def pair(tiercel):
 
 @pytest.fixture
 def on_disk(tiercel):
-    """A server with lists d0 to d9 on disk only."""
+    """A server whose database 1 has lists d0 to d9 on disk only: after a SWAPDB those who waited for something else
+    need them."""
     t = tiercel(threads=2, appendonly="yes", appendfsync="always")
     with t.raw() as a:
+        a.ask("SELECT", "1")
         for i in range(10):
             a.ask("RPUSH", "d%d" % i, "old")
     t.restart()
@@ -126,13 +128,13 @@ def test_the_destination_is_on_disk(on_disk):
     with t.raw() as a, t.raw() as b, t.raw() as c:
         wait(t, b, "BLMOVE", "l", "d0", "LEFT", "RIGHT", "0")
         wait(t, c, "BLPOP", "l", "0")
+        a.ask("SWAPDB", "0", "1")
         assert a.ask("RPUSH", "l", "x", "y") == 2
         assert b.read_value() == b"x" and c.read_value() == [b"l", b"y"]
         assert a.ask("LRANGE", "d0", "0", "-1") == [b"old", b"x"] and a.ask("EXISTS", "l") == 0
         blocked(t, 0)
         # what is moved may be what somebody waits for
         wait(t, b, "BLMOVE", "l", "d1", "LEFT", "RIGHT", "0")
-        a.ask("DEL", "l")
         wait(t, c, "BLMOVE", "l2", "l", "LEFT", "RIGHT", "0")
         a.ask("RPUSH", "l2", "z")
         assert c.read_value() == b"z" and b.read_value() == b"z"
@@ -147,64 +149,69 @@ def test_the_destination_is_on_disk(on_disk):
 def test_swapdb_brings_the_source(on_disk):
     t = on_disk
     with t.raw() as a, t.raw() as b, t.raw() as c:
-        a.ask("SELECT", "1")
-        b.ask("SELECT", "1")
         wait(t, b, "BLMOVE", "d3", "m", "LEFT", "RIGHT", "0")
-        c.ask("SELECT", "1")
         wait(t, c, "BLPOP", "d3", "d4", "0")
         a.ask("SWAPDB", "0", "1")
         assert b.read_value() == b"old" and c.read_value() == [b"d4", b"old"]
         assert a.ask("LRANGE", "m", "0", "-1") == [b"old"]
 
 
-def test_clients_that_go_pass_their_turn_on(on_disk):
+@pytest.mark.parametrize("how", ["close", "unblock", "timeout"])
+def test_who_goes_passes_the_turn_on(on_disk, how):
+    """While what it needs is fetched, or before, or after: whoever is next gets the next element."""
     t = on_disk
     with t.raw() as a, t.raw() as last:
         for i in range(10):
-            movers = [t.raw() for _ in range(3)]
-            for m in movers:
-                wait(t, m, "BLMOVE", "l", "d%d" % i, "LEFT", "RIGHT", "0")
-            last_id = last.ask("CLIENT", "ID")
+            m = t.raw()
+            m_id = m.ask("CLIENT", "ID")
+            wait(t, m, "BLMOVE", "l", "d%d" % i, "LEFT", "RIGHT", "0.25" if how == "timeout" else "0")
             wait(t, last, "BLPOP", "l", "0")
-            for m in movers[1:]:
+            if i == 0:
+                a.ask("SWAPDB", "0", "1")
+            if how == "timeout":
+                time.sleep(0.2 + i / 100)
+            a.send(b"RPUSH l 1\r\n" + (b"CLIENT UNBLOCK %d\r\n" % m_id if how == "unblock" else b""))
+            if how == "close":
                 m.close()
-            a.send_command("RPUSH", "l", "1")
-            movers[0].close()
-            a.read_reply()
-            a.ask("RPUSH", "l", "2", "3", "4")
-            assert last.read_value()[0] == b"l"
+            assert a.read_value() == 1
+            gone = how == "unblock" and a.read_value() == 1
+            moved = m.read_value() if how != "close" else None
+            assert not (moved and gone)
+            a.ask("RPUSH", "l", "2")
+            assert last.read_value() in ([b"l", b"1"], [b"l", b"2"])
             blocked(t, 0)
-            assert a.ask("CLIENT", "UNBLOCK", last_id) == 0
-            left = a.ask("LLEN", "l") + a.ask("LLEN", "d%d" % i)
-            assert left == 4, (i, left)
+            assert a.ask("LLEN", "l") + a.ask("LLEN", "d%d" % i) == 2
+            m.close()
             a.ask("DEL", "l")
 
 
 # ---- many at once
 
+HOT = ["hot:%d" % i for i in range(6)]      # mostly empty: those that are waited for
+COLD = ["cold:%d" % i for i in range(300)]  # mostly on disk
+ENDS = ("LEFT", "RIGHT")
+
+
 def mover(t, seed, stop, errors):
     rng = random.Random(seed)
+    target = lambda: rng.choice(HOT if rng.random() < 0.5 else COLD)
     try:
         while not stop.is_set():
             with t.raw() as c:
                 for _ in range(rng.randint(1, 30)):
-                    src, dst = rng.choice(LISTS), rng.choice(LISTS)
-                    kind = rng.random()
-                    if kind < 0.8:
-                        c.ask("BLMOVE", src, dst, rng.choice(ENDS), rng.choice(ENDS), rng.choice(("0.001", "0.05", "1")))
+                    kind, ends = rng.random(), (rng.choice(ENDS), rng.choice(ENDS))
+                    if kind < 0.6:
+                        c.ask("BLMOVE", rng.choice(HOT), target(), *ends, rng.choice(("0.001", "0.01", "0.1")))
                     elif kind < 0.9:
-                        c.ask("LMOVE", src, dst, rng.choice(ENDS), rng.choice(ENDS))
+                        c.ask("LMOVE", rng.choice(COLD), rng.choice(HOT), *ends)
                     else:
-                        c.pipeline(("MULTI",), ("LMOVE", src, dst, "LEFT", "LEFT"), ("BRPOPLPUSH", dst, src, "0"), ("EXEC",))
-                if rng.random() < 0.3:  # goes while it waits
-                    c.send_command("BLMOVE", rng.choice(LISTS), rng.choice(LISTS), "LEFT", "RIGHT", "0")
+                        c.pipeline(("MULTI",), ("LMOVE", rng.choice(COLD), HOT[0], *ends),
+                                   ("BRPOPLPUSH", rng.choice(HOT), target(), "0"), ("EXEC",))
+                if rng.random() < 0.5:  # goes while it waits
+                    c.send_command("BLMOVE", rng.choice(HOT), target(), "LEFT", "RIGHT", "0")
                     time.sleep(rng.random() / 100)
     except Exception as e:  # noqa: B902
         errors.append(e)
-
-
-LISTS = ["list:%d" % i for i in range(12)]
-ENDS = ("LEFT", "RIGHT")
 
 
 @pytest.mark.parametrize("journal", ["no", "everysec", "always"])
@@ -214,17 +221,18 @@ def test_nothing_is_lost_or_doubled(tiercel, journal):
     t = tiercel(threads=2, maxmemory="6mb", **options)
     errors, stop = [], threading.Event()
     movers = [threading.Thread(target=mover, args=(t, i, stop, errors)) for i in range(8)]
-    pushed = 0
+    with t.raw() as a:
+        a.pipeline(*[("RPUSH", name, "%d" % i, "%d" % (1000 + i)) for i, name in enumerate(COLD)])
+    t.restart()
     with t.raw() as a:
         for thread in movers:
             thread.start()
         end = time.monotonic() + 3
+        n = 0
         while time.monotonic() < end:
-            a.pipeline(*[("RPUSH", random.choice(LISTS), "%d" % (pushed + i)) for i in range(3)])
-            pushed += 3
-            if pushed % 300 == 0:  # has lists go to disk
-                a.pipeline(*[("SET", "fill:%d" % (pushed + i), "x" * 20000) for i in range(30)])
-            if pushed % 999 == 0 and journal != "always":
+            n += 1
+            a.pipeline(*[("SET", "fill:%d" % ((n * 10 + i) % 3000), "x" * 20000) for i in range(10)])
+            if n % 5 == 0:
                 a.pipeline(("SWAPDB", "0", "1"), ("SWAPDB", "0", "1"))
         stop.set()
         for thread in movers:
@@ -235,5 +243,5 @@ def test_nothing_is_lost_or_doubled(tiercel, journal):
             t.kill9()
             t.start()
     with t.raw() as a:
-        found = sorted(int(e) for name in LISTS for e in a.ask("LRANGE", name, "0", "-1"))
-        assert found == list(range(pushed))
+        found = sorted(int(e) for name in HOT + COLD for e in a.ask("LRANGE", name, "0", "-1"))
+        assert found == sorted([*range(len(COLD)), *range(1000, 1000 + len(COLD))])
