@@ -191,7 +191,7 @@ static const struct suspend_ops block_ops = {block_cancel};
 
 bool block_unblock(struct session *s, bool error)
 {
-    void (*end)(struct call *c, void *arg) = error ? reply_unblocked : reply_timeout;
+    void (*end)(struct call * c, void *arg) = error ? reply_unblocked : reply_timeout;
 
     if (!(s->flags & SESSION_BLOCKED) || list_empty(&s->queue))
         return false;

@@ -244,7 +244,7 @@ uint32_t command_categories(const struct command *cmd);
 int cmd_debug_keys(int argc, const struct slice *argv, int *pos, int max);
 int cmd_keys_behind_1(int argc, const struct slice *argv, int *pos, int max); /* argv[1] says how many there are */
 int cmd_keys_behind_2(int argc, const struct slice *argv, int *pos, int max); /* argv[2] does */
-enum key_access cmd_set_access(int argc, const struct slice *argv); /* string.c */
+enum key_access cmd_set_access(int argc, const struct slice *argv);           /* string.c */
 
 /* By COMMAND's names: "get", "client", "client|list". NULL: unknown. */
 const struct command *command_find_full(struct slice name);
@@ -296,9 +296,9 @@ void cmd_scan_reply(struct call *c, uint64_t next, int64_t n, struct chain *item
 /* Lists (list.c), for commands that wait for them. The key has one. They reply, tell of it and remove the list when
  * it is empty. */
 void list_pop_one(struct call *c, int i, bool left);
-void list_pop_many(struct call *c, int i, bool left, uint64_t max);          /* an array */
-void list_pop_named(struct call *c, int i, bool left, int64_t count);        /* with the key's name; 0: just one */
-void list_move(struct call *c, bool from_left, bool to_left);                /* from keys[0] to keys[1] */
+void list_pop_many(struct call *c, int i, bool left, uint64_t max);   /* an array */
+void list_pop_named(struct call *c, int i, bool left, int64_t count); /* with the key's name; 0: just one */
+void list_move(struct call *c, bool from_left, bool to_left);         /* from keys[0] to keys[1] */
 /* LEFT or RIGHT; what follows the keys' number at `numkeys`. false: the error was replied. */
 bool list_arg_end(struct call *c, int arg, bool *left);
 bool list_args_mpop(struct call *c, int numkeys, bool *left, int64_t *count);

@@ -157,9 +157,7 @@ static bool run_head(struct parked *p)
     if (pinned)
         tier_release(s->w, &p->treq);
     switch (rc) {
-    case DISPATCH_DONE:
-        parked_done(p);
-        return true;
+    case DISPATCH_DONE: parked_done(p); return true;
     case DISPATCH_FAULT:
         if (p->faults++ < REFAULT_MAX) {
             parked_fault(p, true);

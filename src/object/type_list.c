@@ -19,8 +19,8 @@ struct qlist {
 };
 
 #define LISTPACK_EMPTY 7
-#define ELEM_ROOM 14        /* at most what a listpack keeps beside an element's bytes */
-#define COUNTED_BYTES 8192  /* of a node whose elements are counted */
+#define ELEM_ROOM 14       /* at most what a listpack keeps beside an element's bytes */
+#define COUNTED_BYTES 8192 /* of a node whose elements are counted */
 #define NODE_BYTES_MAX 65536
 
 /* ---- nodes ---- */
@@ -209,11 +209,11 @@ static void nodes_add(struct qlist *q, size_t i, struct slice elem, int size)
     if (i > 0 && node_takes(node_at(q, i - 1), elem, size)) {
         size_t count = node_at(q, i - 1)->count;
         unsigned char *lp = node_open(q, i - 1);
-        node_close(q, i - 1, listpack_append(lp, elem), count + 1);
+        node_close(q, i - 1, listpack_push(lp, false, elem), count + 1);
     } else if (i < q->n && node_takes(node_at(q, i), elem, size)) {
         size_t count = node_at(q, i)->count;
         unsigned char *lp = node_open(q, i);
-        node_close(q, i, listpack_prepend(lp, elem), count + 1);
+        node_close(q, i, listpack_push(lp, true, elem), count + 1);
     } else {
         node_add(q, i, node_of_one(elem, size));
     }
@@ -258,7 +258,7 @@ void qlist_push(struct object *o, bool left, struct slice elem, int size)
     if (LIKELY(o->enc == ENC_LISTPACK)) {
         unsigned char *lp = object_ptr(o);
         if (LIKELY(fits(listpack_bytes(lp), listpack_len(lp), elem.len, size))) {
-            unsigned char *now = left ? listpack_prepend(lp, elem) : listpack_append(lp, elem);
+            unsigned char *now = listpack_push(lp, left, elem);
             if (now != lp)
                 object_set_ptr(o, ENC_LISTPACK, now);
             return;

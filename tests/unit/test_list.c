@@ -241,7 +241,7 @@ static void test_a_small_one_is_one_allocation(void **state)
     for (int i = 0; i < 8; i++)
         qlist_push(o, false, SLICE_LIT("0123456789"), -2);
     assert_int_equal(o->enc, ENC_LISTPACK);
-    assert_true(object_bytes(o) <= 16 + 4 + 8 + 128);
+    assert_true(object_bytes(o) < 16 + 48 + 32 + 112); /* what it is in Redis */
     for (int i = 0; i < 2000; i++)
         qlist_push(o, false, SLICE_LIT("0123456789"), -2);
     assert_int_equal(o->enc, ENC_BIG);
