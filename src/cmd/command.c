@@ -172,11 +172,12 @@ static int keys_behind(int argc, const struct slice *argv, int at, int *pos, int
 {
     int64_t n;
 
-    if (at >= argc || !num_parse_i64(argv[at], &n) || n < 0 || n >= argc - at || n > max)
+    if (at >= argc || !num_parse_i64(argv[at], &n) || n < 0 || n >= argc - at)
         return -1;
-    for (int i = 0; i < (int)n; i++)
+    int found = n < max ? (int)n : max;
+    for (int i = 0; i < found; i++)
         pos[i] = at + 1 + i;
-    return (int)n;
+    return found;
 }
 
 int cmd_keys_behind_1(int argc, const struct slice *argv, int *pos, int max)

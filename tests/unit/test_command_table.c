@@ -119,6 +119,11 @@ static void test_key_positions(void **state)
     check_keys("memory usage k samples 1", "2");
     check_keys("debug object k", "2");
     check_keys("debug sleep k", "");
+    check_keys("lmpop 2 a b left", "2 3");
+    check_keys("lmpop 0 a left", "");
+    check_keys("lmpop 4 a b left", "bad");
+    check_keys("lmpop x a b left", "bad");
+    check_keys("blmpop 0 2 a b left count 3", "3 4");
 }
 
 static void test_at_most_max_keys(void **state)
@@ -143,7 +148,7 @@ static void test_rows_are_consistent(void **state)
         /* One that sees to its keys itself cannot run where dispatch holds locks. */
         if (has_keys && cmd->access == KEY_NONE)
             assert_true(cmd->flags & CMD_NO_MULTI && cmd->flags & CMD_SERVER);
-        assert_true((cmd->first > 0) == (cmd->key_flags[0] != '\0'));
+        assert_true((cmd->first > 0 || cmd->flags & CMD_MOVABLEKEYS) == (cmd->key_flags[0] != '\0'));
         assert_true(cmd->first == 0 || cmd->step > 0);
         assert_false((cmd->flags & CMD_NEAR) && !(cmd->flags & CMD_READONLY));
         assert_false((cmd->flags & CMD_READONLY) && (cmd->flags & CMD_WRITE));
