@@ -172,7 +172,7 @@ static int keys_behind(int argc, const struct slice *argv, int at, int *pos, int
 {
     int64_t n;
 
-    if (at >= argc || !num_parse_i64(argv[at], &n) || n < 0 || n >= argc - at)
+    if (at >= argc || !num_parse_i64(argv[at], &n) || n <= 0 || n >= argc - at)
         return -1;
     int found = n < max ? (int)n : max;
     for (int i = 0; i < found; i++)

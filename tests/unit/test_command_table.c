@@ -120,7 +120,7 @@ static void test_key_positions(void **state)
     check_keys("debug object k", "2");
     check_keys("debug sleep k", "");
     check_keys("lmpop 2 a b left", "2 3");
-    check_keys("lmpop 0 a left", "");
+    check_keys("lmpop 0 a left", "bad");
     check_keys("lmpop 4 a b left", "bad");
     check_keys("lmpop x a b left", "bad");
     check_keys("blmpop 0 2 a b left count 3", "3 4");
