@@ -25,7 +25,7 @@
 #define INT64 0xf4
 #define ENC_MAX 9  /* bytes before a string's own, or a number */
 #define BACK_MAX 5 /* of the length behind */
-#define PUSH_SPARE_MAX 1024
+#define PUSH_SPARE_BELOW 256
 
 static uint32_t u32_at(const unsigned char *p)
 {
@@ -451,7 +451,7 @@ unsigned char *listpack_push(unsigned char *lp, bool left, struct slice elem)
     size_t bytes = listpack_bytes(lp);
 
     encode(&e, elem);
-    size_t spare = bytes < PUSH_SPARE_MAX ? bytes / 2 : PUSH_SPARE_MAX / 2;
+    size_t spare = bytes < PUSH_SPARE_BELOW ? bytes / 4 : 0; /* longer ones get some by the allocator's rounding */
     unsigned char *p = make_room(&lp, left ? HEAD : bytes - 1, 0, encoded_len(&e), spare);
     encoded_write(&e, p);
     count(lp, 1);
