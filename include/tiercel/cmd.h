@@ -45,6 +45,7 @@ struct cmd {
     _Atomic int64_t pause_until_ms; /* CLIENT PAUSE: wall time, 0 = none */
     _Atomic bool pause_all;         /* else writes only */
     _Atomic bool active_expire;     /* DEBUG SET-ACTIVE-EXPIRE */
+    _Atomic int block_moves;        /* clients that wait for one key and will change another (block.c) */
 
     _Atomic int monitors;    /* clients that are told of every command (monitor.c) */
     _Atomic unsigned notify; /* notify-keyspace-events in force: enum conf_notify; 0 = nothing is published */
@@ -75,7 +76,8 @@ struct cmd_worker {
     struct dispatch_scratch *scratch; /* dispatch.c */
     struct chain_pool replies;        /* of the sessions' `out` */
     const struct request *ahead;      /* what runs, while it is in the reader's hands: its key may be hashed */
-    struct buf ready;                 /* struct key: lists that got longer in this command (block.c) */
+    struct buf ready;                 /* struct key: what somebody may wait for, of this command (block.c) */
+    struct buf locked;                /* uint32_t: shards locked to serve those (block.c) */
 };
 
 /* Before the loops run; the main thread. */

@@ -106,6 +106,10 @@ static inline void mem_lock(struct mem_shard *s)
 {
     pthread_mutex_lock(&s->lock);
 }
+static inline bool mem_trylock(struct mem_shard *s)
+{
+    return pthread_mutex_trylock(&s->lock) == 0;
+}
 static inline void mem_unlock(struct mem_shard *s)
 {
     pthread_mutex_unlock(&s->lock);

@@ -279,6 +279,8 @@ enum status tier_may_write(struct worker *w);
  * Begin before its shards are locked. Does nothing without appendonly. */
 void tier_group_begin(struct worker *w);
 void tier_group_end(struct worker *w);
+/* May several keys be changed now so that they are on disk together: without appendonly, or within a group. */
+bool tier_grouped(const struct worker *w);
 /* The key's shard is locked: what the journal owes of it is written now, because another worker's
  * client will be told of it. */
 void tier_pay_locked(struct worker *w, const struct key *key);

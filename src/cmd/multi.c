@@ -376,7 +376,7 @@ enum dispatch_rc multi_exec(struct call *c)
             reply_array(&c->r, m->n);
             s->flags &= ~(uint32_t)SESSION_MULTI; /* what runs now is not queued again */
             exec_commands(c, keys);
-            block_serve(c->w, c->now_ms);
+            block_serve(c, &set);
         }
         dispatch_unlock(c->w, &set);
         exec_finish(c, dirty);

@@ -274,17 +274,6 @@ void cmd_sdiffstore(struct call *c)
 }
 
 /* SINTERCARD numkeys key [key ...] [LIMIT limit] */
-int cmd_sintercard_keys(int argc, const struct slice *argv, int *pos, int max)
-{
-    int64_t n;
-
-    if (argc < 3 || !num_parse_i64(argv[1], &n) || n < 1 || n > argc - 2)
-        return -1;
-    for (int i = 0; i < n && i < max; i++)
-        pos[i] = 2 + i;
-    return n < max ? (int)n : max;
-}
-
 void cmd_sintercard(struct call *c)
 {
     int64_t numkeys, limit = 0;

@@ -197,6 +197,13 @@ void tier_group_begin(struct worker *w)
     disk_group_begin(t->disk);
 }
 
+bool tier_grouped(const struct worker *w)
+{
+    const struct tier *t = w->tier;
+
+    return w->tier_worker->in_group || !atomic_load_explicit(&t->limit.journal, memory_order_relaxed) || !t->disk;
+}
+
 void tier_group_end(struct worker *w)
 {
     if (LIKELY(!w->tier_worker->in_group))

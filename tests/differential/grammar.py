@@ -215,6 +215,7 @@ class Grammar:
             (8, lambda: [rng.choice((b"LPOP", b"RPOP")), n("l"), self.index()]),
             (6, lambda: [b"LLEN", n("l")]),
             (12, lambda: [b"LRANGE", n("l"), self.index(), self.index()]),
+            (48, self.list_command),
             (6, lambda: [b"KEYS", rng.choice((b"i*", b"l?", b"s[0-9]", b"*", b"c\\*", b"[^s]*", b"nothing"))]),
             (3, lambda: [b"RANDOMKEY"]),
             (12, lambda: [b"SELECT", self.odd_db()]),
@@ -223,6 +224,58 @@ class Grammar:
             (1, lambda: [rng.choice((b"NOSUCH", b"GETT", b"", b"object", b"lpushy\r\nx"))] + many(self.small)),
             (1, lambda: [b"OBJECT", b"HELP"]),
         ] + [row for more in MODULES for row in more.Draw(self).commands()]
+
+    # -- lists
+
+    def element(self):
+        """One of a few that repeat, or any."""
+        return self.rng.choice((b"a", b"b", b"7", b"-1000", b"x" * 70)) if self.rng.random() < 0.6 else self.small()
+
+    def count(self):
+        return b"%d" % self.rng.randint(1, 4) if self.rng.random() < 0.8 else self.index()
+
+    def list_command(self):
+        rng, key = self.rng, self.key("l")
+        end = lambda: cased(rng, rng.choice((b"LEFT", b"RIGHT") if rng.random() < 0.97 else WORDS))
+        timeout = lambda: rng.choice((b"0.001", b"0.02", b"0.001") if rng.random() < 0.9 else
+                                     (b"-1", b"x", b"nan", b"inf", b"1e400", b"", b"-2.5"))
+
+        def push():
+            return [rng.choice((b"LPUSH", b"RPUSH")), key] + [self.element() for _ in range(rng.choice((1, 3, 30)))]
+
+        def linsert():
+            where = rng.choice((b"BEFORE", b"AFTER") if rng.random() < 0.97 else WORDS)
+            return [b"LINSERT", key, cased(rng, where), self.element(), self.element()]
+
+        def lpos():
+            out = [b"LPOS", key, self.element()]
+            for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
+                out += [cased(rng, rng.choice((b"RANK", b"COUNT", b"MAXLEN"))), rng.choice((b"0", b"1", self.index()))]
+            return out + ([rng.choice(WORDS)] if rng.random() < 0.03 else [])
+
+        def mpop():
+            keys = [self.key("l") for _ in range(rng.choice((1, 1, 2, 4)))]
+            number = b"%d" % len(keys) if rng.random() < 0.95 else self.index()
+            out = [number] + keys + [end()]
+            if rng.random() < 0.6:
+                out += [b"COUNT", self.count()]
+            return out + ([rng.choice(WORDS)] if rng.random() < 0.03 else [])
+
+        return rng.choice((
+            push, push, push, linsert, linsert, lpos, lpos,
+            lambda: [b"LINDEX", key, self.index()],
+            lambda: [b"LSET", key, self.index(), self.element()],
+            lambda: [b"LREM", key, self.count() if rng.random() < 0.5 else b"-%d" % rng.randint(0, 3), self.element()],
+            lambda: [b"LTRIM", key, self.index(), self.index()],
+            lambda: [b"LMOVE", key, self.key("l"), end(), end()],
+            lambda: [b"LMOVE", key, key, end(), end()],
+            lambda: [b"RPOPLPUSH", key, self.key("l")],
+            lambda: [b"LMPOP"] + mpop(),
+            lambda: [b"BLMPOP", timeout()] + mpop(),
+            lambda: [b"BLMOVE", key, self.key("l"), end(), end(), timeout()],
+            lambda: [b"BRPOPLPUSH", key, self.key("l"), timeout()],
+            lambda: [rng.choice((b"BLPOP", b"BRPOP"))] + [self.key("l") for _ in range(rng.choice((1, 2)))] + [timeout()],
+        ))()
 
     def rare(self):
         """Commands on whole databases."""

@@ -133,6 +133,8 @@ def test_docs_have_the_same_structure(pair):
     "GETKEYS get a", "GETKEYS mset a 1 b 2", "GETKEYS mset a 1 b", "GETKEYS ping x", "GETKEYS nosuch a",
     "GETKEYS get", "GETKEYS get a b", "GETKEYS object freq k", "GETKEYS object nosuch k", "GETKEYS memory usage k",
     "GETKEYS blpop a b 0", "GETKEYS lcs a b", "GETKEYS copy a b DB 3", "GETKEYS move a 3", "GETKEYS watch a b c",
+    "GETKEYSANDFLAGS lmpop 2 a b left", "GETKEYS lmpop 0 a left", "GETKEYS lmpop 9 a left", "GETKEYS lmpop x a left",
+    "GETKEYSANDFLAGS blmpop 0 1 a left count 2", "GETKEYSANDFLAGS lmove a b left right",
     "GETKEYSANDFLAGS rename a b", "GETKEYSANDFLAGS set a b get", "GETKEYSANDFLAGS set a b px 10",
     "GETKEYS sintercard 2 a b limit 3", "GETKEYS sintercard 3 a b", "GETKEYS sintercard x a", "GETKEYS sintercard 1 a",
     "GETKEYSANDFLAGS sintercard 2 a b", "GETKEYSANDFLAGS sinterstore d a b c", "GETKEYSANDFLAGS smove a b m",

@@ -148,11 +148,17 @@ def blocked_pops(server):
     listener = Listener(server)
     out = []
     with server.raw() as waiter, server.raw() as pusher:
-        for pop, pushes in (("BLPOP", [("RPUSH", "l", "a")]), ("BRPOP", [("LPUSH", "l", "a", "b")]),
-                            ("BLPOP", [("MULTI",), ("SET", "s", "v"), ("RPUSH", "l", "x"), ("APPEND", "s", "w"),
-                                       ("EXEC",)])):
+        for pop, pushes in (("BLPOP no l 0", [("RPUSH", "l", "a")]), ("BRPOP no l 0", [("LPUSH", "l", "a", "b")]),
+                            ("BLPOP no l 0", [("MULTI",), ("SET", "s", "v"), ("RPUSH", "l", "x"), ("APPEND", "s", "w"),
+                                              ("EXEC",)]),
+                            ("BLMOVE l m LEFT RIGHT 0", [("RPUSH", "l", "a")]),
+                            ("BLMOVE l m RIGHT LEFT 0", [("RPUSH", "l", "a", "b")]),
+                            ("BLMOVE l l LEFT RIGHT 0", [("RPUSH", "l", "a")]),
+                            ("BRPOPLPUSH l s 0", [("MULTI",), ("SET", "s", "v"), ("RPUSH", "l", "x"), ("EXEC",)]),
+                            ("BLMPOP 0 2 no l LEFT COUNT 2", [("RPUSH", "l", "a", "b", "c")]),
+                            ("BLMPOP 0 2 no l RIGHT COUNT 5", [("RPUSH", "l", "a", "b", "c")])):
             pusher.call("DEL", "l", "s")
-            waiter.send_command(pop, "no", "l", 0)
+            waiter.send_command(*pop.split())
             wait_until(lambda: server.info("clients")["blocked_clients"] == 1)
             listener.events()
             pusher.pipeline(*pushes)

@@ -10,27 +10,27 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static void touch(void *arg, struct slice elem)
-{
-    size_t *sum = arg;
-    *sum += elem.len + (elem.len ? (size_t)(unsigned char)elem.ptr[elem.len - 1] : 0);
-}
-
 static void use_list(struct object *o)
 {
-    struct plist *l = object_ptr(o);
-    struct buf out;
-    size_t sum = 0, len = plist_len(l);
-    CHECK(len > 0 && plist_bytes(l) > 0);
-    plist_range(l, 0, len - 1, touch, &sum);
-    plist_range(l, len / 2, len - 1, touch, &sum);
-    buf_init(&out, MEM_OTHER);
-    while (len) {
-        CHECK(plist_pop(l, len & 1, &out));
-        CHECK(plist_len(l) == --len);
-    }
-    CHECK(!plist_pop(l, true, &out));
-    buf_deinit(&out);
+    size_t sum = 0, len = qlist_len(o), n = 0;
+    char number[NUM_I64_MAX];
+    struct qlist_pos at;
+
+    CHECK(len > 0);
+    qlist_seek(o, 0, &at);
+    do {
+        struct slice elem = qlist_get(&at, number);
+        sum += elem.len + (elem.len ? (size_t)(unsigned char)elem.ptr[elem.len - 1] : 0);
+    } while (++n <= len && qlist_step(&at, false));
+    CHECK(n == len);
+    qlist_seek(o, len / 2, &at);
+    qlist_insert(&at, sum & 1, SLICE_LIT("fuzz"), -1);
+    qlist_set(o, len / 2, SLICE_LIT("12"), 3);
+    CHECK(qlist_len(o) == len + 1 && object_bytes(o) > 0);
+    len -= qlist_remove(o, SLICE_LIT("12"), SIZE_MAX, sum & 2);
+    CHECK(qlist_len(o) == len + 1);
+    qlist_trim(o, len / 2, len - len / 2);
+    CHECK(qlist_len(o) == 1);
 }
 
 static void use_string(struct object *o, struct codec *codec)

@@ -119,6 +119,11 @@ static void test_key_positions(void **state)
     check_keys("memory usage k samples 1", "2");
     check_keys("debug object k", "2");
     check_keys("debug sleep k", "");
+    check_keys("lmpop 2 a b left", "2 3");
+    check_keys("lmpop 0 a left", "bad");
+    check_keys("lmpop 4 a b left", "bad");
+    check_keys("lmpop x a b left", "bad");
+    check_keys("blmpop 0 2 a b left count 3", "3 4");
 }
 
 static void test_at_most_max_keys(void **state)

@@ -39,11 +39,11 @@ static void put(const char *name, const char *value)
 static void put_list(const char *name, size_t bytes)
 {
     struct key k = key_of(name);
-    struct plist *l = plist_create();
+    struct object *o = qlist_create(&k);
     char *elem = calloc(1, bytes);
-    plist_push(l, false, SLICE(elem, bytes));
+    qlist_push(o, false, SLICE(elem, bytes), -2);
     free(elem);
-    put_object(name, object_new_ptr(&k, OBJ_LIST, ENC_BIG, l, 0, 0), &k);
+    put_object(name, o, &k);
 }
 
 static struct object *entry(const char *name)
@@ -58,7 +58,7 @@ static void push(const char *name)
     struct key k = key_of(name);
     mem_lock(shard_of(&k));
     struct object *o = entry(name);
-    plist_push(object_ptr(o), false, SLICE_LIT("x"));
+    qlist_push(o, false, SLICE_LIT("x"), -2);
     tier_changed_locked(w, shard_of(&k), &k, o, o, false);
     mem_unlock(shard_of(&k));
 }
