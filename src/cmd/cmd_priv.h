@@ -5,6 +5,7 @@
 #include "tiercel/keyspace.h"
 #include "tiercel/session.h"
 #include "tiercel/tier.h"
+#include "tiercel/type_zset.h"
 
 /* What the files of the command layer share among themselves. */
 
@@ -198,6 +199,12 @@ uint32_t command_categories(const struct command *cmd);
 /* Where first, last and access of a row cannot say it. */
 int cmd_debug_keys(int argc, const struct slice *argv, int *pos, int max);
 enum key_access cmd_set_access(int argc, const struct slice *argv); /* string.c */
+/* Argument 1 is the number of keys that follow it; or 1 is a key, and 2 the number of others. */
+int cmd_numkeys_first(int argc, const struct slice *argv, int *pos, int max);
+int cmd_numkeys_second(int argc, const struct slice *argv, int *pos, int max);
+/* GEORADIUS with and without STORE (geo.c). */
+int cmd_georadius_keys(int argc, const struct slice *argv, int *pos, int max);
+enum key_access cmd_georadius_access(int argc, const struct slice *argv);
 
 /* By COMMAND's names: "get", "client", "client|list". NULL: unknown. */
 const struct command *command_find_full(struct slice name);
@@ -249,6 +256,28 @@ void cmd_scan_reply(struct call *c, uint64_t next, int64_t n, struct chain *item
 /* Appends the first (left) or last element of list i to `out` and removes it. false: there is
  * no list, or it has another type; nothing is replied. For blocking pops. */
 bool list_pop_one(struct call *c, int i, bool left, struct buf *out);
+
+/* ---- sorted sets (zset.c) ---- */
+
+/* ZADD, once its options and scores are read: the members are arguments `name`, `name` + step, ... */
+struct zset_adding {
+    unsigned how; /* enum zset_how */
+    bool count_changed;
+    int n, name, step;
+    const double *score;
+};
+void zset_add_members(struct call *c, const struct zset_adding *a);
+/* NX with XX and so on; false: the error was replied. */
+bool zset_how_agrees(struct call *c, unsigned how, int n);
+/* Removes up to n members from an end of sorted set i, in their order, and says what each was. Returns how many; 0: there
+ * is no such key, or it has another type. For blocking pops, too. */
+size_t zset_pop(struct call *c, int i, bool max, size_t n, void (*fn)(void *arg, struct slice name, double score),
+                void *arg);
+/* What ZUNIONSTORE, ZRANGESTORE and GEOSEARCHSTORE end with: makes the draft (taken) the value of the first key of that
+ * argument, or deletes it when there is nothing to store, and replies how many there are. */
+void zset_store(struct call *c, int arg, struct zset_draft *d, const char *event);
+void zset_reply_member(struct call *c, struct slice name, double score, bool with_score);
+bool zset_arg_score(struct call *c, int arg, double *score, const char *err); /* err NULL: Redis's text */
 
 /* ---- what is recorded about commands; any thread ---- */
 

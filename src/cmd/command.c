@@ -1,6 +1,7 @@
 #include "tiercel/command.h"
 
 #include "tiercel/check.h"
+#include "tiercel/num.h"
 
 #include "cmd/cmd_priv.h"
 
@@ -53,9 +54,10 @@ const int command_count = CMDID_COUNT;
 /* ---- lookup ----
  * A name of up to 16 bytes is two words: the first eight bytes and the last eight, which may
  * overlap; with its length they tell names apart. So folding the case, hashing and comparing
- * are a few operations on words. */
+ * are a few operations on words. Of a longer one the bytes between are compared, too. */
 
-#define NAME_MAX_LEN 16
+#define NAME_WORDS_LEN 16
+#define NAME_MAX_LEN 32
 #define FIND_SLOTS 1024 /* a power of two; the table stays nearly free of collisions */
 
 struct name_key {
@@ -136,7 +138,7 @@ static const struct command *find(struct slice name, int container)
         if (!slot->cmd)
             return NULL;
         if (slot->key.head == k.head && slot->key.tail == k.tail && slot->key.len == k.len &&
-            slot->key.container == k.container)
+            slot->key.container == k.container && (LIKELY(k.len <= NAME_WORDS_LEN) || slice_is(name, slot->cmd->name)))
             return slot->cmd;
     }
 }
@@ -180,6 +182,31 @@ int command_keys(const struct command *cmd, int argc, const struct slice *argv, 
     for (int i = cmd->first; i <= last && n < max; i += cmd->step)
         pos[n++] = i;
     return n;
+}
+
+/* Keys behind their number, which is argument `at`. */
+static int numkeys(int argc, const struct slice *argv, int at, int *pos, int max)
+{
+    int64_t n;
+    if (argc <= at || !num_parse_i64(argv[at], &n) || n < 1 || n >= argc - at)
+        return -1;
+    for (int i = 0; i < n && i < max; i++)
+        pos[i] = at + 1 + i;
+    return n < max ? (int)n : max;
+}
+
+int cmd_numkeys_first(int argc, const struct slice *argv, int *pos, int max)
+{
+    return numkeys(argc, argv, 1, pos, max);
+}
+
+int cmd_numkeys_second(int argc, const struct slice *argv, int *pos, int max)
+{
+    if (max < 1)
+        return 0;
+    pos[0] = 1;
+    int n = numkeys(argc, argv, 2, pos + 1, max - 1);
+    return n < 0 ? n : n + 1;
 }
 
 uint32_t command_categories(const struct command *cmd)
