@@ -273,9 +273,9 @@ bool zset_how_agrees(struct call *c, unsigned how, int n);
  * is no such key, or it has another type. For blocking pops, too. */
 size_t zset_pop(struct call *c, int i, bool max, size_t n, void (*fn)(void *arg, struct slice name, double score),
                 void *arg);
-/* What ZUNIONSTORE, ZRANGESTORE and GEOSEARCHSTORE end with: makes the draft (taken) the value of the first key of that
- * argument, or deletes it when there is nothing to store, and replies how many there are. */
-void zset_store(struct call *c, int arg, struct zset_draft *d, const char *event);
+/* What ZUNIONSTORE, ZRANGESTORE and GEOSEARCHSTORE end with: makes `o` (taken; made for that key) the value of key i, or
+ * deletes it when there is nothing to store, and replies how many there are. */
+void zset_store(struct call *c, int i, struct object *o, const char *event);
 void zset_reply_member(struct call *c, struct slice name, double score, bool with_score);
 bool zset_arg_score(struct call *c, int arg, double *score, const char *err); /* err NULL: Redis's text */
 

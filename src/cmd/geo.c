@@ -391,11 +391,16 @@ static void store_found(struct call *c, const struct search_args *a, const struc
 {
     const struct found *all = (const struct found *)f->found.ptr;
     struct zset_draft *d = zset_draft_create();
+    struct obj_limits lim = ks_limits(c);
     bool added;
+    int to = 0;
 
     for (size_t i = 0; i < f->n; i++)
         *zset_draft_place(d, all[i].name, &added) = a->store_dist ? all[i].distance / a->shape.unit : all[i].score;
-    zset_store(c, a->store, d, a->by == BY_ASKED ? "geosearchstore" : "georadiusstore");
+    while (c->keys[to].arg != a->store)
+        to++;
+    zset_store(c, to, zset_draft_finish(d, &c->keys[to].key, &lim),
+               a->by == BY_ASKED ? "geosearchstore" : "georadiusstore");
 }
 
 /* What comes before the options; *from: where those begin. */

@@ -146,23 +146,26 @@ static void join_all(const struct join_args *a, struct joining *j)
 
 /* ---- commands ------------------------------------------------------------------------ */
 
-void zset_store(struct call *c, int arg, struct zset_draft *d, const char *event)
+void zset_store(struct call *c, int i, struct object *o, const char *event)
 {
-    size_t n = zset_draft_len(d);
-    int i = 0;
+    size_t n = object_len(o);
 
-    while (c->keys[i].arg != arg)
-        i++;
     if (n > 0) {
-        struct obj_limits lim = ks_limits(c);
-        ks_put(c, i, zset_draft_finish(d, &c->keys[i].key, &lim));
+        ks_put(c, i, o);
         ks_notify(c, i, NOTIFY_ZSET, event);
     } else {
-        zset_draft_destroy(d);
+        object_free(o);
         if (ks_delete(c, i))
             ks_notify(c, i, NOTIFY_GENERIC, "del");
     }
     reply_int(&c->r, (int64_t)n);
+}
+
+static void store_draft(struct call *c, struct zset_draft *d, const char *event)
+{
+    struct obj_limits lim = ks_limits(c);
+
+    zset_store(c, 0, zset_draft_finish(d, &c->keys[0].key, &lim), event);
 }
 
 static void reply_draft(struct call *c, struct zset_draft *d, bool with_scores)
@@ -248,7 +251,7 @@ static void join_command(struct call *c, struct join_args a, const char *event)
         struct joining j = {.a = &a, .d = a.count_only ? NULL : zset_draft_create()};
         join_all(&a, &j);
         if (a.store)
-            zset_store(c, 1, j.d, event);
+            store_draft(c, j.d, event);
         else if (a.count_only)
             reply_int(&c->r, j.count);
         else

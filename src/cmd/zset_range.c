@@ -135,17 +135,18 @@ static size_t find(const struct object *o, const struct range_args *a, size_t *r
     return a->limit >= 0 && (uint64_t)a->limit < n ? (size_t)a->limit : n;
 }
 
+/* Member by member, as Redis does it: with all the scores of a small one -0 becomes 0. */
 static void store_range(struct call *c, const struct object *o, size_t rank, size_t n, bool reverse)
 {
-    struct zset_draft *d = zset_draft_create();
+    struct obj_limits lim = ks_limits(c);
+    struct object *to = zset_new(&c->keys[0].key, &lim, 0);
     struct zset_iter it;
-    bool added;
 
     if (n > 0)
         zset_seek(o, rank, reverse, &it);
     while (n-- > 0 && zset_next(&it))
-        *zset_draft_place(d, it.name, &added) = it.score;
-    zset_store(c, 1, d, "zrangestore");
+        zset_add(to, it.name, &it.score, 0, &lim);
+    zset_store(c, 0, to, "zrangestore");
 }
 
 static void reply_members(struct call *c, const struct object *o, size_t rank, size_t n, const struct range_args *a)

@@ -60,7 +60,7 @@ static inline struct slice zset_entry_name(const struct zset_entry *e)
 }
 static inline size_t zset_entry_bytes(size_t len)
 {
-    return sizeof(struct zset_entry) + len;
+    return offsetof(struct zset_entry, name) + len;
 }
 
 struct zset_leaf;

@@ -23,7 +23,12 @@ SCORES = [b"0", b"-0", b"1", b"-1", b"inf", b"-inf", b"+inf", b"1e21", b"-1e21",
           b"2.5", b"0x1p3", b"infinity", b"+5", b"007", b"1.", b".5"]
 NOT_SCORES = [b"", b"abc", b"nan", b"-nan", b"1e400", b"1e-400", b" 1", b"1 ", b"1\x00", b"--1"]
 NOT_BOUNDS = [b"", b"(", b"nan", b"(nan", b"abc", b" 1", b"1 ", b"1\x00x", b"((1", b"[1", b"1e400"]
-SAFE_TYPES = "sifclzx"
+EDGES = ((b"180", b"0.5"), (b"-180", b"0.5"), (b"-180", b"85.05112878"), (b"179.9999", b"-85.05112878"), (b"0", b"0"))
+SAFE_TYPES = "sifclz"
+# Keys that only certain commands change. x: places, no two of them at one place, so that distances are an order;
+# y: sorted sets of one score only; w: small ones, for ranges by lex without LIMIT: of others Redis promises
+# nothing; q: strings.
+PURE_TYPES = "xywq"
 
 
 def cased(rng, word):
@@ -33,7 +38,7 @@ def cased(rng, word):
 class Grammar:
     def __init__(self, seed):
         self.rng = rng = random.Random(seed)
-        self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES, (260, 60, 20, 30, 80, 50, 12))}
+        self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES + PURE_TYPES, (260, 60, 20, 30, 80, 50, 12, 6, 6, 2))}
         self.all_keys = sorted(k for keys in self.pool.values() for k in keys)
         self.noise = rng.randbytes(300000)
         self.text = b"".join(rng.choice((b"falcon ", b"lure ", b"jess ", b"price=%d;" % i, b"\r\n"))
@@ -255,6 +260,17 @@ class Grammar:
             return rng.choice((b"", b"a", b"--", b"+x", b"-\x00"))
         return rng.choice((b"-", b"+", b"[" + self.member(), b"(" + self.member()))
 
+    def pure_key(self, kinds):
+        return self.rng.choice(self.pool[self.rng.choice(kinds if self.rng.random() < 0.98 else "q")])
+
+    def add_lex(self):
+        """Members of y and w."""
+        rng = self.rng
+        if rng.random() < 0.3:
+            return [b"ZADD", rng.choice(self.pool["w"])] + [x for _ in range(rng.choice((1, 3)))
+                                                            for x in (self.score(), b"m%d" % rng.randint(0, 40))]
+        return [b"ZADD", rng.choice(self.pool["y"])] + [x for _ in range(rng.choice((1, 2, 5, 60))) for x in (b"0", self.member())]
+
     def limit(self):
         rng = self.rng
         if rng.random() < 0.6:
@@ -269,13 +285,14 @@ class Grammar:
             return [b"%d" % len(keys)] + keys
         return [rng.choice((b"0", b"-1", b"1", b"5", b"abc", b"9223372036854775807", b"-9223372036854775808"))] + keys
 
-    def bounds(self, rev=False):
-        """Two arguments of ZRANGE, and the option that says what they are."""
+    def range_of(self):
+        """ZRANGE's key, two arguments, and the option that says what they are."""
         rng, how = self.rng, self.rng.random()
         if how < 0.4:
-            return [self.index(), self.index()], []
-        make, word = (self.score_bound, b"BYSCORE") if how < 0.7 else (self.lex_bound, b"BYLEX")
-        return [make(), make()], [cased(rng, word)]
+            return [self.key("zzzzx"), self.index(), self.index()]
+        if how < 0.7:
+            return [self.key("zzzzx"), self.score_bound(), self.score_bound(), cased(rng, b"BYSCORE")]
+        return [self.pure_key("y"), self.lex_bound(), self.lex_bound(), cased(rng, b"BYLEX")]
 
     def zrange_options(self):
         rng = self.rng
@@ -306,17 +323,17 @@ class Grammar:
         some = lambda make: [make() for _ in range(rng.choice((1, 1, 2, 3, 8)))]
 
         def zrange():
-            bounds, by = self.bounds()
-            return [b"ZRANGE", n("zzzzx")] + bounds + by + self.zrange_options() + self.with_scores()
+            return [b"ZRANGE"] + self.range_of() + self.zrange_options() + self.with_scores()
 
         def zrangestore():
-            bounds, by = self.bounds()
-            return [b"ZRANGESTORE", n("z"), n("zzzx")] + bounds + by + self.zrange_options()
+            return [b"ZRANGESTORE", n("z")] + self.range_of() + self.zrange_options()
 
         def by_what():
             name, make = rng.choice(((b"ZRANGEBYSCORE", self.score_bound), (b"ZREVRANGEBYSCORE", self.score_bound),
                                      (b"ZRANGEBYLEX", self.lex_bound), (b"ZREVRANGEBYLEX", self.lex_bound)))
-            return [name, n("zzzx"), make(), make()] + self.limit() + (self.with_scores() if make == self.score_bound else [])
+            by_score = make == self.score_bound
+            return [name, n("zzzx") if by_score else self.pure_key("y"), make(), make()] + self.limit() + (
+                self.with_scores() if by_score or rng.random() < 0.1 else [])
 
         def join():
             name = rng.choice((b"ZUNION", b"ZINTER", b"ZDIFF"))
@@ -339,7 +356,9 @@ class Grammar:
             (4, lambda: [b"ZMSCORE", n("z")] + some(member)),
             (4, lambda: [b"ZCARD", n("zx")]),
             (6, lambda: [b"ZCOUNT", n("zzx"), self.score_bound(), self.score_bound()]),
-            (5, lambda: [b"ZLEXCOUNT", n("zzx"), self.lex_bound(), self.lex_bound()]),
+            (14, self.add_lex),
+            (3, lambda: [rng.choice((b"ZRANGEBYLEX", b"ZREVRANGEBYLEX")), self.pure_key("w"), self.lex_bound(), self.lex_bound()]),
+            (5, lambda: [b"ZLEXCOUNT", self.pure_key("yw"), self.lex_bound(), self.lex_bound()]),
             (8, lambda: [rng.choice((b"ZRANK", b"ZREVRANK")), n("zzx"), member()]),
             (16, zrange),
             (5, lambda: [b"ZREVRANGE", n("zzx"), self.index(), self.index()] + self.with_scores()),
@@ -348,7 +367,7 @@ class Grammar:
             (8, lambda: [b"ZREM", n("zzx")] + some(member)),
             (2, lambda: [b"ZREMRANGEBYRANK", n("z"), self.index(), self.index()]),
             (2, lambda: [b"ZREMRANGEBYSCORE", n("z"), self.score_bound(), self.score_bound()]),
-            (2, lambda: [b"ZREMRANGEBYLEX", n("z"), self.lex_bound(), self.lex_bound()]),
+            (2, lambda: [b"ZREMRANGEBYLEX", self.pure_key("yw"), self.lex_bound(), self.lex_bound()]),
             (5, lambda: [rng.choice((b"ZPOPMIN", b"ZPOPMAX")), n("z")] + rng.choice(([], [], [self.index()]))),
             (4, zmpop),
             (3, lambda: [b"ZRANDMEMBER", n("z")] + rng.choice(([], [b"%d" % rng.randint(-50, 50)], [b"3", b"WITHSCORES"],
@@ -359,7 +378,6 @@ class Grammar:
             (8, join),
             (8, joinstore),
             (3, lambda: [b"ZINTERCARD"] + self.numkeys() + rng.choice(([], [b"LIMIT", rng.choice((b"0", b"2", b"-1", b"x"))]))),
-            (1, lambda: [b"COMMAND", rng.choice((b"GETKEYS", b"GETKEYSANDFLAGS")), b"ZUNIONSTORE", n("z")] + self.numkeys()),
         ]
 
     def lonlat(self):
@@ -368,8 +386,13 @@ class Grammar:
             return [b"%.6f" % rng.uniform(13, 16), b"%.6f" % rng.uniform(37, 39)]
         if how < 0.97:
             return [b"%.7f" % rng.uniform(-180, 180), b"%.7f" % rng.uniform(-85.05112878, 85.05112878)]
-        return rng.choice(([b"180", b"0.5"], [b"-180", b"85.05112878"], [b"179.9999", b"-85.05112878"], [b"0", b"0"], [b"0", b"85.06"],
-                           [b"181", b"1"], [b"x", b"1"], [b"nan", b"1"], [b"-180.0001", b"-86"]))
+        return list(rng.choice(EDGES + ((b"0", b"85.06"), (b"181", b"1"), (b"x", b"1"), (b"nan", b"1"), (b"-180.0001", b"-86"))))
+
+    def place(self):
+        """A place with its name; those on an edge have one of their own."""
+        lonlat = self.lonlat()
+        name = b"edge%d" % EDGES.index(tuple(lonlat)) if tuple(lonlat) in EDGES else self.member()
+        return lonlat + [name]
 
     def unit(self):
         rng = self.rng
@@ -393,12 +416,13 @@ class Grammar:
         return out
 
     def _geo(self):
-        rng, n, member = self.rng, self.key, self.member
+        rng, member, geo = self.rng, self.member, lambda: self.pure_key("x")
+        to = lambda: rng.choice(self.pool["x"])
         some = lambda make: [make() for _ in range(rng.choice((1, 1, 2, 3, 8)))]
 
         def geoadd():
             flags = [w for w in (b"NX", b"XX", b"CH") if rng.random() < 0.08]
-            return [b"GEOADD", n("x")] + flags + [x for _ in range(rng.choice((1, 2, 8, 20))) for x in self.lonlat() + [member()]]
+            return [b"GEOADD", geo()] + flags + [x for _ in range(rng.choice((1, 2, 8, 20))) for x in self.place()]
 
         def shape():
             where = [b"FROMMEMBER", member()] if rng.random() < 0.5 else [b"FROMLONLAT"] + self.lonlat()
@@ -413,17 +437,18 @@ class Grammar:
             name = b"GEORADIUS" if len(args) == 2 else b"GEORADIUSBYMEMBER"
             if rng.random() < 0.3:
                 name += b"_RO"
-            out = [name, n("x")] + args + [self.distance(), self.unit()] + self.geo_options(store)
-            return out + ([rng.choice((b"STORE", b"storedist")), n("xz")] if store else [])
+            out = [name, geo()] + args + [self.distance(), self.unit()] + self.geo_options(store)
+            return out + (rng.choice(([b"store", to()], [b"STOREDIST", self.key("z")])) if store else [])
 
         return [
             (14, geoadd),
-            (4, lambda: [b"GEOPOS", n("xxxz")] + some(member)),
-            (4, lambda: [b"GEOHASH", n("xxxz")] + some(member)),
-            (4, lambda: [b"GEODIST", n("xxxz"), member(), member()] + ([self.unit()] if rng.random() < 0.5 else [])),
-            (10, lambda: [b"GEOSEARCH", n("x")] + shape() + self.geo_options(False)),
-            (4, lambda: [b"GEOSEARCHSTORE", n("xz"), n("x")] + shape() + self.geo_options(True)
-                + rng.choice(([], [b"STOREDIST"]))),
+            (4, lambda: [b"GEOPOS", geo()] + some(member)),
+            (4, lambda: [b"GEOHASH", geo()] + some(member)),
+            (4, lambda: [b"GEODIST", geo(), member(), member()] + ([self.unit()] if rng.random() < 0.5 else [])),
+            (10, lambda: [b"GEOSEARCH", geo()] + shape() + self.geo_options(False)),
+            (2, lambda: [b"GEOSEARCHSTORE", to(), geo()] + shape() + self.geo_options(True)),
+            (2, lambda: [b"GEOSEARCHSTORE", self.key("z"), geo()] + shape() + self.geo_options(True) + [b"StoreDist"]),
+            (1, lambda: [b"SET", rng.choice(self.pool["q"]), b"v"]),
             (8, radius),
         ]
 
