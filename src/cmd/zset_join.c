@@ -3,6 +3,7 @@
 
 #include "cmd_priv.h"
 #include "tiercel/keyspace.h"
+#include "tiercel/type_set.h"
 
 /* Unions, intersections and differences of sorted sets, and of sets, whose members count as 1. */
 
@@ -25,10 +26,27 @@ struct join_args {
 
 /* ---- members of a source ------------------------------------------------------------- */
 
+struct walk {
+    void (*fn)(void *arg, struct slice name, double score);
+    void *arg;
+};
+
+static void set_member(void *arg, struct slice name)
+{
+    const struct walk *w = arg;
+
+    w->fn(w->arg, name, 1);
+}
+
 static void each_member(const struct object *o, void (*fn)(void *arg, struct slice name, double score), void *arg)
 {
+    struct walk w = {fn, arg};
     struct zset_iter it;
 
+    if (o->type == OBJ_SET) {
+        set_each(o, set_member, &w);
+        return;
+    }
     zset_seek(o, 0, false, &it);
     while (zset_next(&it))
         fn(arg, it.name, it.score);
@@ -36,14 +54,17 @@ static void each_member(const struct object *o, void (*fn)(void *arg, struct sli
 
 static bool has_member(const struct object *o, struct slice name, double *score)
 {
-    return o && zset_score(o, name, score);
+    if (!o || o->type != OBJ_SET)
+        return o && zset_score(o, name, score);
+    *score = 1;
+    return set_has(o, name);
 }
 
 /* NULL: there is no such key. false: the error was replied. */
 static bool source_of(struct call *c, int i, const struct object **o)
 {
     *o = ks_read(c, i);
-    return ks_is(c, *o, OBJ_ZSET);
+    return (*o && (*o)->type == OBJ_SET) || ks_is(c, *o, OBJ_ZSET);
 }
 
 static size_t length_of(const struct source *s)
