@@ -198,10 +198,10 @@ uint32_t command_categories(const struct command *cmd);
 
 /* Where first, last and access of a row cannot say it. */
 int cmd_debug_keys(int argc, const struct slice *argv, int *pos, int max);
-enum key_access cmd_set_access(int argc, const struct slice *argv); /* string.c */
-/* Argument 1 is the number of keys that follow it; or 1 is a key, and 2 the number of others. */
-int cmd_numkeys_first(int argc, const struct slice *argv, int *pos, int max);
-int cmd_numkeys_second(int argc, const struct slice *argv, int *pos, int max);
+enum key_access cmd_set_access(int argc, const struct slice *argv);           /* string.c */
+int cmd_keys_behind_1(int argc, const struct slice *argv, int *pos, int max); /* argv[1] says how many there are */
+int cmd_keys_stored_2(int argc, const struct slice *argv, int *pos,
+                      int max); /* argv[1] is one, argv[2] says how many others */
 /* GEORADIUS with and without STORE (geo.c). */
 int cmd_georadius_keys(int argc, const struct slice *argv, int *pos, int max);
 enum key_access cmd_georadius_access(int argc, const struct slice *argv);
@@ -269,10 +269,14 @@ struct zset_adding {
 void zset_add_members(struct call *c, const struct zset_adding *a);
 /* NX with XX and so on; false: the error was replied. */
 bool zset_how_agrees(struct call *c, unsigned how, int n);
-/* Removes up to n members from an end of sorted set i, in their order, and says what each was. Returns how many; 0: there
- * is no such key, or it has another type. For blocking pops, too. */
+/* Removes up to n members from an end of sorted set i, which the key has, in their order, and says what each was. Tells
+ * of it, and removes the set when it is empty. */
 size_t zset_pop(struct call *c, int i, bool max, size_t n, void (*fn)(void *arg, struct slice name, double score),
                 void *arg);
+/* The same, replied with the key's name: as (B)ZMPOP does; count 0: one member, as BZPOPMIN does. */
+void zset_pop_named(struct call *c, int i, bool max, int64_t count);
+/* What follows the keys' number, argument `numkeys`, of (B)ZMPOP. false: the error was replied. */
+bool zset_args_mpop(struct call *c, int numkeys, bool *max, int64_t *count);
 /* What ZUNIONSTORE, ZRANGESTORE and GEOSEARCHSTORE end with: makes `o` (taken; made for that key) the value of key i, or
  * deletes it when there is nothing to store, and replies how many there are. */
 void zset_store(struct call *c, int i, struct object *o, const char *event);

@@ -169,6 +169,32 @@ const struct command *command_find_sub(const struct command *container, struct s
 
 /* ---- what follows from a row ---- */
 
+static int keys_behind(int argc, const struct slice *argv, int at, int *pos, int max)
+{
+    int64_t n;
+
+    if (at >= argc || !num_parse_i64(argv[at], &n) || n < 1 || n >= argc - at || n > max)
+        return -1;
+    for (int i = 0; i < (int)n; i++)
+        pos[i] = at + 1 + i;
+    return (int)n;
+}
+
+int cmd_keys_behind_1(int argc, const struct slice *argv, int *pos, int max)
+{
+    return keys_behind(argc, argv, 1, pos, max);
+}
+
+int cmd_keys_stored_2(int argc, const struct slice *argv, int *pos, int max)
+{
+    int n = max < 1 ? -1 : keys_behind(argc, argv, 2, pos + 1, max - 1);
+
+    if (n < 0)
+        return n;
+    pos[0] = 1;
+    return n + 1;
+}
+
 int command_keys(const struct command *cmd, int argc, const struct slice *argv, int *pos, int max)
 {
     int n = 0;
@@ -182,31 +208,6 @@ int command_keys(const struct command *cmd, int argc, const struct slice *argv, 
     for (int i = cmd->first; i <= last && n < max; i += cmd->step)
         pos[n++] = i;
     return n;
-}
-
-/* Keys behind their number, which is argument `at`. */
-static int numkeys(int argc, const struct slice *argv, int at, int *pos, int max)
-{
-    int64_t n;
-    if (argc <= at || !num_parse_i64(argv[at], &n) || n < 1 || n >= argc - at)
-        return -1;
-    for (int i = 0; i < n && i < max; i++)
-        pos[i] = at + 1 + i;
-    return n < max ? (int)n : max;
-}
-
-int cmd_numkeys_first(int argc, const struct slice *argv, int *pos, int max)
-{
-    return numkeys(argc, argv, 1, pos, max);
-}
-
-int cmd_numkeys_second(int argc, const struct slice *argv, int *pos, int max)
-{
-    if (max < 1)
-        return 0;
-    pos[0] = 1;
-    int n = numkeys(argc, argv, 2, pos + 1, max - 1);
-    return n < 0 ? n : n + 1;
 }
 
 uint32_t command_categories(const struct command *cmd)

@@ -198,8 +198,8 @@ static struct key_spec key_spec(const struct command *cmd, int i)
         spec.note = SLICE(semi + 2, text.len - n - 2);
         text.len = n;
     }
-    if (*text.ptr == '#' || *text.ptr == '=') {
-        const char *from = *text.ptr == '#' ? text.ptr : memchr(text.ptr, ':', text.len);
+    if (*text.ptr == '@' || *text.ptr == '=') {
+        const char *from = *text.ptr == '@' ? text.ptr : memchr(text.ptr, ':', text.len);
         where = SLICE(from + 1, (size_t)(space - from - 1));
         CHECK(num_parse_i64(where, &spec.at));
         if (*text.ptr == '=')
@@ -234,9 +234,9 @@ static void reply_range(struct reply *r, int last, int step)
     reply_named_int(r, "limit", 0);
 }
 
-static void reply_key_spec(struct reply *r, const struct command *cmd, const struct key_spec *spec, int i, bool alone)
+static void reply_key_spec(struct reply *r, const struct command *cmd, const struct key_spec *spec, int i, bool last)
 {
-    int span = cmd->last < 0 ? cmd->last : cmd->last - cmd->first;
+    int span = cmd->last < 0 ? cmd->last : cmd->last - cmd->first - i;
     if (spec->keyword.ptr) {
         reply_named_map(r, "begin_search", "keyword", 2);
         reply_bulk_str(r, "keyword");
@@ -248,7 +248,7 @@ static void reply_key_spec(struct reply *r, const struct command *cmd, const str
     reply_named_map(r, "begin_search", "index", 1);
     reply_named_int(r, "index", spec->at ? spec->at : cmd->first + i);
     if (!spec->at) {
-        reply_range(r, alone ? span : 0, cmd->step);
+        reply_range(r, last ? span : 0, cmd->step);
         return;
     }
     reply_named_map(r, "find_keys", "keynum", 3);
@@ -257,7 +257,7 @@ static void reply_key_spec(struct reply *r, const struct command *cmd, const str
     reply_named_int(r, "keystep", 1);
 }
 
-/* Where a row has several specs, each stands for one key, but the number of keys. */
+/* Where a row has several specs, each stands for one key, and the last for the rest of them. */
 static void reply_key_specs(struct reply *r, const struct command *cmd)
 {
     int n = count_specs(cmd);
@@ -271,7 +271,7 @@ static void reply_key_specs(struct reply *r, const struct command *cmd)
         }
         reply_bulk_str(r, "flags");
         reply_words(r, spec.flags);
-        reply_key_spec(r, cmd, &spec, i, n == 1);
+        reply_key_spec(r, cmd, &spec, i, i + 1 == n);
     }
 }
 

@@ -172,11 +172,11 @@ size_t zset_pop(struct call *c, int i, bool max, size_t n, void (*fn)(void *arg,
     struct object *o = ks_peek(c, i);
     struct zset_iter it;
 
-    if (!o || o->type != OBJ_ZSET || n == 0)
-        return 0;
     size_t len = object_len(o);
     if (n > len)
         n = len;
+    if (n == 0)
+        return 0;
     zset_seek(o, max ? len - 1 : 0, max, &it);
     for (size_t k = 0; k < n && zset_next(&it); k++)
         fn(arg, it.name, it.score);
@@ -222,7 +222,8 @@ static void pop_command(struct call *c, bool max)
     struct popped p = {c, c->argc == 3 && c->r.proto >= 3};
     size_t n = at_most(count, o ? object_len(o) : 0);
     reply_array(&c->r, (int64_t)(p.nested ? n : 2 * n));
-    zset_pop(c, 0, max, n, reply_popped, &p);
+    if (n > 0)
+        zset_pop(c, 0, max, n, reply_popped, &p);
 }
 
 void cmd_zpopmin(struct call *c)
@@ -235,8 +236,19 @@ void cmd_zpopmax(struct call *c)
     pop_command(c, true);
 }
 
-/* numkeys key ... MIN|MAX [COUNT count], from argument `at` on. false: the error was replied. */
-static bool pop_arguments(struct call *c, int at, bool *max, int64_t *count)
+void zset_pop_named(struct call *c, int i, bool max, int64_t count)
+{
+    struct popped p = {c, count > 0};
+    size_t n = at_most(count > 0 ? count : 1, object_len(ks_peek(c, i)));
+
+    reply_array(&c->r, p.nested ? 2 : 3);
+    reply_bulk(&c->r, key_slice(&c->keys[i].key));
+    if (p.nested)
+        reply_array(&c->r, (int64_t)n);
+    zset_pop(c, i, max, n, reply_popped, &p);
+}
+
+bool zset_args_mpop(struct call *c, int at, bool *max, int64_t *count)
 {
     int64_t n;
     bool counted = false;
@@ -266,21 +278,16 @@ void cmd_zmpop(struct call *c)
     int64_t count;
     bool max;
 
-    if (!pop_arguments(c, 1, &max, &count))
+    if (!zset_args_mpop(c, 1, &max, &count))
         return;
     for (int i = 0; i < c->nkeys; i++) {
         struct object *o = ks_peek(c, i);
         if (!ks_is(c, o, OBJ_ZSET))
             return;
-        if (!o)
-            continue;
-        struct popped p = {c, true};
-        size_t n = at_most(count, object_len(o));
-        reply_array(&c->r, 2);
-        reply_bulk(&c->r, key_slice(&c->keys[i].key));
-        reply_array(&c->r, (int64_t)n);
-        zset_pop(c, i, max, n, reply_popped, &p);
-        return;
+        if (o) {
+            zset_pop_named(c, i, max, count);
+            return;
+        }
     }
     reply_null_array(&c->r);
 }
@@ -384,13 +391,13 @@ static void reply_few(struct call *c, const struct object *o, size_t n, bool wit
     mem_free(MEM_OTHER, rank);
 }
 
-/* Walks over all of them and takes each with the chance that leaves n in the end. */
+/* Walks over all of them, the highest first as Redis does, and takes each with the chance that leaves n in the end. */
 static void reply_many(struct call *c, const struct object *o, size_t n, bool with_score)
 {
     size_t left = object_len(o);
     struct zset_iter it;
 
-    zset_seek(o, 0, false, &it);
+    zset_seek(o, left - 1, true, &it);
     for (; n > 0 && zset_next(&it); left--)
         if (rng_next(&c->w->rng) % left < n) {
             zset_reply_member(c, it.name, it.score, with_score);
