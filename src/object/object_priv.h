@@ -50,17 +50,22 @@ const struct object_ops *object_ops_of(enum obj_type type);
 struct zset_entry {
     struct dict_entry link; /* first: dict.h wants it so */
     double score;
-    uint32_t len;
-    char name[];
+    unsigned char text[]; /* the name's length, in one byte where that is enough, else 255 and four; the name */
 };
+#define ZSET_LEN_LONG 255
 
 static inline struct slice zset_entry_name(const struct zset_entry *e)
 {
-    return SLICE(e->name, e->len);
+    uint32_t len = e->text[0];
+
+    if (LIKELY(len != ZSET_LEN_LONG))
+        return SLICE((const char *)e->text + 1, len);
+    memcpy(&len, e->text + 1, sizeof(len));
+    return SLICE((const char *)e->text + 1 + sizeof(len), len);
 }
 static inline size_t zset_entry_bytes(size_t len)
 {
-    return offsetof(struct zset_entry, name) + len;
+    return offsetof(struct zset_entry, text) + (len < ZSET_LEN_LONG ? 1 : 1 + sizeof(uint32_t)) + len;
 }
 
 struct zset_leaf;

@@ -95,7 +95,7 @@ static void entry_free(void *arg, struct dict_entry *link)
     struct zset_entry *e = (struct zset_entry *)link;
     (void)arg;
 
-    mem_free_sized(MEM_DATA, e, zset_entry_bytes(e->len));
+    mem_free_sized(MEM_DATA, e, zset_entry_bytes(zset_entry_name(e).len));
 }
 
 static void big_clear(struct zbig *z)
@@ -115,10 +115,13 @@ static struct zset_entry *big_name(struct zbig *z, struct slice name, double sco
 {
     CHECK(name.len <= UINT32_MAX);
     struct zset_entry *e = mem_alloc(MEM_DATA, zset_entry_bytes(name.len));
+    uint32_t len = (uint32_t)name.len;
     e->score = score;
-    e->len = (uint32_t)name.len;
-    if (name.len)
-        memcpy(e->name, name.ptr, name.len);
+    e->text[0] = (unsigned char)(len < ZSET_LEN_LONG ? len : ZSET_LEN_LONG);
+    if (len >= ZSET_LEN_LONG)
+        memcpy(e->text + 1, &len, sizeof(len));
+    if (len)
+        memcpy((char *)(uintptr_t)zset_entry_name(e).ptr, name.ptr, len);
     dict_add(&z->dict, &e->link);
     z->bytes += mem_usable_sized(e, zset_entry_bytes(name.len));
     z->text += name.len;
@@ -132,10 +135,12 @@ static void big_add(struct zbig *z, struct slice name, double score)
 
 static void big_remove(struct zbig *z, struct zset_entry *e)
 {
+    struct slice name = zset_entry_name(e);
+
     ztree_remove(&z->tree, e);
-    CHECK(dict_remove(&z->dict, zset_entry_name(e)) == &e->link);
-    z->bytes -= mem_usable_sized(e, zset_entry_bytes(e->len));
-    z->text -= e->len;
+    CHECK(dict_remove(&z->dict, name) == &e->link);
+    z->bytes -= mem_usable_sized(e, zset_entry_bytes(name.len));
+    z->text -= name.len;
     entry_free(NULL, &e->link);
 }
 
