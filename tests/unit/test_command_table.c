@@ -119,6 +119,15 @@ static void test_key_positions(void **state)
     check_keys("memory usage k samples 1", "2");
     check_keys("debug object k", "2");
     check_keys("debug sleep k", "");
+    check_keys("zunion 2 a b withscores", "2 3");
+    check_keys("zunion 0 a", "bad");
+    check_keys("zunion 2 a", "bad");
+    check_keys("zmpop -1 a min", "bad");
+    check_keys("zunionstore d 2 a b weights 1 2", "1 3 4");
+    check_keys("zunionstore d x a", "bad");
+    check_keys("georadius k 1 2 3 m", "1");
+    check_keys("georadius k 1 2 3 m store d withdist storedist e", "1 7 10");
+    check_keys("georadiusbymember_ro k m 3 m store d", "1");
 }
 
 static void test_at_most_max_keys(void **state)
@@ -143,7 +152,8 @@ static void test_rows_are_consistent(void **state)
         /* One that sees to its keys itself cannot run where dispatch holds locks. */
         if (has_keys && cmd->access == KEY_NONE)
             assert_true(cmd->flags & CMD_NO_MULTI && cmd->flags & CMD_SERVER);
-        assert_true((cmd->first > 0) == (cmd->key_flags[0] != '\0'));
+        assert_true(cmd->first == 0 || cmd->key_flags[0] != '\0');
+        assert_true(has_keys || cmd->key_flags[0] == '\0');
         assert_true(cmd->first == 0 || cmd->step > 0);
         assert_false((cmd->flags & CMD_NEAR) && !(cmd->flags & CMD_READONLY));
         assert_false((cmd->flags & CMD_READONLY) && (cmd->flags & CMD_WRITE));
