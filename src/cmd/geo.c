@@ -83,11 +83,13 @@ static bool arg_member(struct call *c, int arg, const struct object *o, struct g
     return false;
 }
 
+/* Four digits behind the point, rounded as Redis does it, which is not always as printf() does. */
 static void reply_distance(struct call *c, double d)
 {
-    char text[512];
+    char text[64];
+    long long v = llrint(d * 10000);
 
-    reply_bulk(&c->r, SLICE(text, (size_t)snprintf(text, sizeof(text), "%.4f", d)));
+    reply_bulk(&c->r, SLICE(text, (size_t)snprintf(text, sizeof(text), "%lld.%04lld", v / 10000, v % 10000)));
 }
 
 static void reply_point(struct call *c, struct geo_point p)
