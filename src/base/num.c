@@ -67,6 +67,27 @@ bool num_parse_f64(struct slice s, long double *out)
     return true;
 }
 
+bool num_parse_double(struct slice s, double *out)
+{
+    char text[NUM_F64_MAX];
+    int64_t whole;
+    if (s.len < 16 && num_parse_i64(s, &whole)) { /* few digits are exact */
+        *out = (double)whole;
+        return true;
+    }
+    if (s.len == 0 || s.len >= sizeof(text) || isspace((unsigned char)s.ptr[0]))
+        return false;
+    memcpy(text, s.ptr, s.len);
+    text[s.len] = '\0';
+    char *end;
+    errno = 0;
+    double v = strtod(text, &end);
+    if ((size_t)(end - text) != s.len || isnan(v) || (errno == ERANGE && (isinf(v) || v == 0)))
+        return false;
+    *out = v;
+    return true;
+}
+
 static const char digit_pairs[201] = "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
                                      "40414243444546474849505152535455565758596061626364656667686970717273747576777879"
                                      "8081828384858687888990919293949596979899";
@@ -115,6 +136,14 @@ size_t num_format_i64(char out[NUM_I64_MAX], int64_t v)
         return format_digits(out, (uint64_t)v);
     out[0] = '-';
     return format_digits(out + 1, 0 - (uint64_t)v) + 1;
+}
+
+size_t num_format_f64(char out[NUM_F64_SHORT], double v)
+{
+    /* Integers of up to 17 digits are what %.17g makes of them, but for the sign of 0. */
+    if (fabs(v) < 1e17 && (double)(int64_t)v == v && !(v == 0 && signbit(v)))
+        return num_format_i64(out, (int64_t)v);
+    return (size_t)snprintf(out, NUM_F64_SHORT, "%.17g", v);
 }
 
 size_t num_format_f64_human(char out[NUM_F64_MAX], long double v)

@@ -5,6 +5,7 @@
 #include "tiercel/keyspace.h"
 #include "tiercel/session.h"
 #include "tiercel/tier.h"
+#include "tiercel/type_zset.h"
 
 /* What the files of the command layer share among themselves. */
 
@@ -257,6 +258,11 @@ int cmd_debug_keys(int argc, const struct slice *argv, int *pos, int max);
 int cmd_keys_behind_1(int argc, const struct slice *argv, int *pos, int max); /* argv[1] says how many there are */
 int cmd_keys_behind_2(int argc, const struct slice *argv, int *pos, int max); /* argv[2] does */
 enum key_access cmd_set_access(int argc, const struct slice *argv);           /* string.c */
+int cmd_keys_stored_2(int argc, const struct slice *argv, int *pos,
+                      int max); /* argv[1] is one, argv[2] says how many others */
+/* GEORADIUS with and without STORE (geo.c). */
+int cmd_georadius_keys(int argc, const struct slice *argv, int *pos, int max);
+enum key_access cmd_georadius_access(int argc, const struct slice *argv);
 
 /* By COMMAND's names: "get", "client", "client|list". NULL: unknown. */
 const struct command *command_find_full(struct slice name);
@@ -339,6 +345,32 @@ void list_move(struct call *c, bool from_left, bool to_left);         /* from ke
 /* LEFT or RIGHT; what follows the keys' number at `numkeys`. false: the error was replied. */
 bool list_arg_end(struct call *c, int arg, bool *left);
 bool list_args_mpop(struct call *c, int numkeys, bool *left, int64_t *count);
+
+/* ---- sorted sets (zset.c) ---- */
+
+/* ZADD, once its options and scores are read: the members are arguments `name`, `name` + step, ... */
+struct zset_adding {
+    unsigned how; /* enum zset_how */
+    bool count_changed;
+    int n, name, step;
+    const double *score;
+};
+void zset_add_members(struct call *c, const struct zset_adding *a);
+/* NX with XX and so on; false: the error was replied. */
+bool zset_how_agrees(struct call *c, unsigned how, int n);
+/* Removes up to n members from an end of sorted set i, which the key has, in their order, and says what each was. Tells
+ * of it, and removes the set when it is empty. */
+size_t zset_pop(struct call *c, int i, bool max, size_t n, void (*fn)(void *arg, struct slice name, double score),
+                void *arg);
+/* The same, replied with the key's name: as (B)ZMPOP does; count 0: one member, as BZPOPMIN does. */
+void zset_pop_named(struct call *c, int i, bool max, int64_t count);
+/* What follows the keys' number, argument `numkeys`, of (B)ZMPOP. false: the error was replied. */
+bool zset_args_mpop(struct call *c, int numkeys, bool *max, int64_t *count);
+/* What ZUNIONSTORE, ZRANGESTORE and GEOSEARCHSTORE end with: makes `o` (taken; made for that key) the value of key i, or
+ * deletes it when there is nothing to store, and replies how many there are. */
+void zset_store(struct call *c, int i, struct object *o, const char *event);
+void zset_reply_member(struct call *c, struct slice name, double score, bool with_score);
+bool zset_arg_score(struct call *c, int arg, double *score, const char *err); /* err NULL: Redis's text */
 
 /* ---- what is recorded about commands; any thread ---- */
 

@@ -54,9 +54,10 @@ const int command_count = CMDID_COUNT;
 /* ---- lookup ----
  * A name of up to 16 bytes is two words: the first eight bytes and the last eight, which may
  * overlap; with its length they tell names apart. So folding the case, hashing and comparing
- * are a few operations on words. */
+ * are a few operations on words. Of a longer one the bytes between are compared, too. */
 
-#define NAME_MAX_LEN 16
+#define NAME_WORDS_LEN 16
+#define NAME_MAX_LEN 32
 #define FIND_SLOTS 1024 /* a power of two; the table stays nearly free of collisions */
 
 struct name_key {
@@ -137,7 +138,7 @@ static const struct command *find(struct slice name, int container)
         if (!slot->cmd)
             return NULL;
         if (slot->key.head == k.head && slot->key.tail == k.tail && slot->key.len == k.len &&
-            slot->key.container == k.container)
+            slot->key.container == k.container && (LIKELY(k.len <= NAME_WORDS_LEN) || slice_is(name, slot->cmd->name)))
             return slot->cmd;
     }
 }
@@ -172,7 +173,7 @@ static int keys_behind(int argc, const struct slice *argv, int at, int *pos, int
 {
     int64_t n;
 
-    if (at >= argc || !num_parse_i64(argv[at], &n) || n <= 0 || n >= argc - at)
+    if (at >= argc || !num_parse_i64(argv[at], &n) || n < 1 || n >= argc - at)
         return -1;
     int found = n < max ? (int)n : max;
     for (int i = 0; i < found; i++)
@@ -188,6 +189,16 @@ int cmd_keys_behind_1(int argc, const struct slice *argv, int *pos, int max)
 int cmd_keys_behind_2(int argc, const struct slice *argv, int *pos, int max)
 {
     return keys_behind(argc, argv, 2, pos, max);
+}
+
+int cmd_keys_stored_2(int argc, const struct slice *argv, int *pos, int max)
+{
+    int n = max < 1 ? -1 : keys_behind(argc, argv, 2, pos + 1, max - 1);
+
+    if (n < 0)
+        return n;
+    pos[0] = 1;
+    return n + 1;
 }
 
 int command_keys(const struct command *cmd, int argc, const struct slice *argv, int *pos, int max)

@@ -2,7 +2,9 @@
 
 #include <stdio.h>
 
+#include "tiercel/check.h"
 #include "tiercel/glob.h"
+#include "tiercel/num.h"
 
 /* COMMAND and its subcommands (DOCS is in docs.c): the command table, told in Redis's reply forms. */
 
@@ -177,20 +179,34 @@ static int count_specs(const struct command *cmd)
     return n;
 }
 
-/* Key spec `i` of a row: its flags, and its note if it has one. */
-static struct slice spec_flags(const struct command *cmd, int i, struct slice *note)
+struct key_spec {
+    struct slice flags, note;
+    struct slice keyword; /* where it stands behind a word (cmd.def) */
+    int64_t at;           /* of the number of keys, or where the search for the word begins; 0 = neither */
+};
+
+static struct key_spec key_spec(const struct command *cmd, int i)
 {
-    struct slice spec = SLICE_NONE;
+    struct key_spec spec = {.at = 0};
+    struct slice text = SLICE_NONE, where;
     const char *p = cmd->key_flags;
     for (int at = 0; at <= i; at++)
-        next_word(&p, '|', &spec);
-    const char *semi = memchr(spec.ptr, ';', spec.len);
-    *note = SLICE_NONE;
+        next_word(&p, '|', &text);
+    const char *semi = memchr(text.ptr, ';', text.len), *space = memchr(text.ptr, ' ', text.len);
     if (semi) {
-        size_t n = (size_t)(semi - spec.ptr);
-        *note = SLICE(semi + 2, spec.len - n - 2);
-        spec.len = n;
+        size_t n = (size_t)(semi - text.ptr);
+        spec.note = SLICE(semi + 2, text.len - n - 2);
+        text.len = n;
     }
+    if (*text.ptr == '@' || *text.ptr == '=') {
+        const char *from = *text.ptr == '@' ? text.ptr : memchr(text.ptr, ':', text.len);
+        where = SLICE(from + 1, (size_t)(space - from - 1));
+        CHECK(num_parse_i64(where, &spec.at));
+        if (*text.ptr == '=')
+            spec.keyword = SLICE(text.ptr + 1, (size_t)(from - text.ptr - 1));
+        text = SLICE(space + 1, text.len - (size_t)(space + 1 - text.ptr));
+    }
+    spec.flags = text;
     return spec;
 }
 
@@ -210,34 +226,35 @@ static void reply_named_int(struct reply *r, const char *name, int64_t v)
     reply_int(r, v);
 }
 
-/* "@2 RO access": how many keys there are is argument 2, and they follow it. Takes that off; 0: it is not so. */
-static int spec_keynum(struct slice *flags)
+static void reply_range(struct reply *r, int last, int step)
 {
-    if (flags->len < 3 || flags->ptr[0] != '@')
-        return 0;
-    int index = flags->ptr[1] - '0';
-    *flags = SLICE(flags->ptr + 3, flags->len - 3);
-    return index;
+    reply_named_map(r, "find_keys", "range", 3);
+    reply_named_int(r, "lastkey", last);
+    reply_named_int(r, "keystep", step);
+    reply_named_int(r, "limit", 0);
 }
 
-static void reply_keynum(struct reply *r, int index)
+static void reply_key_spec(struct reply *r, const struct command *cmd, const struct key_spec *spec, int i, bool last)
 {
+    int span = cmd->last < 0 ? cmd->last : cmd->last - cmd->first - i;
+    if (spec->keyword.ptr) {
+        reply_named_map(r, "begin_search", "keyword", 2);
+        reply_bulk_str(r, "keyword");
+        reply_bulk(r, spec->keyword);
+        reply_named_int(r, "startfrom", spec->at);
+        reply_range(r, 0, 1);
+        return;
+    }
     reply_named_map(r, "begin_search", "index", 1);
-    reply_named_int(r, "index", index);
+    reply_named_int(r, "index", spec->at ? spec->at : cmd->first + i);
+    if (!spec->at) {
+        reply_range(r, last ? span : 0, cmd->step);
+        return;
+    }
     reply_named_map(r, "find_keys", "keynum", 3);
     reply_named_int(r, "keynumidx", 0);
     reply_named_int(r, "firstkey", 1);
     reply_named_int(r, "keystep", 1);
-}
-
-static void reply_range(struct reply *r, const struct command *cmd, int i, int n)
-{
-    reply_named_map(r, "begin_search", "index", 1);
-    reply_named_int(r, "index", cmd->first + i);
-    reply_named_map(r, "find_keys", "range", 3);
-    reply_named_int(r, "lastkey", i + 1 < n ? 0 : cmd->last < 0 ? cmd->last : cmd->last - cmd->first - i);
-    reply_named_int(r, "keystep", cmd->step);
-    reply_named_int(r, "limit", 0);
 }
 
 /* Where a row has several specs, each stands for one key, and the last for the rest of them. */
@@ -246,20 +263,15 @@ static void reply_key_specs(struct reply *r, const struct command *cmd)
     int n = count_specs(cmd);
     reply_set(r, n);
     for (int i = 0; i < n; i++) {
-        struct slice note;
-        struct slice flags = spec_flags(cmd, i, &note);
-        int keynum = spec_keynum(&flags);
-        reply_map(r, note.len ? 4 : 3);
-        if (note.len) {
+        struct key_spec spec = key_spec(cmd, i);
+        reply_map(r, spec.note.len ? 4 : 3);
+        if (spec.note.len) {
             reply_bulk_str(r, "notes");
-            reply_bulk(r, note);
+            reply_bulk(r, spec.note);
         }
         reply_bulk_str(r, "flags");
-        reply_words(r, flags);
-        if (keynum)
-            reply_keynum(r, keynum);
-        else
-            reply_range(r, cmd, i, n);
+        reply_words(r, spec.flags);
+        reply_key_spec(r, cmd, &spec, i, i + 1 == n);
     }
 }
 
@@ -396,10 +408,8 @@ void cmd_command_list(struct call *c)
  * value only when it is told to. */
 static struct slice key_flags_of(const struct command *cmd, int i, int argc, const struct slice *argv)
 {
-    struct slice note;
     int n = count_specs(cmd);
-    struct slice flags = spec_flags(cmd, i < n ? i : n - 1, &note);
-    spec_keynum(&flags);
+    struct slice flags = key_spec(cmd, i < n ? i : n - 1).flags;
     if (!memmem(flags.ptr, flags.len, "variable_flags", 14))
         return flags;
     for (int a = 3; a < argc; a++) {

@@ -518,6 +518,7 @@ const struct object_ops *object_ops_of(enum obj_type type)
         [OBJ_LIST] = &list_ops,
         [OBJ_SET] = &set_ops,
         [OBJ_HASH] = &hash_ops,
+        [OBJ_ZSET] = &zset_ops,
     };
 
     return ops[type];

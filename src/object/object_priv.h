@@ -116,5 +116,67 @@ bool hash_small_takes(const unsigned char *lp, struct slice name, struct slice v
 
 void hash_destroy(enum obj_enc enc, void *value);
 bool hash_load(struct rdb_reader *in, int rdb_type, const struct obj_limits *lim, enum obj_enc *enc, void **value);
+/* ---- the order of a large sorted set (zset_tree.c) ---- */
+
+/* The members of a large sorted set in their order: by score, then by the bytes of the name. A B+tree whose inner
+ * nodes know how many members each child has, so that a member's rank, the member of a rank and a range's ends are
+ * found in O(log n); leaves are linked. It points at entries that somebody else owns. No locks. */
+struct zset_entry {
+    struct dict_entry link; /* first: dict.h wants it so */
+    double score;
+    unsigned char text[]; /* the name's length, in one byte where that is enough, else 255 and four; the name */
+};
+#define ZSET_LEN_LONG 255
+
+static inline struct slice zset_entry_name(const struct zset_entry *e)
+{
+    uint32_t len = e->text[0];
+
+    if (LIKELY(len != ZSET_LEN_LONG))
+        return SLICE((const char *)e->text + 1, len);
+    memcpy(&len, e->text + 1, sizeof(len));
+    return SLICE((const char *)e->text + 1 + sizeof(len), len);
+}
+static inline size_t zset_entry_bytes(size_t len)
+{
+    return offsetof(struct zset_entry, text) + (len < ZSET_LEN_LONG ? 1 : 1 + sizeof(uint32_t)) + len;
+}
+
+struct zset_leaf;
+struct zset_tree {
+    void *root; /* a leaf when height is 0, else an inner node; NULL: it is empty */
+    unsigned height;
+    size_t count, bytes; /* bytes: of its nodes */
+};
+
+/* A place in it, valid until the next change. leaf NULL: behind either end. */
+struct zset_place {
+    const struct zset_leaf *leaf;
+    unsigned at;
+};
+
+void ztree_clear(struct zset_tree *t); /* frees the nodes, not the entries */
+void ztree_add(struct zset_tree *t, struct zset_entry *e);
+/* It is in there, with the score that it has. */
+void ztree_remove(struct zset_tree *t, const struct zset_entry *e);
+/* The same as removing it, changing its score and adding it again, but faster when its place stays. */
+void ztree_rescore(struct zset_tree *t, struct zset_entry *e, double score);
+size_t ztree_rank(const struct zset_tree *t, const struct zset_entry *e);
+/* How many are before a bound: before() is true for a prefix of them. */
+size_t ztree_count(const struct zset_tree *t, bool (*before)(const void *bound, double score, struct slice name),
+                   const void *bound);
+struct zset_place ztree_at(const struct zset_tree *t, size_t rank);
+struct zset_entry *ztree_entry(struct zset_place p);
+struct zset_place ztree_step(struct zset_place p, bool back);
+
+/* < 0, 0, > 0, as members are ordered. */
+int zset_compare(double a, struct slice a_name, double b, struct slice b_name);
+static inline int slice_order(struct slice a, struct slice b)
+{
+    size_t n = a.len < b.len ? a.len : b.len;
+    int c = n ? memcmp(a.ptr, b.ptr, n) : 0;
+
+    return c ? c : (a.len > b.len) - (a.len < b.len);
+}
 
 #endif

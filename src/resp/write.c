@@ -1,8 +1,6 @@
 #include "tiercel/resp.h"
 
-#include <math.h>
 #include <stdarg.h>
-#include <stdio.h>
 
 #include "tiercel/check.h"
 #include "tiercel/num.h"
@@ -176,13 +174,8 @@ static void number_write(struct reply *r, struct slice text)
 
 void reply_double(struct reply *r, double v)
 {
-    char text[64];
-    if (isinf(v)) {
-        number_write(r, slice_str(v > 0 ? "inf" : "-inf"));
-        return;
-    }
-    int len = snprintf(text, sizeof(text), "%.17g", v);
-    number_write(r, SLICE(text, (size_t)len));
+    char text[NUM_F64_SHORT];
+    number_write(r, SLICE(text, num_format_f64(text, v)));
 }
 
 void reply_long_double(struct reply *r, long double v)

@@ -1,7 +1,7 @@
 """Commands on bitmaps and HyperLogLogs for the grammar. Their values are compared byte by byte, as all strings are."""
 
-KINDS = {"b": 20, "y": 12}  # bitmaps, HyperLogLogs
-POOLED = "by"
+KINDS = {"b": 20, "v": 12}  # bitmaps, HyperLogLogs
+POOLED = "bv"
 
 
 class Draw:
@@ -58,7 +58,7 @@ class Draw:
 
     def commands(self):
         rng, n = self.rng, self.g.key
-        b, y = (lambda: n("b")), (lambda: n("y"))
+        b, v = (lambda: n("b")), (lambda: n("v"))
         return [
             (10, lambda: [b"SETBIT", b(), self.offset(), rng.choice((b"0", b"1", b"1", b"1", b"2", b"x"))]),
             (4, lambda: [b"GETBIT", b(), self.offset()]),
@@ -69,8 +69,8 @@ class Draw:
             (8, self.bitfield),
             (2, lambda: [b"BITFIELD_RO", b(), b"GET"] + self.field() + rng.choice(([], [], [b"SET", b"u8", b"0", b"1"]))),
             (2, lambda: [b"SET", b(), rng.choice((b"", b"\xff" * rng.randrange(70), b"\0" * rng.randrange(20), b"12345"))]),
-            (2, lambda: [b"GET", rng.choice((b, y))()]),
-            (10, lambda: [b"PFADD", y()] + self.elements()),
-            (5, lambda: [b"PFCOUNT"] + [y() for _ in range(rng.choice((1, 1, 2, 3)))]),
-            (4, lambda: [b"PFMERGE", y()] + [y() for _ in range(rng.choice((0, 1, 2, 3)))]),
+            (2, lambda: [b"GET", rng.choice((b, v))()]),
+            (10, lambda: [b"PFADD", v()] + self.elements()),
+            (5, lambda: [b"PFCOUNT"] + [v() for _ in range(rng.choice((1, 1, 2, 3)))]),
+            (4, lambda: [b"PFMERGE", v()] + [v() for _ in range(rng.choice((0, 1, 2, 3)))]),
         ]

@@ -159,6 +159,10 @@ class Differential:
         of_collection = sets_hashes.same(cmd, a, b)
         if of_collection is not None:
             return of_collection
+        if name == b"ZRANDMEMBER":
+            return self.same_draw(cmd, a, b)
+        if name == b"ZSCAN" and isinstance(a, list) and isinstance(b, list):
+            return a[1] == b[1] and sorted(zip(a[2][1::2], a[2][2::2])) == sorted(zip(b[2][1::2], b[2][2::2]))
         if name == b"RANDOMKEY":
             return a[:1] == b[:1] == b"$" and a != b"$-1" and b != b"$-1"
         if name in CLOCK and isinstance(a, bytes) and isinstance(b, bytes) and a[:1] == b[:1] == b":":
@@ -168,6 +172,13 @@ class Differential:
             return any(words[:len(row[0])] == row[0] and row[1].fullmatch(a) and row[2].fullmatch(b)
                        for row in self.accepted)
         return False
+
+    @staticmethod
+    def same_draw(cmd, a, b):
+        """Random members: as many, and all of them where all are asked for."""
+        if not isinstance(a, list) or not isinstance(b, list):
+            return isinstance(a, bytes) and isinstance(b, bytes) and a[:1] == b[:1] == b"$" and b"$-1" not in (a, b)
+        return a[0] == b[0] and len(a) == len(b) and all(isinstance(x, list) == isinstance(y, list) for x, y in zip(a, b))
 
     def same_time(self, a, b, unit_ms):
         if a < 0 or b < 0:
@@ -237,7 +248,8 @@ class Differential:
     def compare_values(self, what, names):
         types = self.check(what, [[b"TYPE", k] for k in names])
         read = {b"+string\r\n": lambda k: [b"GET", k], b"+list\r\n": lambda k: [b"LRANGE", k, b"0", b"-1"],
-                b"+hash\r\n": lambda k: [b"HGETALL", k], b"+set\r\n": lambda k: [b"SMEMBERS", k]}
+                b"+hash\r\n": lambda k: [b"HGETALL", k], b"+set\r\n": lambda k: [b"SMEMBERS", k],
+                b"+zset\r\n": lambda k: [b"ZRANGE", k, b"0", b"-1", b"WITHSCORES"]}
         self.check(what, [read[t](k) for t, k in zip(types, names)])
         self.check(what, [[b"PTTL", k] for k in names])
         self.check(what, [[b"OBJECT", b"ENCODING", k] for k in names])

@@ -7,6 +7,7 @@ import random
 
 import bits
 import sets_hashes
+from grammar_zset import SortedSets
 
 MODULES = (sets_hashes, bits)
 NOW_S = 1700000000  # some time in the past
@@ -22,17 +23,21 @@ BAD_TIMES = [b"0", b"-1", b"-9223372036854775808", b"9223372036854775807", b"922
 INDEXES = [b"0", b"-1", b"1", b"-2", b"3", b"-100", b"100", b"1000000", b"9223372036854775807",
            b"-9223372036854775808"]
 WORDS = [b"NX", b"XX", b"GT", b"LT", b"GET", b"KEEPTTL", b"PERSIST", b"REPLACE", b"foo", b"", b"bad\r\n", b"a\r\nb"]
-SAFE_TYPES = "sifcl"
+SAFE_TYPES = "sifclz"
+# Keys that only certain commands change. x: places, no two of them at one place, so that distances are an order;
+# y: sorted sets of one score only; w: small ones, for ranges by lex without LIMIT: of others Redis promises
+# nothing; q: strings.
+PURE_TYPES = "xywq"
 
 
 def cased(rng, word):
     return rng.choice((word, word, word.lower(), word.capitalize()))
 
 
-class Grammar:
+class Grammar(SortedSets):
     def __init__(self, seed):
         self.rng = rng = random.Random(seed)
-        self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES, (260, 60, 20, 30, 80))}
+        self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES + PURE_TYPES, (260, 60, 20, 30, 80, 50, 12, 6, 6, 2))}
         for more in MODULES:
             self.pool.update((t, self._names(t, n)) for t, n in more.KINDS.items())
         self.all_keys = sorted(k for keys in self.pool.values() for k in keys)
@@ -67,7 +72,7 @@ class Grammar:
         return names[int(len(names) * rng.random() ** 1.5)]
 
     def any_key(self):
-        return self.key("sssifcllhtby")
+        return self.key("sssifcllhtbvzx")
 
     def data(self, size):
         source = self.rng.choice((self.noise, self.text))
@@ -168,7 +173,7 @@ class Grammar:
             kinds = two()
             return [n(kinds), n(kinds)]
 
-        return [
+        return self._sorted_sets() + self._geo() + [
             (60, lambda: [b"GET", n("ssif")]),
             (70, lambda: [b"SET", n("s"), self.value()]),
             (12, lambda: [b"SET", n("i"), self.integer()]),

@@ -139,7 +139,12 @@ def test_docs_have_the_same_structure(pair):
     "GETKEYS sintercard 2 a b limit 3", "GETKEYS sintercard 3 a b", "GETKEYS sintercard x a", "GETKEYS sintercard 1 a",
     "GETKEYSANDFLAGS sintercard 2 a b", "GETKEYSANDFLAGS sinterstore d a b c", "GETKEYSANDFLAGS smove a b m",
     "GETKEYSANDFLAGS copy a b", "GETKEYSANDFLAGS mget a b", "GETKEYSANDFLAGS getex a",
-    "nosuch", "GETKEYSANDFLAGS", "HELP x",
+    "GETKEYS zunion 2 a b withscores", "GETKEYS zunion 0 a", "GETKEYS zunion 3 a b", "GETKEYS zunion x a b",
+    "GETKEYS zunionstore d 2 a b", "GETKEYS zunionstore d 5 a b", "GETKEYS zmpop 1 a min", "GETKEYS zmpop -1 a min",
+    "GETKEYSANDFLAGS zinterstore d 2 a b weights 1 2", "GETKEYSANDFLAGS zrangestore a b 0 1",
+    "GETKEYSANDFLAGS georadius k 1 2 3 m withdist", "GETKEYSANDFLAGS georadius k 1 2 3 m store a",
+    "GETKEYS georadiusbymember k m 3 m store a storedist b", "GETKEYS georadiusbymember_ro k m 3 m", "INFO zremrangebyscore",
+    "GETKEYS georadius k 1 2 3 m store", "nosuch", "GETKEYSANDFLAGS", "HELP x",
 ])
 def test_the_same_reply(pair, proto, args):
     for conn in pair:

@@ -7,6 +7,7 @@
 #include "tiercel/type_hash.h"
 #include "tiercel/type_list.h"
 #include "tiercel/type_set.h"
+#include "tiercel/type_zset.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -76,6 +77,25 @@ static void use_hash(struct object *o)
     CHECK(n > 0 && n == object_len(o));
 }
 
+/* In order, and found one by one until none is left. */
+static void use_zset(struct object *o)
+{
+    struct zset_iter it;
+    double last = 0, score;
+    size_t n = 0, rank;
+    zset_seek(o, 0, false, &it);
+    for (; zset_next(&it); n++) {
+        CHECK(n == 0 || it.score >= last);
+        CHECK(o->enc == ENC_LISTPACK || (zset_rank(o, it.name, &rank) && rank == n));
+        CHECK(zset_score(o, it.name, &score));
+        last = it.score;
+    }
+    CHECK(n > 0 && n == object_len(o));
+    for (; n > 0; n--)
+        zset_remove_ranks(o, n / 2, 1);
+    CHECK(object_len(o) == 0);
+}
+
 /* Hash tables have no order: as much of it again, if not in the same bytes. */
 static void parse_again(const struct object *o, const struct key *key, struct slice serial)
 {
@@ -116,6 +136,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         use_set(copy);
     else if (type == OBJ_HASH)
         use_hash(copy);
+    else if (type == OBJ_ZSET)
+        use_zset(copy);
     else
         use_string(copy, codec);
     object_free(copy);

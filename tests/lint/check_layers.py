@@ -32,7 +32,7 @@ PEERS = {RANK["conf"], RANK["resp"]}
 
 # Every header of include/tiercel/, and the module whose contract it is.
 HEADER_LAYER = {
-    "base": "status check slice buf chain list clock hash mbox alloc rcbuf glob num worker version machine",
+    "base": "status check slice buf chain list clock hash mbox alloc rcbuf geohash glob num worker version machine",
     "conf": "conf",
     "log": "log",
     "stats": "stats",

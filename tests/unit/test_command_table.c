@@ -124,6 +124,15 @@ static void test_key_positions(void **state)
     check_keys("lmpop 4 a b left", "bad");
     check_keys("lmpop x a b left", "bad");
     check_keys("blmpop 0 2 a b left count 3", "3 4");
+    check_keys("zunion 2 a b withscores", "2 3");
+    check_keys("zunion 0 a", "bad");
+    check_keys("zunion 2 a", "bad");
+    check_keys("zmpop -1 a min", "bad");
+    check_keys("zunionstore d 2 a b weights 1 2", "1 3 4");
+    check_keys("zunionstore d x a", "bad");
+    check_keys("georadius k 1 2 3 m", "1");
+    check_keys("georadius k 1 2 3 m store d withdist storedist e", "1 7 10");
+    check_keys("georadiusbymember_ro k m 3 m store d", "1");
 }
 
 static void test_at_most_max_keys(void **state)
