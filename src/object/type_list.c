@@ -596,23 +596,27 @@ static size_t ops_stored(enum obj_enc enc, const void *value)
 #define NODE_PLAIN 1
 #define NODE_PACKED 2
 
-static void ops_save(enum obj_enc enc, const void *value, struct buf *out)
+static bool ops_save_part(enum obj_enc enc, const void *value, uint64_t *at, size_t bytes, struct buf *out)
 {
     const struct qlist *q = value;
+    size_t start = out->len;
 
-    buf_byte(out, RDB_LIST_QUICKLIST_2);
+    if (*at == 0)
+        buf_byte(out, RDB_LIST_QUICKLIST_2);
     if (enc == ENC_LISTPACK) {
         rdb_put_len(out, 1);
         rdb_put_len(out, NODE_PACKED);
         rdb_put_raw(out, listpack_slice(value));
-        return;
+        return true;
     }
-    rdb_put_len(out, q->n);
-    for (size_t i = 0; i < q->n; i++) {
-        const struct qnode *n = node_at(q, i);
+    if (*at == 0)
+        rdb_put_len(out, q->n);
+    while (*at < q->n && out->len - start < bytes) {
+        const struct qnode *n = node_at(q, (size_t)(*at)++);
         rdb_put_len(out, n->count ? NODE_PACKED : NODE_PLAIN);
         rdb_put_raw(out, SLICE((const char *)n->data, node_bytes(n)));
     }
+    return *at == q->n;
 }
 
 struct loading {
@@ -710,6 +714,6 @@ const struct object_ops list_ops = {
     .bytes = ops_bytes,
     .len = ops_len,
     .stored = ops_stored,
-    .save = ops_save,
+    .save_part = ops_save_part,
     .load = ops_load,
 };

@@ -611,22 +611,27 @@ static size_t zset_stored(enum obj_enc enc, const void *value)
     return enc == ENC_BIG ? z->text + z->dict.count * 9 : listpack_bytes(value);
 }
 
-static void zset_save(enum obj_enc enc, const void *value, struct buf *out)
+/* *at: how many were written. The highest comes first, as Redis has it. */
+static bool zset_save_part(enum obj_enc enc, const void *value, uint64_t *at, size_t bytes, struct buf *out)
 {
     const struct zbig *z = value;
+    size_t start = out->len;
 
     if (enc != ENC_BIG) {
         buf_byte(out, RDB_ZSET_LISTPACK);
         rdb_put_raw(out, listpack_slice(value));
-        return;
+        return true;
     }
-    buf_byte(out, RDB_ZSET_2);
-    rdb_put_len(out, z->dict.count);
-    /* The highest comes first, as Redis has it. */
-    for (struct zset_place p = ztree_at(&z->tree, z->tree.count - 1); p.leaf; p = ztree_step(p, true)) {
+    if (*at == 0) {
+        buf_byte(out, RDB_ZSET_2);
+        rdb_put_len(out, z->dict.count);
+    }
+    struct zset_place p = ztree_at(&z->tree, z->tree.count - 1 - (size_t)*at);
+    for (; p.leaf && out->len - start < bytes; p = ztree_step(p, true), ++*at) {
         rdb_put_string(out, zset_entry_name(ztree_entry(p)));
         rdb_put_double(out, ztree_entry(p)->score);
     }
+    return !p.leaf;
 }
 
 static bool draft_take(struct zset_draft *d, struct slice name, double score)
@@ -760,6 +765,6 @@ const struct object_ops zset_ops = {
     .bytes = zset_bytes,
     .len = zset_len,
     .stored = zset_stored,
-    .save = zset_save,
+    .save_part = zset_save_part,
     .load = zset_load,
 };
