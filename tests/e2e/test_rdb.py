@@ -1,4 +1,5 @@
 """Values travel between Redis and this server, both ways: DUMP and RESTORE, and a dump.rdb at the first start."""
+import pathlib
 import random
 
 import pytest
@@ -73,7 +74,8 @@ def same(a, b):
     assert keys == sorted(b.keys())
     for key in keys:
         assert contents(a, key) == contents(b, key), key
-        assert a.object("encoding", key) == b.object("encoding", key), key
+        if a.type(key) != b"string":  # one that was changed in place is raw only there
+            assert a.object("encoding", key) == b.object("encoding", key), key
 
 
 @pytest.fixture(params=["to redis", "from redis"])
@@ -102,7 +104,7 @@ def test_expiry_and_errors(pair):
     source, target = pair
     for r in pair:
         r.set("k", "v")
-        payload = r.dump("k")
+    for payload in [r.dump("k") for r in pair]:
         for args in ((0, payload), (-1, payload), ("x", payload), (0, payload[:-1]), (0, b""), (0, payload, "REPLACE", "FREQ", 256),
                      (0, payload, "IDLETIME", -1), (0, payload, "NONSENSE"), (0, b"\x01" + payload[1:]),
                      (0, payload, "IDLETIME", 1, "FREQ", 1)):
@@ -120,6 +122,11 @@ def target_says(r, args):
         return str(e)
 
 
+def saved(r):
+    r.save()
+    return pathlib.Path(r.config_get("dir")["dir"], "dump.rdb").read_bytes()
+
+
 def test_first_start_loads_a_dump():
     redis = Redis()
     ours = Tiercel(threads=2, maxmemory="4mb")
@@ -131,10 +138,8 @@ def test_first_start_loads_a_dump():
         r.set("stays", "x", ex=1000)
         other = redis.client(db=3)
         other.set("in three", "y")
-        r.config_set("dir", str(ours.dir.parent))
-        r.save()
         ours.dir.mkdir(exist_ok=True)
-        (ours.dir.parent / "dump.rdb").rename(ours.dir / "dump.rdb")
+        (ours.dir / "dump.rdb").write_bytes(saved(r))
         ours.start()
         t = ours.client()
         same(r, t)
@@ -156,9 +161,7 @@ def test_a_damaged_dump_is_refused(damage):
     try:
         redis.start()
         populate(redis.client())
-        redis.client().config_set("dir", str(ours.dir.parent))
-        redis.client().save()
-        data = bytearray((ours.dir.parent / "dump.rdb").read_bytes())
+        data = bytearray(saved(redis.client()))
         if damage == "cut":
             data = data[:len(data) // 2]
         elif damage == "flipped":
