@@ -197,6 +197,7 @@ uint32_t command_categories(const struct command *cmd);
 
 /* Where first, last and access of a row cannot say it. */
 int cmd_debug_keys(int argc, const struct slice *argv, int *pos, int max);
+int cmd_xread_keys(int argc, const struct slice *argv, int *pos, int max);
 enum key_access cmd_set_access(int argc, const struct slice *argv); /* string.c */
 
 /* By COMMAND's names: "get", "client", "client|list". NULL: unknown. */

@@ -210,6 +210,19 @@ static void reply_named_int(struct reply *r, const char *name, int64_t v)
     reply_int(r, v);
 }
 
+/* Keys behind a word: XREAD's. */
+static void reply_keyword_spec(struct reply *r, const struct command *cmd)
+{
+    reply_named_map(r, "begin_search", "keyword", 2);
+    reply_bulk_str(r, "keyword");
+    reply_bulk_str(r, "STREAMS");
+    reply_named_int(r, "startfrom", cmd->id == CMDID_xread ? 1 : 4);
+    reply_named_map(r, "find_keys", "range", 3);
+    reply_named_int(r, "lastkey", -1);
+    reply_named_int(r, "keystep", 1);
+    reply_named_int(r, "limit", 2);
+}
+
 /* Where a row has several specs, each stands for one key, the last for those that follow, too, if the row has no last one. */
 static void reply_key_specs(struct reply *r, const struct command *cmd)
 {
@@ -226,6 +239,10 @@ static void reply_key_specs(struct reply *r, const struct command *cmd)
         }
         reply_bulk_str(r, "flags");
         reply_words(r, flags);
+        if (cmd->id == CMDID_xread || cmd->id == CMDID_xreadgroup) {
+            reply_keyword_spec(r, cmd);
+            continue;
+        }
         reply_named_map(r, "begin_search", "index", 1);
         reply_named_int(r, "index", cmd->first + i);
         reply_named_map(r, "find_keys", "range", 3);

@@ -516,6 +516,7 @@ const struct object_ops *object_ops_of(enum obj_type type)
 {
     static const struct object_ops *const ops[16] = {
         [OBJ_LIST] = &list_ops,
+        [OBJ_STREAM] = &stream_ops,
     };
 
     return ops[type];

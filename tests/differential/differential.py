@@ -21,6 +21,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from events import Events  # noqa: E402
+import streams  # noqa: E402
 from grammar import Grammar  # noqa: E402
 from wire import Connection, Gone, encode, parse, redis_server, tiercel_server  # noqa: E402
 
@@ -73,6 +74,7 @@ class Differential:
         self.checked = 0    # values found equal by whole comparisons
         self.sent = 0       # random commands
         self.slowest_ms = 0
+        self.begun = time.monotonic()
         self.log = collections.deque(maxlen=20000)
         self.connect()
 
@@ -154,6 +156,8 @@ class Differential:
             return sorted(a[1:]) == sorted(b[1:])
         if name == b"RANDOMKEY":
             return a[:1] == b[:1] == b"$" and a != b"$-1" and b != b"$-1"
+        if name in streams.CLOCKED:
+            return streams.same(a, b, self.same_moment)
         if name in CLOCK and isinstance(a, bytes) and isinstance(b, bytes) and a[:1] == b[:1] == b":":
             return self.same_time(int(a[1:]), int(b[1:]), CLOCK[name])
         if isinstance(a, bytes) and isinstance(b, bytes):
@@ -161,6 +165,11 @@ class Differential:
             return any(words[:len(row[0])] == row[0] and row[1].fullmatch(a) and row[2].fullmatch(b)
                        for row in self.accepted)
         return False
+
+    def same_moment(self, a, b):
+        """When something was delivered to a consumer, or how long ago. A consumer that finds nothing new is not written to
+        disk: after that Tiercel may say that it was not seen for longer."""
+        return abs(a - b) <= 1000 * (time.monotonic() - self.begun) + CLOCK_MS and min(a, b) >= 0 and max(a, b) > 9999
 
     def same_time(self, a, b, unit_ms):
         if a < 0 or b < 0:
@@ -229,7 +238,8 @@ class Differential:
 
     def compare_values(self, what, names):
         types = self.check(what, [[b"TYPE", k] for k in names])
-        read = {b"+string\r\n": lambda k: [b"GET", k], b"+list\r\n": lambda k: [b"LRANGE", k, b"0", b"-1"]}
+        read = {b"+string\r\n": lambda k: [b"GET", k], b"+list\r\n": lambda k: [b"LRANGE", k, b"0", b"-1"],
+                b"+stream\r\n": lambda k: [b"XINFO", b"STREAM", k, b"FULL", b"COUNT", b"0"]}
         self.check(what, [read[t](k) for t, k in zip(types, names)])
         self.check(what, [[b"PTTL", k] for k in names])
         self.check(what, [[b"OBJECT", b"ENCODING", k] for k in names])

@@ -5,6 +5,8 @@ more away, or over already, and two relative ones are never close to one another
 """
 import random
 
+import streams
+
 NOW_S = 1700000000  # some time in the past
 INTS = [b"0", b"1", b"-1", b"7", b"42", b"-100", b"9999", b"10000", b"2147483648", b"-9223372036854775808",
         b"9223372036854775807", b"9223372036854775806", b"-9223372036854775807"]
@@ -18,7 +20,7 @@ BAD_TIMES = [b"0", b"-1", b"-9223372036854775808", b"9223372036854775807", b"922
 INDEXES = [b"0", b"-1", b"1", b"-2", b"3", b"-100", b"100", b"1000000", b"9223372036854775807",
            b"-9223372036854775808"]
 WORDS = [b"NX", b"XX", b"GT", b"LT", b"GET", b"KEEPTTL", b"PERSIST", b"REPLACE", b"foo", b"", b"bad\r\n", b"a\r\nb"]
-SAFE_TYPES = "sifcl"
+SAFE_TYPES = "sifclx"
 
 
 def cased(rng, word):
@@ -28,7 +30,7 @@ def cased(rng, word):
 class Grammar:
     def __init__(self, seed):
         self.rng = rng = random.Random(seed)
-        self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES, (260, 60, 20, 30, 80))}
+        self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES, (260, 60, 20, 30, 80, 40))}
         self.all_keys = sorted(k for keys in self.pool.values() for k in keys)
         self.noise = rng.randbytes(300000)
         self.text = b"".join(rng.choice((b"falcon ", b"lure ", b"jess ", b"price=%d;" % i, b"\r\n"))
@@ -61,7 +63,7 @@ class Grammar:
         return names[int(len(names) * rng.random() ** 1.5)]
 
     def any_key(self):
-        return self.key("sssifcll")
+        return self.key("sssifcllx")
 
     def data(self, size):
         source = self.rng.choice((self.noise, self.text))
@@ -142,7 +144,7 @@ class Grammar:
         rng = self.rng
         times = ["EX", "PX", "EXAT", "PXAT"]
         many = lambda make: [make() for _ in range(rng.choice((1, 1, 2, 3, 5, 12)))]
-        two = lambda: rng.choice(("ss", "ll", "ssi", "sl"))
+        two = lambda: rng.choice(("ss", "ll", "ssi", "sl", "xx"))
         read_any, n = self.any_key, self.key
 
         def pairs():
@@ -209,6 +211,7 @@ class Grammar:
             (8, lambda: [rng.choice((b"LPOP", b"RPOP")), n("l"), self.index()]),
             (6, lambda: [b"LLEN", n("l")]),
             (12, lambda: [b"LRANGE", n("l"), self.index(), self.index()]),
+            *streams.table(self),
             (6, lambda: [b"KEYS", rng.choice((b"i*", b"l?", b"s[0-9]", b"*", b"c\\*", b"[^s]*", b"nothing"))]),
             (3, lambda: [b"RANDOMKEY"]),
             (12, lambda: [b"SELECT", self.odd_db()]),
