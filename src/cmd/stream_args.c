@@ -118,12 +118,10 @@ struct stream_group *stream_arg_group(struct call *c, struct object *o, int arg)
     return g;
 }
 
-struct stream_consumer *stream_consumer_get(struct call *c, int key, struct stream_group *g, struct slice name,
-                                            bool *created)
+struct stream_consumer *stream_consumer_get(struct call *c, int key, struct stream_group *g, struct slice name)
 {
     struct stream_consumer *consumer = stream_consumer_find(g, name);
 
-    *created = !consumer;
     if (consumer) {
         consumer->seen_ms = c->now_ms;
         return consumer;

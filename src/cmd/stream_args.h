@@ -42,7 +42,6 @@ void stream_reply_range(struct reply *r, const struct stream *s, struct stream_i
                         uint64_t count, bool reverse);
 
 /* The consumer, which is made if there is none, marked as just seen. Tells of a new one by its event. */
-struct stream_consumer *stream_consumer_get(struct call *c, int key, struct stream_group *g, struct slice name,
-                                            bool *created);
+struct stream_consumer *stream_consumer_get(struct call *c, int key, struct stream_group *g, struct slice name);
 
 #endif

@@ -352,9 +352,15 @@ static bool claim_parse(struct call *c, struct claim_args *a)
     return claim_options(c, a);
 }
 
+/* Who has an entry given to it: it is made for the first one, not before. */
+static struct stream_consumer *claimer(struct call *c, struct stream_group *g)
+{
+    return stream_consumer_get(c, 0, g, c->argv[3]);
+}
+
 /* true: the entry is the consumer's now. */
-static bool claim_one(struct call *c, struct stream *s, struct stream_group *g, struct stream_consumer *consumer,
-                      const struct claim_args *a, struct stream_id id)
+static bool claim_one(struct call *c, struct stream *s, struct stream_group *g, const struct claim_args *a,
+                      struct stream_id id)
 {
     struct stream_nack *n = stream_pel_find(g, id);
 
@@ -374,7 +380,7 @@ static bool claim_one(struct call *c, struct stream *s, struct stream_group *g, 
         n->deliveries = (uint64_t)a->retries;
     else if (!a->justid)
         n->deliveries++;
-    stream_pel_give(n, consumer);
+    stream_pel_give(n, claimer(c, g));
     return true;
 }
 
@@ -393,18 +399,16 @@ void cmd_xclaim(struct call *c)
     struct stream_items items;
     struct claim_args a;
     struct stream_id id;
-    bool created;
 
     if (!g || !claim_parse(c, &a))
         return;
     struct stream *s = stream_of(o);
     if (stream_id_cmp(a.last_id, g->last_id) > 0)
         g->last_id = a.last_id;
-    struct stream_consumer *consumer = stream_consumer_get(c, 0, g, c->argv[3], &created);
     stream_items_start(&items, &c->r);
     for (int i = 5; i < a.end; i++) {
         stream_parse_id(c->argv[i], 0, true, &id, NULL);
-        if (!claim_one(c, s, g, consumer, &a, id))
+        if (!claim_one(c, s, g, &a, id))
             continue;
         reply_claimed(&items.r, s, id, a.justid);
         items.n++;
@@ -447,8 +451,7 @@ static bool autoclaim_parse(struct call *c, struct autoclaim_args *a)
     return true;
 }
 
-static void autoclaim(struct call *c, struct stream *s, struct stream_group *g, struct stream_consumer *consumer,
-                      const struct autoclaim_args *a)
+static void autoclaim(struct call *c, struct stream *s, struct stream_group *g, const struct autoclaim_args *a)
 {
     struct stream_items claimed, gone;
     struct stream_id next = a->from;
@@ -472,7 +475,7 @@ static void autoclaim(struct call *c, struct stream *s, struct stream_group *g, 
             continue;
         n->delivered_ms = c->now_ms;
         n->deliveries += !a->justid;
-        stream_pel_give(n, consumer);
+        stream_pel_give(n, claimer(c, g));
         reply_claimed(&claimed.r, s, id, a->justid);
         claimed.n++;
     }
@@ -488,7 +491,6 @@ void cmd_xautoclaim(struct call *c)
     struct object *o = ks_read(c, 0);
     struct autoclaim_args a;
     struct stream_group *g;
-    bool created;
 
     if (!autoclaim_parse(c, &a) || !(g = stream_arg_group(c, o, 2)))
         return;
@@ -496,7 +498,6 @@ void cmd_xautoclaim(struct call *c)
         call_error(c, "ERR Insufficient memory, failed allocating transient memory, COUNT too high.");
         return;
     }
-    struct stream_consumer *consumer = stream_consumer_get(c, 0, g, c->argv[3], &created);
-    autoclaim(c, stream_of(o), g, consumer, &a);
+    autoclaim(c, stream_of(o), g, &a);
     ks_changed_quietly(c, 0);
 }

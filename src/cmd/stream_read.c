@@ -238,27 +238,24 @@ static bool serve_plain(struct call *c, struct reply *r, const struct read_args 
     return true;
 }
 
-/* That its consumer was seen is no reason to write the stream to disk: one that finds nothing new may ask often. */
 static bool serve_group(struct call *c, struct reply *r, const struct read_args *a, int i, const struct source *src)
 {
     struct stream *s = stream_of(ks_peek(c, i));
     struct stream_group *g = src->group;
     struct stream_id from = src->after;
-    bool created, served;
 
-    served = !src->news || (s->length && stream_id_cmp(stream_last_entry(s), g->last_id) > 0);
-    struct stream_consumer *consumer = stream_consumer_get(c, i, g, c->argv[a->group + 1], &created);
-    if (served)
-        reply_name(c, r, a, i);
-    if (served && src->news) {
+    if (src->news && (s->length == 0 || stream_id_cmp(stream_last_entry(s), g->last_id) <= 0))
+        return false;
+    struct stream_consumer *consumer = stream_consumer_get(c, i, g, c->argv[a->group + 1]);
+    reply_name(c, r, a, i);
+    if (src->news) {
         reply_news(c, r, s, g, consumer, a);
-    } else if (served) {
+    } else {
         stream_id_next(&from);
         reply_history(c, r, s, consumer, from, a->count);
     }
-    if (served || created)
-        ks_changed_quietly(c, i);
-    return served;
+    ks_changed_quietly(c, i);
+    return true;
 }
 
 /* Nothing was there to be read. With BLOCK (a->block_ms >= 0) this is where the client is to be suspended until one of
