@@ -273,9 +273,7 @@ void cmd_xsetid(struct call *c)
     if (!ks_is(c, o, OBJ_STREAM))
         return;
     struct stream *s = stream_of(o);
-    if (stream_id_cmp(a.id, s->max_deleted) < 0)
-        error = "ERR The ID specified in XSETID is smaller than current max_deleted_entry_id";
-    else if (s->length && stream_id_cmp(a.id, stream_last_entry(s)) < 0)
+    if (s->length && stream_id_cmp(a.id, stream_last_entry(s)) < 0)
         error = "ERR The ID specified in XSETID is smaller than the target stream top item";
     else if (s->length && a.added >= 0 && s->length > (uint64_t)a.added)
         error = "ERR The entries_added specified in XSETID is smaller than the target stream length";

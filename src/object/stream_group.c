@@ -308,7 +308,8 @@ bool stream_group_destroy(struct stream *s, struct slice name)
 
 static bool tombstone_from(const struct stream *s, struct stream_id id)
 {
-    return s->length && stream_id_cmp(s->max_deleted, STREAM_ID_MIN) != 0 && stream_id_cmp(id, s->max_deleted) <= 0;
+    return s->length && stream_id_cmp(s->first_id, s->max_deleted) <= 0 &&
+           stream_id_cmp(s->max_deleted, STREAM_ID_MIN) != 0 && stream_id_cmp(id, s->max_deleted) <= 0;
 }
 
 int64_t stream_count_until(const struct stream *s, struct stream_id id)
@@ -319,8 +320,6 @@ int64_t stream_count_until(const struct stream *s, struct stream_id id)
         return 0;
     if (s->length == 0 && to_last <= 0)
         return (int64_t)s->entries_added;
-    if (stream_id_cmp(id, STREAM_ID_MIN) != 0 && stream_id_cmp(id, s->max_deleted) < 0)
-        return STREAM_NOT_KNOWN;
     if (to_last == 0)
         return (int64_t)s->entries_added;
     if (to_last > 0)
