@@ -134,6 +134,8 @@ def test_docs_have_the_same_structure(pair):
     "GETKEYS blpop a b 0", "GETKEYS lcs a b", "GETKEYS copy a b DB 3", "GETKEYS move a 3", "GETKEYS watch a b c",
     "GETKEYSANDFLAGS rename a b", "GETKEYSANDFLAGS set a b get", "GETKEYSANDFLAGS set a b px 10",
     "GETKEYSANDFLAGS copy a b", "GETKEYSANDFLAGS mget a b", "GETKEYSANDFLAGS getex a",
+    "GETKEYS xread streams a b 0 0", "GETKEYS xreadgroup group a b streams a b 0", "GETKEYSANDFLAGS xread count 1 streams s 0",
+    "GETKEYS xread count 1 b c", "GETKEYS xreadgroup group streams b streams a b 0 0", "GETKEYS xgroup create a b 0",
     "nosuch", "GETKEYSANDFLAGS", "HELP x",
 ])
 def test_the_same_reply(pair, proto, args):
@@ -147,7 +149,7 @@ def test_the_same_reply(pair, proto, args):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("container", "COMMAND CLIENT CONFIG MEMORY SLOWLOG LATENCY OBJECT PUBSUB DEBUG".split())
+@pytest.mark.parametrize("container", "COMMAND CLIENT CONFIG MEMORY SLOWLOG LATENCY OBJECT PUBSUB DEBUG XGROUP XINFO".split())
 def test_help(tiercel, container):
     lines = tiercel().call(container, "HELP")
     assert lines[0] == "%s <subcommand> [<arg> [value] [opt] ...]. Subcommands are:" % container
