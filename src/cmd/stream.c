@@ -1,6 +1,6 @@
 /* Commands on streams as such: adding, removing, ranges. What has to do with consumer groups is in stream_group.c,
  * XREAD and XREADGROUP in stream_read.c, XINFO in stream_info.c. */
-#include "cmd/stream_args.h"
+#include "cmd/cmd_priv.h"
 
 /* ---- XADD and XTRIM ---- */
 

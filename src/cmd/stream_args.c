@@ -1,4 +1,4 @@
-#include "cmd/stream_args.h"
+#include "cmd/cmd_priv.h"
 
 #include <errno.h>
 #include <stdio.h>

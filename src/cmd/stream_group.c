@@ -1,5 +1,5 @@
 /* Consumer groups: XGROUP, XACK, XPENDING, XCLAIM, XAUTOCLAIM. Of these changes WATCH knows nothing, as in Redis. */
-#include "cmd/stream_args.h"
+#include "cmd/cmd_priv.h"
 
 /* ---- XGROUP ---- */
 

@@ -1,5 +1,5 @@
 /* XINFO. */
-#include "cmd/stream_args.h"
+#include "cmd/cmd_priv.h"
 
 /* NULL: the error was replied. */
 static struct stream *info_stream(struct call *c)

@@ -1,5 +1,5 @@
 /* XREAD and XREADGROUP. */
-#include "cmd/stream_args.h"
+#include "cmd/cmd_priv.h"
 
 struct read_args {
     bool group_read, noack;

@@ -1,5 +1,5 @@
 /* Consumer groups of streams: who was delivered what. */
-#include "stream_priv.h"
+#include "object_priv.h"
 #include "tiercel/check.h"
 #include "tiercel/hash.h"
 

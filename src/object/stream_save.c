@@ -1,5 +1,5 @@
 /* Streams in Redis's serial form: nodes as they are, then what is known about the whole, then the groups. */
-#include "stream_priv.h"
+#include "object_priv.h"
 #include "tiercel/check.h"
 #include "tiercel/listpack.h"
 #include "tiercel/rdb.h"
@@ -185,7 +185,8 @@ static bool load_nodes(struct rdb_reader *in, struct stream *s, struct stream_id
         if (!rdb_get_string(in, &key) || key.len != 16)
             return false;
         id = key_of(key.ptr);
-        if ((s->nnodes && stream_id_cmp(id, last) <= 0) || !rdb_get_string(in, &lp) || !listpack_valid(lp))
+        if ((s->nnodes && (stream_id_cmp(id, last) <= 0 || stream_id_cmp(id, *live) <= 0)) ||
+            !rdb_get_string(in, &lp) || !listpack_valid(lp))
             return false;
         stream_push_node(s, id, listpack_from(lp));
         last = id;

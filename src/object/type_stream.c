@@ -1,6 +1,6 @@
 #include "tiercel/type_stream.h"
 
-#include "stream_priv.h"
+#include "object_priv.h"
 #include "tiercel/check.h"
 #include "tiercel/listpack.h"
 
@@ -14,7 +14,7 @@
 #define NODE_DEFAULT_BYTES LISTPACK_SAFE_BYTES
 #define NODE_ROOM 128 /* for what is not in the fields: lengths, counts, IDs */
 
-int64_t lp_int(const unsigned char *p)
+int64_t stream_lp_int(const unsigned char *p)
 {
     struct listpack_value v;
 
@@ -136,7 +136,7 @@ static unsigned char *master_read(struct stream_walk *w, const unsigned char *lp
 {
     unsigned char *p = skip(lp, listpack_first(lp), 2);
 
-    w->nmaster = lp_int(p);
+    w->nmaster = stream_lp_int(p);
     w->master = listpack_next(lp, p);
     return skip(lp, w->master, w->nmaster + 1);
 }
@@ -145,7 +145,7 @@ static unsigned char *master_read(struct stream_walk *w, const unsigned char *lp
 static unsigned char *entry_before(const unsigned char *lp, const unsigned char *end)
 {
     unsigned char *p = end ? listpack_prev(lp, end) : listpack_last(lp);
-    int64_t count = lp_int(p);
+    int64_t count = stream_lp_int(p);
 
     if (count == 0)
         return NULL;
@@ -159,17 +159,17 @@ static int64_t entry_read(struct stream_walk *w)
 {
     const struct stream_node *n = node_at(w->s, w->at);
     unsigned char *p = w->entry;
-    int64_t flags = lp_int(p);
+    int64_t flags = stream_lp_int(p);
 
     p = listpack_next(n->lp, p);
-    w->id.ms = n->id.ms + (uint64_t)lp_int(p);
+    w->id.ms = n->id.ms + (uint64_t)stream_lp_int(p);
     p = listpack_next(n->lp, p);
-    w->id.seq = n->id.seq + (uint64_t)lp_int(p);
+    w->id.seq = n->id.seq + (uint64_t)stream_lp_int(p);
     p = listpack_next(n->lp, p);
     w->same = flags & STREAM_SAME_FIELDS;
     w->nfields = w->nmaster;
     if (!w->same) {
-        w->nfields = lp_int(p);
+        w->nfields = stream_lp_int(p);
         p = listpack_next(n->lp, p);
     }
     w->field = w->same ? w->master : NULL;
@@ -275,7 +275,7 @@ static bool has_fields_of(const unsigned char *lp, const struct slice *pairs, si
 {
     unsigned char *p = listpack_at(lp, 2);
 
-    if (lp_int(p) != (int64_t)nfields)
+    if (stream_lp_int(p) != (int64_t)nfields)
         return false;
     for (size_t i = 0; i < nfields; i++) {
         p = listpack_next(lp, p);
@@ -290,10 +290,10 @@ static unsigned char *add_counts(unsigned char *lp, int64_t entries, int64_t del
 {
     unsigned char *p = listpack_first(lp);
 
-    lp = listpack_replace_int(lp, p, lp_int(p) + entries, &p);
+    lp = listpack_replace_int(lp, p, stream_lp_int(p) + entries, &p);
     if (deleted) {
         p = listpack_next(lp, p);
-        lp = listpack_replace_int(lp, p, lp_int(p) + deleted, NULL);
+        lp = listpack_replace_int(lp, p, stream_lp_int(p) + deleted, NULL);
     }
     return lp;
 }
@@ -305,7 +305,8 @@ static bool node_is_full(const unsigned char *lp, const struct obj_limits *lim, 
 
     if (listpack_bytes(lp) + more >= most || listpack_bytes(lp) + cost > LISTPACK_SAFE_BYTES)
         return true;
-    return lim->stream_entries && (size_t)(lp_int(p) + lp_int(listpack_next(lp, p))) >= lim->stream_entries;
+    return lim->stream_entries &&
+           (size_t)(stream_lp_int(p) + stream_lp_int(listpack_next(lp, p))) >= lim->stream_entries;
 }
 
 bool stream_append(struct stream *s, const struct obj_limits *lim, struct stream_id id, const struct slice *pairs,
@@ -359,12 +360,12 @@ bool stream_delete(struct stream *s, struct stream_id id)
         return false;
     struct stream_node *n = node_at(s, w.at);
     s->length--;
-    if (lp_int(listpack_first(n->lp)) == 1) {
+    if (stream_lp_int(listpack_first(n->lp)) == 1) {
         remove_node(s, w.at);
         return true;
     }
     node_count(s, n->lp, -1);
-    n->lp = listpack_replace_int(n->lp, w.entry, lp_int(w.entry) | STREAM_DELETED, NULL);
+    n->lp = listpack_replace_int(n->lp, w.entry, stream_lp_int(w.entry) | STREAM_DELETED, NULL);
     n->lp = add_counts(n->lp, -1, 1);
     node_count(s, n->lp, 1);
     return true;
@@ -409,7 +410,7 @@ int64_t stream_trim(struct stream *s, const struct stream_trim *t)
     int64_t deleted = 0;
 
     while (s->nnodes && (t->by_id || s->length > t->maxlen)) {
-        int64_t entries = lp_int(listpack_first(node_at(s, 0)->lp));
+        int64_t entries = stream_lp_int(listpack_first(node_at(s, 0)->lp));
         if (t->limit && deleted + entries > t->limit)
             break;
         bool whole =

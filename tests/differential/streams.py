@@ -70,14 +70,17 @@ def table(g):
     def count():
         return [b"COUNT", number()] if rng.random() < 0.5 else []
 
+    def block():
+        return [b"BLOCK", rng.choice((b"1", b"1", b"1", b"-1", b"x", b"1.5"))] if rng.random() < 0.05 else []
+
     def read():
         keys = [key() for _ in range(rng.choice((1, 1, 1, 2, 3)))]
-        out = [b"XREAD"] + count() + [b"STREAMS"] + keys
+        out = [b"XREAD"] + count() + block() + [b"STREAMS"] + keys
         return out + [rng.choice((b"0", b"$", any_id(), any_id())) for _ in keys]
 
     def read_group():
         keys = [key() for _ in range(rng.choice((1, 1, 1, 1, 2)))]
-        out = [b"XREADGROUP", b"GROUP", group(), consumer()] + count()
+        out = [b"XREADGROUP", b"GROUP", group(), consumer()] + count() + block()
         if rng.random() < 0.1:
             out.append(b"NOACK")
         return out + [b"STREAMS"] + keys + [rng.choice((b">", b">", b">", b"0", any_id(), b"$")) for _ in keys]
