@@ -92,7 +92,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     CHECK(object_bytes(o) > 0 && object_key_is(o, &key));
     buf_init(&serial, MEM_OTHER);
     object_serialise(o, &serial);
-    if (type != OBJ_STREAM) /* its first ID is found anew, and names may have been packed */
+    if (type == OBJ_STRING) /* Redis's form can say the same in several ways */
         CHECK(slice_eq(buf_slice(&serial), in));
     buf_deinit(&serial);
     struct object *copy = object_copy(o, &key, 5, 0);
