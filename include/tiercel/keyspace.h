@@ -76,6 +76,8 @@ bool ks_delete(struct call *c, int i);
 /* After a change inside keys[i].obj (a list, a hash, ...): tells all who must know. An empty one, but a stream, is
  * deleted by it, with its event: keys[i].obj is NULL then. */
 void ks_changed(struct call *c, int i);
+/* The same for what WATCH and those who wait for the key do not take for a change: consumer groups of a stream. */
+void ks_changed_quietly(struct call *c, int i);
 /* Absolute wall time, 0 = no expiry. The key must be resident. A time in the past deletes. */
 void ks_expire(struct call *c, int i, int64_t expire_ms);
 

@@ -258,6 +258,9 @@ bool tier_delete_locked(struct worker *w, struct mem_shard *shard, const struct 
  * successor made from it (object_set_expire()); `old` is already freed then. had_expire: before the change. */
 void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *old,
                          struct object *o, bool had_expire);
+/* The same, but for those who watch the key (tier.change). */
+void tier_changed_quietly_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *old,
+                                 struct object *o, bool had_expire);
 /* All shards locked. */
 void tier_flush_db_locked(struct worker *w, unsigned db);
 void tier_swap_db_locked(struct worker *w, unsigned a, unsigned b);

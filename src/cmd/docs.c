@@ -61,8 +61,10 @@ static struct slice take_field(const char **p, char mark)
 {
     if (**p != mark)
         return SLICE_NONE;
-    ++*p;
-    return take_until(p, "#=@~?*+() ");
+    const char *start = ++*p;
+    *p += mark == '=' && **p; /* a token may be one of the marks: "=", "~", "*" */
+    take_until(p, "#=@~?*+() ");
+    return SLICE(start, (size_t)(*p - start));
 }
 
 static bool take_mark(const char **p, char mark)

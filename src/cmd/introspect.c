@@ -226,12 +226,12 @@ static void reply_named_int(struct reply *r, const char *name, int64_t v)
     reply_int(r, v);
 }
 
-static void reply_range(struct reply *r, int last, int step)
+static void reply_range(struct reply *r, int last, int step, int limit)
 {
     reply_named_map(r, "find_keys", "range", 3);
     reply_named_int(r, "lastkey", last);
     reply_named_int(r, "keystep", step);
-    reply_named_int(r, "limit", 0);
+    reply_named_int(r, "limit", limit);
 }
 
 static void reply_key_spec(struct reply *r, const struct command *cmd, const struct key_spec *spec, int i, bool last)
@@ -242,13 +242,14 @@ static void reply_key_spec(struct reply *r, const struct command *cmd, const str
         reply_bulk_str(r, "keyword");
         reply_bulk(r, spec->keyword);
         reply_named_int(r, "startfrom", spec->at);
-        reply_range(r, 0, 1);
+        bool rest = cmd->first == 0; /* XREAD: half of all that follows */
+        reply_range(r, rest ? -1 : 0, 1, rest ? 2 : 0);
         return;
     }
     reply_named_map(r, "begin_search", "index", 1);
     reply_named_int(r, "index", spec->at ? spec->at : cmd->first + i);
     if (!spec->at) {
-        reply_range(r, last ? span : 0, cmd->step);
+        reply_range(r, last ? span : 0, cmd->step, 0);
         return;
     }
     reply_named_map(r, "find_keys", "keynum", 3);

@@ -143,6 +143,14 @@ void ks_changed(struct call *c, int i)
         block_signal(c, k);
 }
 
+void ks_changed_quietly(struct call *c, int i)
+{
+    struct call_key *k = &c->keys[i];
+
+    tier_changed_quietly_locked(c->w, shard_of(c, k), &k->key, k->obj, k->obj, object_expire(k->obj) != 0);
+    tier_touch_locked(c->w, k->obj);
+}
+
 bool ks_is(struct call *c, const struct object *o, enum obj_type type)
 {
     if (!o || o->type == type)

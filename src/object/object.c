@@ -515,10 +515,8 @@ const char *object_encoding_name(const struct object *o)
 const struct object_ops *object_ops_of(enum obj_type type)
 {
     static const struct object_ops *const ops[16] = {
-        [OBJ_LIST] = &list_ops,
-        [OBJ_SET] = &set_ops,
-        [OBJ_HASH] = &hash_ops,
-        [OBJ_ZSET] = &zset_ops,
+        [OBJ_LIST] = &list_ops, [OBJ_SET] = &set_ops,       [OBJ_HASH] = &hash_ops,
+        [OBJ_ZSET] = &zset_ops, [OBJ_STREAM] = &stream_ops,
     };
 
     return ops[type];

@@ -4,6 +4,7 @@
 #include "tiercel/dict.h"
 #include "tiercel/num.h"
 #include "tiercel/object.h"
+#include "tiercel/type_stream.h"
 
 /* A packed EMBED value is | raw length 4 | frame |; the value length field counts both. */
 #define EMBED_RAW_LEN 4
@@ -178,5 +179,18 @@ static inline int slice_order(struct slice a, struct slice b)
 
     return c ? c : (a.len > b.len) - (a.len < b.len);
 }
+/* ---- what the files of streams share (type_stream.c, stream_group.c, stream_save.c) ---- */
+
+/* Flags of an entry. */
+#define STREAM_DELETED 1
+#define STREAM_SAME_FIELDS 2
+
+int64_t stream_lp_int(const unsigned char *p); /* of an element that is a number */
+/* Takes the listpack; the ID is greater than those before. */
+void stream_push_node(struct stream *s, struct stream_id id, unsigned char *lp);
+
+void *stream_copy(enum obj_enc enc, const void *value);
+void stream_save(enum obj_enc enc, const void *value, struct buf *out);
+bool stream_load(struct rdb_reader *in, int rdb_type, const struct obj_limits *lim, enum obj_enc *enc, void **value);
 
 #endif

@@ -383,8 +383,8 @@ static void replace_object_locked(struct tier *t, struct mem_shard *shard, const
     r->value = o;
 }
 
-void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *old,
-                         struct object *o, bool had_expire)
+void tier_changed_quietly_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *old,
+                                 struct object *o, bool had_expire)
 {
     struct tier *t = w->tier;
     bool disk_expires;
@@ -398,7 +398,13 @@ void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct
         tier_forget_disk_locked(t, key->hash, &disk_expires);
     mem_db_count(t->mem, key->db, 0, (object_expire(o) != 0) - had_expire);
     stats_inc(w->stats, STAT_tier_changes);
-    tier_notify_locked(t, shard, key, TIER_WRITTEN);
+}
+
+void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *old,
+                         struct object *o, bool had_expire)
+{
+    tier_changed_quietly_locked(w, shard, key, old, o, had_expire);
+    tier_notify_locked(w->tier, shard, key, TIER_WRITTEN);
 }
 
 void tier_flush_db_locked(struct worker *w, unsigned db)

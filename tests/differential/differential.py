@@ -22,6 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import sets_hashes  # noqa: E402
 from events import Events  # noqa: E402
+import streams  # noqa: E402
 from grammar import Grammar  # noqa: E402
 from wire import Connection, Gone, encode, parse, redis_server, tiercel_server  # noqa: E402
 
@@ -165,6 +166,8 @@ class Differential:
             return a[1] == b[1] and sorted(zip(a[2][1::2], a[2][2::2])) == sorted(zip(b[2][1::2], b[2][2::2]))
         if name == b"RANDOMKEY":
             return a[:1] == b[:1] == b"$" and a != b"$-1" and b != b"$-1"
+        if name in streams.CLOCKED:
+            return streams.same(a, b, self.same_moment)
         if name in CLOCK and isinstance(a, bytes) and isinstance(b, bytes) and a[:1] == b[:1] == b":":
             return self.same_time(int(a[1:]), int(b[1:]), CLOCK[name])
         if isinstance(a, bytes) and isinstance(b, bytes):
@@ -179,6 +182,9 @@ class Differential:
         if not isinstance(a, list) or not isinstance(b, list):
             return isinstance(a, bytes) and isinstance(b, bytes) and a[:1] == b[:1] == b"$" and b"$-1" not in (a, b)
         return a[0] == b[0] and len(a) == len(b) and all(isinstance(x, list) == isinstance(y, list) for x, y in zip(a, b))
+    def same_moment(self, a, b):
+        """When something was delivered to a consumer, or how long ago."""
+        return abs(a - b) <= CLOCK_MS + self.slowest_ms and min(a, b) >= 0
 
     def same_time(self, a, b, unit_ms):
         if a < 0 or b < 0:
@@ -249,7 +255,8 @@ class Differential:
         types = self.check(what, [[b"TYPE", k] for k in names])
         read = {b"+string\r\n": lambda k: [b"GET", k], b"+list\r\n": lambda k: [b"LRANGE", k, b"0", b"-1"],
                 b"+hash\r\n": lambda k: [b"HGETALL", k], b"+set\r\n": lambda k: [b"SMEMBERS", k],
-                b"+zset\r\n": lambda k: [b"ZRANGE", k, b"0", b"-1", b"WITHSCORES"]}
+                b"+zset\r\n": lambda k: [b"ZRANGE", k, b"0", b"-1", b"WITHSCORES"],
+                b"+stream\r\n": lambda k: [b"XINFO", b"STREAM", k, b"FULL", b"COUNT", b"0"]}
         self.check(what, [read[t](k) for t, k in zip(types, names)])
         self.check(what, [[b"PTTL", k] for k in names])
         self.check(what, [[b"OBJECT", b"ENCODING", k] for k in names])

@@ -7,6 +7,7 @@ import random
 
 import bits
 import sets_hashes
+import streams
 from grammar_zset import SortedSets
 
 MODULES = (sets_hashes, bits)
@@ -23,7 +24,7 @@ BAD_TIMES = [b"0", b"-1", b"-9223372036854775808", b"9223372036854775807", b"922
 INDEXES = [b"0", b"-1", b"1", b"-2", b"3", b"-100", b"100", b"1000000", b"9223372036854775807",
            b"-9223372036854775808"]
 WORDS = [b"NX", b"XX", b"GT", b"LT", b"GET", b"KEEPTTL", b"PERSIST", b"REPLACE", b"foo", b"", b"bad\r\n", b"a\r\nb"]
-SAFE_TYPES = "sifclz"
+SAFE_TYPES = "sifclze"
 # Keys that only certain commands change. x: places, no two of them at one place, so that distances are an order;
 # y: sorted sets of one score only; w: small ones, for ranges by lex without LIMIT: of others Redis promises
 # nothing; q: strings.
@@ -37,7 +38,7 @@ def cased(rng, word):
 class Grammar(SortedSets):
     def __init__(self, seed):
         self.rng = rng = random.Random(seed)
-        self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES + PURE_TYPES, (260, 60, 20, 30, 80, 50, 12, 6, 6, 2))}
+        self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES + PURE_TYPES, (260, 60, 20, 30, 80, 50, 40, 12, 6, 6, 2))}
         for more in MODULES:
             self.pool.update((t, self._names(t, n)) for t, n in more.KINDS.items())
         self.all_keys = sorted(k for keys in self.pool.values() for k in keys)
@@ -72,7 +73,7 @@ class Grammar(SortedSets):
         return names[int(len(names) * rng.random() ** 1.5)]
 
     def any_key(self):
-        return self.key("sssifcllhtbvzx")
+        return self.key("sssifcllhtbvzxe")
 
     def data(self, size):
         source = self.rng.choice((self.noise, self.text))
@@ -153,7 +154,7 @@ class Grammar(SortedSets):
         rng = self.rng
         times = ["EX", "PX", "EXAT", "PXAT"]
         many = lambda make: [make() for _ in range(rng.choice((1, 1, 2, 3, 5, 12)))]
-        two = lambda: rng.choice(("ss", "ll", "ssi", "sl", "hh", "tt", "ht"))
+        two = lambda: rng.choice(("ss", "ll", "ssi", "sl", "hh", "tt", "ht", "ee"))
         read_any, n = self.any_key, self.key
 
         def pairs():
@@ -221,6 +222,7 @@ class Grammar(SortedSets):
             (6, lambda: [b"LLEN", n("l")]),
             (12, lambda: [b"LRANGE", n("l"), self.index(), self.index()]),
             (48, self.list_command),
+            *streams.table(self),
             (6, lambda: [b"KEYS", rng.choice((b"i*", b"l?", b"s[0-9]", b"*", b"c\\*", b"[^s]*", b"nothing"))]),
             (3, lambda: [b"RANDOMKEY"]),
             (12, lambda: [b"SELECT", self.odd_db()]),

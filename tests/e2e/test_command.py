@@ -144,7 +144,10 @@ def test_docs_have_the_same_structure(pair):
     "GETKEYSANDFLAGS zinterstore d 2 a b weights 1 2", "GETKEYSANDFLAGS zrangestore a b 0 1",
     "GETKEYSANDFLAGS georadius k 1 2 3 m withdist", "GETKEYSANDFLAGS georadius k 1 2 3 m store a",
     "GETKEYS georadiusbymember k m 3 m store a storedist b", "GETKEYS georadiusbymember_ro k m 3 m", "INFO zremrangebyscore",
-    "GETKEYS georadius k 1 2 3 m store", "nosuch", "GETKEYSANDFLAGS", "HELP x",
+    "GETKEYS georadius k 1 2 3 m store",
+    "GETKEYS xread streams a b 0 0", "GETKEYS xreadgroup group a b streams a b 0", "GETKEYSANDFLAGS xread count 1 streams s 0",
+    "GETKEYS xread count 1 b c", "GETKEYS xreadgroup group streams b streams a b 0 0", "GETKEYS xgroup create a b 0",
+    "nosuch", "GETKEYSANDFLAGS", "HELP x",
 ])
 def test_the_same_reply(pair, proto, args):
     for conn in pair:
@@ -157,7 +160,7 @@ def test_the_same_reply(pair, proto, args):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("container", "COMMAND CLIENT CONFIG MEMORY SLOWLOG LATENCY OBJECT PUBSUB DEBUG".split())
+@pytest.mark.parametrize("container", "COMMAND CLIENT CONFIG MEMORY SLOWLOG LATENCY OBJECT PUBSUB DEBUG XGROUP XINFO".split())
 def test_help(tiercel, container):
     lines = tiercel().call(container, "HELP")
     assert lines[0] == "%s <subcommand> [<arg> [value] [opt] ...]. Subcommands are:" % container

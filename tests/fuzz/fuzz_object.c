@@ -8,6 +8,7 @@
 #include "tiercel/type_list.h"
 #include "tiercel/type_set.h"
 #include "tiercel/type_zset.h"
+#include "tiercel/type_stream.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -32,6 +33,38 @@ static void use_list(struct object *o)
     CHECK(qlist_len(o) == len + 1);
     qlist_trim(o, len / 2, len - len / 2);
     CHECK(qlist_len(o) == 1);
+}
+
+/* Walks over all of it, changes it, and says the same again. */
+static void use_stream(struct object *o)
+{
+    struct stream *s = object_ptr(o);
+    struct slice pair[2] = {SLICE_LIT("field"), SLICE_LIT("7")}, field, value;
+    struct obj_limits lim = {.stream_bytes = 4096, .stream_entries = 100};
+    char fscratch[NUM_I64_MAX], vscratch[NUM_I64_MAX];
+    struct stream_walk w;
+    size_t sum = 0, n = 0;
+    stream_walk_start(&w, s, STREAM_ID_MIN, STREAM_ID_MAX, true);
+    for (; stream_walk_next(&w); n++)
+        CHECK(stream_has(s, w.id));
+    CHECK(n == s->length);
+    stream_walk_start(&w, s, STREAM_ID_MIN, STREAM_ID_MAX, false);
+    while (stream_walk_next(&w))
+        for (int64_t i = 0; i < w.nfields; i++) {
+            stream_walk_field(&w, &field, &value, fscratch, vscratch);
+            touch(&sum, field);
+            touch(&sum, value);
+        }
+    struct stream_id id = s->last_id;
+    if (stream_id_next(&id))
+        CHECK(stream_append(s, &lim, id, pair, 1) && stream_has(s, id));
+    struct stream_trim half = {.maxlen = s->length / 2}, all = {.by_id = true, .minid = STREAM_ID_MAX};
+    stream_trim(s, &half);
+    CHECK(s->length == half.maxlen);
+    while (s->ngroups)
+        CHECK(stream_group_destroy(s, SLICE(s->group[0]->name, s->group[0]->len)));
+    CHECK(s->npending == 0);
+    stream_trim(s, &all);
 }
 
 static void use_string(struct object *o, struct codec *codec)
@@ -138,6 +171,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         use_hash(copy);
     else if (type == OBJ_ZSET)
         use_zset(copy);
+    else if (type == OBJ_STREAM)
+        use_stream(copy);
     else
         use_string(copy, codec);
     object_free(copy);
