@@ -363,7 +363,8 @@ static bool serve_entry(struct worker *w, struct block_entry *e, const struct ca
     struct call_key keys[2] = {*k};
     struct call c = {.w = w, .cmd = b->cmd, .keys = keys, .nkeys = 1, .now_ms = now_ms};
 
-    if (k->obj->type != b->kind->type)
+    bool gone = !k->obj || k->obj->type != b->kind->type;
+    if (gone && !b->kind->gone)
         return true;
     int state = atomic_load(&b->state);
     if (state != BLOCK_WAITING)
@@ -372,6 +373,14 @@ static bool serve_entry(struct worker *w, struct block_entry *e, const struct ca
     c.argc = b->p->argc;
     c.argv = b->p->argv;
     c.r = (struct reply){&b->reply, b->p->s->proto};
+    if (gone) {
+        if (block_take(b, BLOCK_SERVED)) {
+            b->since = atomic_load_explicit(&w->tier->settled_event, memory_order_relaxed);
+            b->kind->gone(&c, b->data);
+            block_send(b, reply_served);
+        }
+        return true;
+    }
     if (b->kind->ready && !b->kind->ready(&c, b->data))
         return true;
     if (b->kind->dest) {
@@ -399,7 +408,7 @@ static void serve_key(struct worker *w, const struct key *key, int64_t now_ms, c
         if (st == ST_PENDING) { /* it came from another database and is on disk: the first one has it fetched */
             if (block_call(e->b) || atomic_load(&e->b->state) == BLOCK_CALLED)
                 return;
-        } else if (st != ST_OK || !k.obj || !serve_entry(w, e, &k, now_ms, locks)) {
+        } else if (st != ST_OK || !serve_entry(w, e, &k, now_ms, locks)) {
             return;
         }
     }

@@ -167,6 +167,7 @@ static inline void monitor_note(const struct call *c)
  *
  *   ready()  may it be served by what the key has now? NULL: a value of that type is enough. Changes nothing.
  *   serve()  does the command's work and writes the reply.
+ *   gone()   says that the key is deleted, or has another type. NULL: the client goes on waiting.
  *
  * Both get a call that is the waiting client's command (cmd, argc, argv, r) on the one key that has something (keys[0],
  * with `arg`, its place among the arguments), on whatever worker's thread; there is no session (c->s). `data` is what
@@ -181,6 +182,7 @@ struct block_kind {
     int dest; /* argument that is the second key; 0 = none */
     bool (*ready)(struct call *c, void *data);
     void (*serve)(struct call *c, void *data);
+    void (*gone)(struct call *c, void *data);
 };
 /* Timeouts in seconds, as such commands have them. *ms 0: none. false: the error was replied. */
 bool block_arg_timeout(struct call *c, int arg, int64_t *ms);

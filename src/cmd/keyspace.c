@@ -115,8 +115,7 @@ void ks_put(struct call *c, int i, struct object *o)
     k->obj = o;
     k->on_disk = false;
     k->kept = true;
-    if (UNLIKELY(o->type != OBJ_STRING))
-        block_signal(c, k);
+    block_signal(c, k);
 }
 
 bool ks_delete(struct call *c, int i)
@@ -125,6 +124,7 @@ bool ks_delete(struct call *c, int i)
 
     k->obj = NULL;
     k->on_disk = false;
+    block_signal(c, k);
     return tier_delete_locked(c->w, shard_of(c, k), &k->key, TIER_DELETED);
 }
 

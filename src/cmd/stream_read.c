@@ -225,9 +225,11 @@ static void reply_name(struct call *c, struct reply *r, const struct read_args *
     reply_bulk(r, c->argv[a->streams + i]);
 }
 
-static bool serve_plain(struct call *c, struct reply *r, const struct read_args *a, int i, const struct source *src)
+/* Source i, which is key `key` of the call. false: there is nothing for the client. */
+static bool serve_plain(struct call *c, struct reply *r, const struct read_args *a, int i, int key,
+                        const struct source *src)
 {
-    struct stream *s = stream_of(ks_peek(c, i));
+    struct stream *s = stream_of(ks_peek(c, key));
     struct stream_id from = src->after;
 
     if (s->length == 0 || stream_id_cmp(stream_last_entry(s), src->after) <= 0)
@@ -238,15 +240,16 @@ static bool serve_plain(struct call *c, struct reply *r, const struct read_args 
     return true;
 }
 
-static bool serve_group(struct call *c, struct reply *r, const struct read_args *a, int i, const struct source *src)
+static bool serve_group(struct call *c, struct reply *r, const struct read_args *a, int i, int key,
+                        const struct source *src)
 {
-    struct stream *s = stream_of(ks_peek(c, i));
+    struct stream *s = stream_of(ks_peek(c, key));
     struct stream_group *g = src->group;
     struct stream_id from = src->after;
 
     if (src->news && (s->length == 0 || stream_id_cmp(stream_last_entry(s), g->last_id) <= 0))
         return false;
-    struct stream_consumer *consumer = stream_consumer_get(c, i, g, c->argv[a->group + 1]);
+    struct stream_consumer *consumer = stream_consumer_get(c, key, g, c->argv[a->group + 1]);
     reply_name(c, r, a, i);
     if (src->news) {
         reply_news(c, r, s, g, consumer, a);
@@ -254,18 +257,72 @@ static bool serve_group(struct call *c, struct reply *r, const struct read_args 
         stream_id_next(&from);
         reply_history(c, r, s, consumer, from, a->count);
     }
-    ks_changed_quietly(c, i);
+    ks_changed_quietly(c, key);
     return true;
 }
 
-/* Nothing was there to be read. With BLOCK (a->block_ms >= 0) this is where the client is to be suspended until one of
- * its keys gets an entry that it may have; "$" is then what last_id was now, src[i].after. As within MULTI, where nobody
- * may wait, it is answered as after the timeout. */
+/* ---- waiting ---- */
+
+/* Where the client reads on: "$" is what the last ID was when it began to wait. */
+struct waiting {
+    struct read_args args;
+    struct source src[];
+};
+
+static int source_of(const struct call *c, const struct waiting *w)
+{
+    return c->keys[0].arg - w->args.streams;
+}
+
+static bool wait_ready(struct call *c, void *data)
+{
+    struct waiting *w = data;
+    struct source *src = &w->src[source_of(c, w)];
+    struct stream *s = stream_of(ks_peek(c, 0));
+
+    if (!w->args.group_read)
+        return s->length != 0 && stream_id_cmp(stream_last_entry(s), src->after) > 0;
+    src->group = stream_group_find(s, c->argv[w->args.group]);
+    return !src->group || (s->length != 0 && stream_id_cmp(stream_last_entry(s), src->group->last_id) > 0);
+}
+
+static void wait_serve(struct call *c, void *data)
+{
+    struct waiting *w = data;
+    int i = source_of(c, w);
+
+    if (w->args.group_read && !w->src[i].group) {
+        call_error(c, "NOGROUP the consumer group this client was blocked on no longer exists");
+        return;
+    }
+    if (c->r.proto == 2)
+        reply_array(&c->r, 1);
+    else
+        reply_map(&c->r, 1);
+    CHECK((w->args.group_read ? serve_group : serve_plain)(c, &c->r, &w->args, i, 0, &w->src[i]));
+}
+
+static void wait_gone(struct call *c, void *data)
+{
+    (void)data;
+    call_error(c, "UNBLOCKED the stream key no longer exists");
+}
+
 static void xread_wait(struct call *c, const struct read_args *a, const struct source *src)
 {
-    (void)a;
-    (void)src;
-    reply_null_array(&c->r);
+    static const struct block_kind plain = {.type = OBJ_STREAM, .ready = wait_ready, .serve = wait_serve};
+    static const struct block_kind group = {
+        .type = OBJ_STREAM, .ready = wait_ready, .serve = wait_serve, .gone = wait_gone};
+
+    if (a->block_ms < 0 || c->in_exec) {
+        reply_null_array(&c->r);
+        return;
+    }
+    size_t bytes = (size_t)a->n * sizeof(*src);
+    struct waiting *w = mem_alloc(MEM_CLIENT, sizeof(*w) + bytes);
+    w->args = *a;
+    memcpy(w->src, src, bytes);
+    block_wait(c, a->group_read ? &group : &plain, a->n, a->block_ms, w);
 }
 
 static void read_streams(struct call *c, const struct read_args *a, struct source *src)
@@ -275,7 +332,8 @@ static void read_streams(struct call *c, const struct read_args *a, struct sourc
     stream_items_start(&items, &c->r);
     for (int i = 0; i < a->n; i++) {
         struct object *o = ks_read(c, i);
-        if (o && (a->group_read ? serve_group(c, &items.r, a, i, &src[i]) : serve_plain(c, &items.r, a, i, &src[i])))
+        if (o &&
+            (a->group_read ? serve_group(c, &items.r, a, i, i, &src[i]) : serve_plain(c, &items.r, a, i, i, &src[i])))
             items.n++;
     }
     if (items.n == 0) {
