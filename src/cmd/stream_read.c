@@ -225,39 +225,54 @@ static void reply_name(struct call *c, struct reply *r, const struct read_args *
     reply_bulk(r, c->argv[a->streams + i]);
 }
 
-/* Source i, which is key `key` of the call. false: there is nothing for the client. */
-static bool serve_plain(struct call *c, struct reply *r, const struct read_args *a, int i, int key,
-                        const struct source *src)
+/* Is there an entry behind that one? */
+static bool has_after(const struct stream *s, struct stream_id id)
 {
-    struct stream *s = stream_of(ks_peek(c, key));
-    struct stream_id from = src->after;
-
-    if (s->length == 0 || stream_id_cmp(stream_last_entry(s), src->after) <= 0)
-        return false;
-    stream_id_next(&from);
-    reply_name(c, r, a, i);
-    stream_reply_range(r, s, from, STREAM_ID_MAX, a->count, false);
-    return true;
+    return s->length != 0 && stream_id_cmp(stream_last_entry(s), id) > 0;
 }
 
-static bool serve_group(struct call *c, struct reply *r, const struct read_args *a, int i, int key,
+/* Source i, which is key `key` of the call. */
+static void serve_plain(struct call *c, struct reply *r, const struct read_args *a, int i, int key,
+                        const struct source *src)
+{
+    struct stream_id from = src->after;
+
+    stream_id_next(&from);
+    reply_name(c, r, a, i);
+    stream_reply_range(r, stream_of(ks_peek(c, key)), from, STREAM_ID_MAX, a->count, false);
+}
+
+static void serve_group(struct call *c, struct reply *r, const struct read_args *a, int i, int key,
                         const struct source *src)
 {
     struct stream *s = stream_of(ks_peek(c, key));
-    struct stream_group *g = src->group;
     struct stream_id from = src->after;
+    struct stream_consumer *consumer = stream_consumer_get(c, key, src->group, c->argv[a->group + 1]);
 
-    if (src->news && (s->length == 0 || stream_id_cmp(stream_last_entry(s), g->last_id) <= 0))
-        return false;
-    struct stream_consumer *consumer = stream_consumer_get(c, key, g, c->argv[a->group + 1]);
     reply_name(c, r, a, i);
     if (src->news) {
-        reply_news(c, r, s, g, consumer, a);
+        reply_news(c, r, s, src->group, consumer, a);
     } else {
         stream_id_next(&from);
         reply_history(c, r, s, consumer, from, a->count);
     }
     ks_changed_quietly(c, key);
+}
+
+/* false: there is nothing for the client. */
+static bool serve(struct call *c, struct reply *r, const struct read_args *a, int i, const struct source *src)
+{
+    const struct stream *s = stream_of(ks_peek(c, i));
+
+    if (a->group_read) {
+        if (src->news && !has_after(s, src->group->last_id))
+            return false;
+        serve_group(c, r, a, i, i, src);
+        return true;
+    }
+    if (!has_after(s, src->after))
+        return false;
+    serve_plain(c, r, a, i, i, src);
     return true;
 }
 
@@ -281,9 +296,9 @@ static bool wait_ready(struct call *c, void *data)
     struct stream *s = stream_of(ks_peek(c, 0));
 
     if (!w->args.group_read)
-        return s->length != 0 && stream_id_cmp(stream_last_entry(s), src->after) > 0;
+        return stream_id_cmp(s->last_id, src->after) > 0; /* as Redis judges it, even if that entry is gone already */
     src->group = stream_group_find(s, c->argv[w->args.group]);
-    return !src->group || (s->length != 0 && stream_id_cmp(stream_last_entry(s), src->group->last_id) > 0);
+    return !src->group || stream_id_cmp(s->last_id, src->group->last_id) > 0;
 }
 
 static void wait_serve(struct call *c, void *data)
@@ -299,7 +314,7 @@ static void wait_serve(struct call *c, void *data)
         reply_array(&c->r, 1);
     else
         reply_map(&c->r, 1);
-    CHECK((w->args.group_read ? serve_group : serve_plain)(c, &c->r, &w->args, i, 0, &w->src[i]));
+    (w->args.group_read ? serve_group : serve_plain)(c, &c->r, &w->args, i, 0, &w->src[i]);
 }
 
 static void wait_gone(struct call *c, void *data)
@@ -330,12 +345,8 @@ static void read_streams(struct call *c, const struct read_args *a, struct sourc
     struct stream_items items;
 
     stream_items_start(&items, &c->r);
-    for (int i = 0; i < a->n; i++) {
-        struct object *o = ks_read(c, i);
-        if (o &&
-            (a->group_read ? serve_group(c, &items.r, a, i, i, &src[i]) : serve_plain(c, &items.r, a, i, i, &src[i])))
-            items.n++;
-    }
+    for (int i = 0; i < a->n; i++)
+        items.n += ks_read(c, i) && serve(c, &items.r, a, i, &src[i]);
     if (items.n == 0) {
         chain_deinit(&items.chain);
         xread_wait(c, a, src);
