@@ -145,6 +145,10 @@ void dispatch_prepare(struct parked *p)
     struct call_key *keys;
     int n;
 
+    if (cmd->flags & CMD_SCRIPT) {
+        script_prepare(p);
+        return;
+    }
     if (cmd->id == CMDID_exec) {
         bool all;
         n = multi_exec_keys(p->s, NULL, 0, &all);
@@ -281,12 +285,19 @@ void dispatch_call(struct call *c)
 
     c->s->last_cmd = c->cmd;
     c->cmd->run(c);
-    int64_t end = clock_mono_us();
-    account(c, end - start);
-    if (LIKELY(w->mono_us != 0))
-        w->mono_us = end;
+    dispatch_ran(c, start);
     if (c->cmd->flags & CMD_WRITE)
         session_wrote(c->s, tier_sync_since(w));
+}
+
+void dispatch_ran(struct call *c, int64_t start_us)
+{
+    struct worker *w = c->w;
+    int64_t end = clock_mono_us();
+
+    account(c, end - start_us);
+    if (LIKELY(w->mono_us != 0))
+        w->mono_us = end;
 }
 
 void dispatch_fault_error(struct call *c, enum status st)
@@ -369,6 +380,11 @@ static bool resolve_again(struct call *c, enum status st, bool *tried, struct ti
     if (LIKELY(w->mono_us != 0)) /* this is not the time of the command that follows */
         w->mono_us = clock_mono_us();
     return true;
+}
+
+bool dispatch_resolve_again(struct call *c, enum status st, bool *tried)
+{
+    return resolve_again(c, st, tried, NULL);
 }
 
 static enum dispatch_rc run_on_keys(struct call *c)
@@ -637,7 +653,7 @@ static int64_t paused_ms(const struct call *c)
         return 0;
     if (c->cmd && (c->cmd->id == CMDID_client_unpause || c->cmd->id == CMDID_client_pause))
         return 0;
-    bool writes = !c->cmd || c->cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || c->cmd->id == CMDID_exec;
+    bool writes = !c->cmd || c->cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE | CMD_SCRIPT) || c->cmd->id == CMDID_exec;
     if (!atomic_load(&cmd->pause_all) && !writes)
         return 0;
     return until - c->now_ms < PAUSE_STEP_MS ? until - c->now_ms : PAUSE_STEP_MS;
@@ -664,6 +680,12 @@ static enum dispatch_rc disk_refuses(struct call *c)
     return reject(c);
 }
 
+/* While a script takes too long, only what needs no key. */
+static bool runs_while_busy(const struct command *cmd)
+{
+    return cmd->flags & CMD_ALLOW_BUSY && cmd->access == KEY_NONE;
+}
+
 static enum dispatch_rc process(struct call *c)
 {
     struct session *s = c->s;
@@ -675,6 +697,11 @@ static enum dispatch_rc process(struct call *c)
         return reject(c);
     if (UNLIKELY(c->cmd && !allowed(c)))
         return reject(c);
+    if (UNLIKELY(atomic_load_explicit(&c->w->cmd->slow_scripts, memory_order_relaxed) != 0) && c->cmd &&
+        !runs_while_busy(c->cmd)) {
+        refuse(c, SCRIPT_BUSY);
+        return reject(c);
+    }
     int64_t pause = paused_ms(c);
     if (UNLIKELY(pause > 0))
         return wait_again(c, pause);
@@ -684,20 +711,22 @@ static enum dispatch_rc process(struct call *c)
             return forward_send(c, route);
         if (!known(c))
             return reject(c);
-    } else if (c->cmd->flags & CMD_DENYOOM || c->cmd->id == CMDID_exec) {
+    } else if (c->cmd->flags & (CMD_DENYOOM | CMD_SCRIPT) || c->cmd->id == CMDID_exec) {
         enum status st = tier_make_room(c->w);
         if (LIKELY(c->w->mono_us != 0)) /* evicting is not the time of the command that follows */
             c->w->mono_us = clock_mono_us();
         if (UNLIKELY(st == ST_PENDING) && !(s->flags & SESSION_MULTI))
             return wait_again(c, 0);
-        if (UNLIKELY(st == ST_FULL && c->cmd->id != CMDID_exec)) {
+        c->oom = st == ST_FULL;
+        if (UNLIKELY(c->oom && c->cmd->id != CMDID_exec && !(c->cmd->flags & CMD_SCRIPT))) {
             call_error(c, "OOM command not allowed when used memory > 'maxmemory'.");
             return reject(c);
         }
     }
-    if (c->cmd->flags & CMD_WRITE || c->cmd->id == CMDID_exec) {
+    if (c->cmd->flags & (CMD_WRITE | CMD_SCRIPT) || c->cmd->id == CMDID_exec) {
         enum status st = tier_may_write(c->w);
-        if (UNLIKELY(st == ST_IO))
+        c->unwritable = st == ST_IO;
+        if (UNLIKELY(c->unwritable) && !(c->cmd->flags & CMD_SCRIPT))
             return disk_refuses(c);
         if (UNLIKELY(st == ST_PENDING) && (!(s->flags & SESSION_MULTI) || c->cmd->id == CMDID_exec))
             return wait_again(c, 0);
@@ -708,6 +737,8 @@ static enum dispatch_rc process(struct call *c)
     }
     if (UNLIKELY(c->cmd->id == CMDID_exec))
         return multi_exec(c);
+    if (c->cmd->flags & CMD_SCRIPT)
+        return script_eval(c);
     return LIKELY(has_one_key(c)) ? run_on_one_key(c) : run_on_keys(c);
 }
 

@@ -210,7 +210,37 @@ static void reply_named_int(struct reply *r, const char *name, int64_t v)
     reply_int(r, v);
 }
 
-/* Where a row has several specs, each stands for one key, the last for those that follow, too, if the row has no last one. */
+/* "@2 RO access": how many keys there are is argument 2, and they follow it. Takes that off; 0: it is not so. */
+static int spec_keynum(struct slice *flags)
+{
+    if (flags->len < 3 || flags->ptr[0] != '@')
+        return 0;
+    int index = flags->ptr[1] - '0';
+    *flags = SLICE(flags->ptr + 3, flags->len - 3);
+    return index;
+}
+
+static void reply_keynum(struct reply *r, int index)
+{
+    reply_named_map(r, "begin_search", "index", 1);
+    reply_named_int(r, "index", index);
+    reply_named_map(r, "find_keys", "keynum", 3);
+    reply_named_int(r, "keynumidx", 0);
+    reply_named_int(r, "firstkey", 1);
+    reply_named_int(r, "keystep", 1);
+}
+
+static void reply_range(struct reply *r, const struct command *cmd, int i, int n)
+{
+    reply_named_map(r, "begin_search", "index", 1);
+    reply_named_int(r, "index", cmd->first + i);
+    reply_named_map(r, "find_keys", "range", 3);
+    reply_named_int(r, "lastkey", i + 1 < n ? 0 : cmd->last < 0 ? cmd->last : cmd->last - cmd->first - i);
+    reply_named_int(r, "keystep", cmd->step);
+    reply_named_int(r, "limit", 0);
+}
+
+/* Where a row has several specs, each stands for one key, and the last for the rest of them. */
 static void reply_key_specs(struct reply *r, const struct command *cmd)
 {
     int n = count_specs(cmd);
@@ -218,7 +248,7 @@ static void reply_key_specs(struct reply *r, const struct command *cmd)
     for (int i = 0; i < n; i++) {
         struct slice note;
         struct slice flags = spec_flags(cmd, i, &note);
-        int span = cmd->last < 0 ? cmd->last : cmd->last - cmd->first;
+        int keynum = spec_keynum(&flags);
         reply_map(r, note.len ? 4 : 3);
         if (note.len) {
             reply_bulk_str(r, "notes");
@@ -226,12 +256,10 @@ static void reply_key_specs(struct reply *r, const struct command *cmd)
         }
         reply_bulk_str(r, "flags");
         reply_words(r, flags);
-        reply_named_map(r, "begin_search", "index", 1);
-        reply_named_int(r, "index", cmd->first + i);
-        reply_named_map(r, "find_keys", "range", 3);
-        reply_named_int(r, "lastkey", n > 1 && (cmd->last > 0 || i < n - 1) ? 0 : span);
-        reply_named_int(r, "keystep", cmd->step);
-        reply_named_int(r, "limit", 0);
+        if (keynum)
+            reply_keynum(r, keynum);
+        else
+            reply_range(r, cmd, i, n);
     }
 }
 
@@ -369,7 +397,9 @@ void cmd_command_list(struct call *c)
 static struct slice key_flags_of(const struct command *cmd, int i, int argc, const struct slice *argv)
 {
     struct slice note;
-    struct slice flags = spec_flags(cmd, count_specs(cmd) > 1 ? i : 0, &note);
+    int n = count_specs(cmd);
+    struct slice flags = spec_flags(cmd, i < n ? i : n - 1, &note);
+    spec_keynum(&flags);
     if (!memmem(flags.ptr, flags.len, "variable_flags", 14))
         return flags;
     for (int a = 3; a < argc; a++) {
@@ -398,7 +428,9 @@ static void getkeys(struct call *c, bool with_flags)
     }
     int *pos = mem_alloc(MEM_OTHER, sizeof(int) * (size_t)argc);
     int n = command_keys(cmd, argc, argv, pos, argc);
-    if (n < 0)
+    if (n < 0 && cmd->flags & CMD_NO_MANDATORY_KEYS)
+        reply_array(&c->r, 0);
+    else if (n < 0)
         call_error(c, "ERR Invalid arguments specified for command");
     else
         reply_array(&c->r, n);

@@ -32,7 +32,7 @@ PEERS = {RANK["conf"], RANK["resp"]}
 
 # Every header of include/tiercel/, and the module whose contract it is.
 HEADER_LAYER = {
-    "base": "status check slice buf chain list clock hash mbox alloc rcbuf glob num worker version machine",
+    "base": "status check slice buf chain list clock hash mbox alloc rcbuf glob num worker version machine sha1",
     "conf": "conf",
     "log": "log",
     "stats": "stats",
@@ -60,7 +60,7 @@ LIBRARIES = [
     (r"microhttpd\.h", r"src/net/http[^/]*\.c", "net/http*.c"),
     (r"jemalloc/.*", r"src/base/alloc\.c", "base/alloc.c"),
     (r"openssl/.*", r"src/net/tls[^/]*\.[ch]", "net/tls"),
-    (r"(lua|lualib|lauxlib)\.h|luajit.*", r"src/cmd/script[^/]*\.[ch]", "cmd/script"),
+    (r"(lua|lualib|lauxlib|luaconf|lua-cjson|lua-bitop)\.h|luajit.*", r"src/cmd/script[^/]*\.[ch]", "cmd/script"),
     (r"systemd/.*", r"$^", "no module: sd_notify is written by hand"),
 ]
 # Headers that may be included by anybody: the C library, the kernel, the compiler.
