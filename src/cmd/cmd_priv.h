@@ -88,13 +88,14 @@ int dispatch_keys(struct worker *w, const struct command *cmd, int argc, const s
 int dispatch_key_count(const struct command *cmd, int argc); /* an upper bound */
 const struct command *dispatch_find(int argc, const struct slice *argv);
 enum tier_need dispatch_need(const struct worker *w, enum key_access access);
-/* Locks the shards of all keys, in order; `all` locks every shard. */
+/* Locks the shards of all keys, in order; `all` locks every shard. false: a script has some of them and takes too
+ * long; nothing is locked, and SCRIPT_BUSY is to be replied. */
 struct lockset {
     bool all;
     int n;
     uint32_t *shard;
 };
-void dispatch_lock(struct worker *w, struct lockset *set, const struct call_key *keys, int nkeys, bool all);
+bool dispatch_lock(struct worker *w, struct lockset *set, const struct call_key *keys, int nkeys, bool all);
 void dispatch_unlock(struct worker *w, struct lockset *set);
 /* Under the locks. ST_PENDING, or the failure of a wait. */
 enum status dispatch_resolve(struct worker *w, struct call_key *keys, int nkeys, const struct tier_wait *waits);

@@ -176,16 +176,14 @@ static int shard_compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-void dispatch_lock(struct worker *w, struct lockset *set, const struct call_key *keys, int nkeys, bool all)
+bool dispatch_lock(struct worker *w, struct lockset *set, const struct call_key *keys, int nkeys, bool all)
 {
     struct mem *m = w->tier->mem;
     struct dispatch_scratch *sc = w->cmd_worker->scratch;
 
     *set = (struct lockset){.all = all};
-    if (all) {
-        mem_lock_all(m);
-        return;
-    }
+    if (all)
+        return mem_lock_all_unless(m, &w->cmd->slow_scripts);
     if (nkeys > sc->locks_cap) {
         sc->locks_cap = nkeys;
         sc->locks.shard = mem_realloc(MEM_OTHER, sc->locks.shard, (size_t)nkeys * sizeof(uint32_t));
@@ -198,8 +196,14 @@ void dispatch_lock(struct worker *w, struct lockset *set, const struct call_key 
     for (int i = 0; i < nkeys; i++)
         if (i == 0 || set->shard[i] != set->shard[i - 1])
             set->shard[set->n++] = set->shard[i];
-    for (int i = 0; i < set->n; i++)
-        mem_lock(&m->shard[set->shard[i]]);
+    for (int i = 0; i < set->n; i++) {
+        if (LIKELY(mem_lock_unless(&m->shard[set->shard[i]], &w->cmd->slow_scripts)))
+            continue;
+        set->n = i;
+        dispatch_unlock(w, set);
+        return false;
+    }
+    return true;
 }
 
 void dispatch_unlock(struct worker *w, struct lockset *set)
@@ -305,6 +309,7 @@ void dispatch_fault_error(struct call *c, enum status st)
     const char *text = c->parked ? c->parked->treq.error : "";
 
     switch (st) {
+    case ST_BUSY: call_error(c, SCRIPT_BUSY); break;
     case ST_TIMEOUT: call_error(c, "UPSTREAMTIMEOUT the upstream did not answer in time"); break;
     case ST_BAD: /* its own words: LOADING, NOPERM, ... */
         call_errorf(c, "%s", text[0] ? text : "ERR the upstream refused the request");
@@ -401,7 +406,10 @@ static enum dispatch_rc run_on_keys(struct call *c)
         tier_group_begin(w);
     do {
         c->nkeys = n ? dispatch_keys(w, c->cmd, c->argc, c->argv, c->s->db, c->keys, n) : 0;
-        dispatch_lock(w, &set, c->keys, c->nkeys, c->cmd->flags & CMD_ALL_SHARDS);
+        if (UNLIKELY(!dispatch_lock(w, &set, c->keys, c->nkeys, c->cmd->flags & CMD_ALL_SHARDS))) {
+            st = ST_BUSY;
+            break;
+        }
         st = dispatch_resolve(w, c->keys, c->nkeys, waits);
         if (LIKELY(st == ST_OK))
             break;
@@ -463,7 +471,10 @@ static enum dispatch_rc run_on_one_key(struct call *c)
     do {
         one_key_init(c, &k);
         shard = mem_shard_of(w->tier->mem, k.key.hash);
-        mem_lock(shard);
+        if (UNLIKELY(!mem_lock_unless(shard, &w->cmd->slow_scripts))) {
+            st = ST_BUSY;
+            break;
+        }
         if (UNLIKELY(copy.obj != NULL) && tier_copy_is_current_locked(w, shard, &k.key, &copy)) {
             k.obj = copy.obj;
             st = ST_OK;
@@ -683,7 +694,13 @@ static enum dispatch_rc disk_refuses(struct call *c)
 /* While a script takes too long, only what needs no key. */
 static bool runs_while_busy(const struct command *cmd)
 {
-    return cmd->flags & CMD_ALLOW_BUSY && cmd->access == KEY_NONE;
+    switch (cmd->id) {
+    case CMDID_discard: /* they let go of watched keys, under locks */
+    case CMDID_unwatch:
+    case CMDID_watch:
+    case CMDID_reset: return false;
+    default: return cmd->flags & CMD_ALLOW_BUSY && cmd->access == KEY_NONE;
+    }
 }
 
 static enum dispatch_rc process(struct call *c)

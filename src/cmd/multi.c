@@ -366,7 +366,10 @@ enum dispatch_rc multi_exec(struct call *c)
     tier_group_begin(c->w);
     do {
         int n = max ? multi_exec_keys(s, keys, max, &all) : 0;
-        dispatch_lock(c->w, &set, keys, n, all);
+        if (UNLIKELY(!dispatch_lock(c->w, &set, keys, n, all))) {
+            st = ST_BUSY;
+            break;
+        }
         st = dispatch_resolve(c->w, keys, n, c->parked ? c->parked->waits : NULL);
         if (st == ST_OK)
             break;
@@ -389,7 +392,10 @@ enum dispatch_rc multi_exec(struct call *c)
     mem_free(MEM_CLIENT, keys);
     if (st == ST_PENDING)
         return DISPATCH_FAULT;
-    if (st != ST_OK) {
+    if (UNLIKELY(st == ST_BUSY)) {
+        call_error(c, "EXECABORT Transaction discarded because of: " SCRIPT_BUSY);
+        multi_discard(s);
+    } else if (st != ST_OK) {
         dispatch_fault_error(c, st);
         multi_discard(s);
     }

@@ -15,6 +15,7 @@
 #define CACHED_MAX 10000                 /* scripts; the oldest go */
 #define CACHED_BYTES_MAX ((size_t)64 << 20)
 #define RERUNS_MAX 16                    /* from then on what is missing is read from disk at once */
+#define SERVE_US 10000 /* how often a script that takes too long lets others in */
 #define COLLECT_BYTES ((size_t)8 << 20)  /* a state that grew so large is cleaned after the run */
 
 static const char no_script[] = "NOSCRIPT No matching script. Please use EVAL.";
@@ -525,8 +526,13 @@ bool script_over_time(struct script_worker *sw)
                     "slow script: still running after %lld ms; SCRIPT KILL ends it if it has not written. Its name is %s",
                     (long long)(clock_mono_us() - sw->run->begin_us) / 1000, sw->run->script->sha);
     }
-    if (w->cmd->ops.serve_while_busy)
+    int64_t now = clock_mono_us();
+    if (w->cmd->ops.serve_while_busy && now - sw->served_us >= SERVE_US) {
+        sw->served_us = now;
+        sw->strict = false;
         w->cmd->ops.serve_while_busy(w);
+        sw->strict = true;
+    }
     return atomic_load(&sw->die) || (atomic_load(&sw->kill) && !atomic_load(&sw->wrote));
 }
 
@@ -710,7 +716,10 @@ static enum status eval_locked(struct script_worker *sw, struct compiled *k, str
     c->keys = dispatch_scratch_keys(w, nkeys);
     do {
         c->nkeys = nkeys ? dispatch_keys(w, c->cmd, c->argc, c->argv, c->s->db, c->keys, nkeys) : 0;
-        dispatch_lock(w, &set, c->keys, c->nkeys, world);
+        if (UNLIKELY(!dispatch_lock(w, &set, c->keys, c->nkeys, world))) {
+            st = ST_BUSY;
+            break;
+        }
         st = dispatch_resolve(w, c->keys, c->nkeys, waits);
         if (LIKELY(st == ST_OK))
             st = waits_status(c->parked, c->nkeys);
@@ -873,6 +882,27 @@ void cmd_script_kill(struct call *c)
         break;
     case SCRIPT_KILL_DONE: reply_simple(&c->r, "OK"); break;
     }
+}
+
+bool session_feed_busy(struct session *s, const struct request *req)
+{
+    struct worker *w = s->w;
+    struct call c = {.w = w, .s = s, .argc = req->argc, .argv = req->argv, .now_ms = w->now_ms};
+    bool known = req->argc > 0 && (c.cmd = dispatch_find(req->argc, req->argv)) != NULL;
+
+    if (req->argc == 0 || s->flags & (SESSION_REPLY_OFF | SESSION_REPLY_SKIP | SESSION_BLOCKED))
+        return false;
+    c.r = (struct reply){&s->out, s->proto};
+    if (known && s->flags & SESSION_AUTHENTICATED && !(s->flags & SESSION_MULTI) &&
+        ((c.cmd->id == CMDID_script_kill && req->argc == 2) || c.cmd->id == CMDID_shutdown)) {
+        c.cmd->run(&c);
+    } else if (known && c.cmd->id == CMDID_auth && req->argc >= 2) {
+        c.cmd->run(&c);
+    } else {
+        call_error(&c, s->flags & SESSION_AUTHENTICATED ? SCRIPT_BUSY : "NOAUTH Authentication required.");
+        multi_abort(s);
+    }
+    return true;
 }
 
 /* The debugger steps through a script while the server waits: not here. */

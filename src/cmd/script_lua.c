@@ -416,8 +416,14 @@ static int guarded_encode(lua_State *L)
         return luaL_error(L, "not enough memory");
     lua_pushvalue(L, lua_upvalueindex(1));
     lua_insert(L, 1);
-    lua_call(L, n, LUA_MULTRET);
-    return lua_gettop(L);
+    if (lua_pcall(L, n, LUA_MULTRET, 0) == 0)
+        return lua_gettop(L);
+    if (lua_type(L, -1) == LUA_TSTRING) { /* it names the place of its caller, which is here */
+        luaL_where(L, 1);
+        lua_insert(L, -2);
+        lua_concat(L, 2);
+    }
+    return lua_error(L);
 }
 
 /* ---- making it ---- */

@@ -89,6 +89,7 @@ struct script_worker {
     struct buf flat;
     struct buf packed;  /* cmsgpack.pack() */
     struct buf missing; /* of the script that was stopped: what the request waits for next */
+    int64_t served_us;
     size_t collect;    /* bytes at which the state is cleaned */
     unsigned short *dice; /* math.random() */
 

@@ -480,6 +480,7 @@ void conn_run_small(struct net_worker *nw)
     w->mono_us = clock_mono_us();
     for (int i = 0; i < nw->nsmall; i++) {
         struct conn *c = nw->small[i].c;
+        nw->small[i].c = NULL;
         if (!c->s) /* closed by one before it */
             continue;
         one.reqs = &nw->small_req[i];
