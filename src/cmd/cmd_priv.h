@@ -120,8 +120,8 @@ void multi_discard(struct session *s); /* forgets commands and watches (RESET, a
 void multi_destroy(struct session *s);
 int multi_exec_keys(struct session *s, struct call_key *keys, int max, bool *all);
 bool multi_needs_all_shards(const struct command *cmd); /* walks or changes the whole key space */
-void watch_touch_db(struct worker *w, int db); /* all shards locked: before a flush or swap of this database */
-void watch_rehash(struct worker *w);           /* all shards locked: after it */
+void watch_touch_db(struct worker *w, int db);          /* all shards locked: before a flush or swap of this database */
+void watch_rehash(struct worker *w);                    /* all shards locked: after it */
 /* tier.change, arg = struct cmd *. */
 void cmd_key_changed(void *arg, const struct key *key, enum tier_change why);
 

@@ -12,11 +12,11 @@
 
 #include "cmd/script_priv.h"
 
-#define CACHED_MAX 10000                 /* scripts; the oldest go */
+#define CACHED_MAX 10000 /* scripts; the oldest go */
 #define CACHED_BYTES_MAX ((size_t)64 << 20)
-#define RERUNS_MAX 16                    /* from then on what is missing is read from disk at once */
-#define SERVE_US 10000 /* how often a script that takes too long lets others in */
-#define COLLECT_BYTES ((size_t)8 << 20)  /* a state that grew so large is cleaned after the run */
+#define RERUNS_MAX 16                   /* from then on what is missing is read from disk at once */
+#define SERVE_US 10000                  /* how often a script that takes too long lets others in */
+#define COLLECT_BYTES ((size_t)8 << 20) /* a state that grew so large is cleaned after the run */
 
 static const char no_script[] = "NOSCRIPT No matching script. Please use EVAL.";
 
@@ -522,9 +522,10 @@ bool script_over_time(struct script_worker *sw)
             return false;
         atomic_store(&sw->slow, true);
         atomic_fetch_add(&w->cmd->slow_scripts, 1);
-        log_warning("script",
-                    "slow script: still running after %lld ms; SCRIPT KILL ends it if it has not written. Its name is %s",
-                    (long long)(clock_mono_us() - sw->run->begin_us) / 1000, sw->run->script->sha);
+        log_warning(
+            "script",
+            "slow script: still running after %lld ms; SCRIPT KILL ends it if it has not written. Its name is %s",
+            (long long)(clock_mono_us() - sw->run->begin_us) / 1000, sw->run->script->sha);
     }
     int64_t now = clock_mono_us();
     if (w->cmd->ops.serve_while_busy && now - sw->served_us >= SERVE_US) {
@@ -877,8 +878,9 @@ void cmd_script_kill(struct call *c)
     switch (script_kill(c->w->cmd, false)) {
     case SCRIPT_KILL_NONE: call_error(c, "NOTBUSY No scripts in execution right now."); break;
     case SCRIPT_KILL_WRITTEN:
-        call_error(c, "UNKILLABLE Sorry the script already executed write commands against the dataset. You can either "
-                      "wait the script termination or kill the server in a hard way using the SHUTDOWN NOSAVE command.");
+        call_error(c,
+                   "UNKILLABLE Sorry the script already executed write commands against the dataset. You can either "
+                   "wait the script termination or kill the server in a hard way using the SHUTDOWN NOSAVE command.");
         break;
     case SCRIPT_KILL_DONE: reply_simple(&c->r, "OK"); break;
     }

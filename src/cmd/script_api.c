@@ -76,6 +76,12 @@ static bool arity_fits(const struct command *cmd, int argc)
     return cmd->arity >= 0 ? argc == cmd->arity : argc >= -cmd->arity;
 }
 
+/* PUBLISH, and PFCOUNT, which may store what it has counted, are writes to redis-server here. */
+static bool may_write(const struct command *cmd)
+{
+    return cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || cmd->id == CMDID_publish || cmd->id == CMDID_pfcount;
+}
+
 /* NULL, or why the command may not run. */
 static const char *refusal(const struct script_worker *sw, const struct command *cmd, int argc)
 {
@@ -87,7 +93,7 @@ static const char *refusal(const struct script_worker *sw, const struct command 
         return "ERR Wrong number of args calling Redis command from script";
     if (cmd->flags & (CMD_NOSCRIPT | CMD_NO_MULTI))
         return "ERR This Redis command is not allowed from script";
-    if (run->read_only && cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE))
+    if (run->read_only && may_write(cmd))
         return "ERR Write commands are not allowed from read-only scripts.";
     if (cmd->flags & CMD_WRITE && run->may_write == ST_IO)
         return "MISCONF Errors writing to the AOF file";
@@ -144,8 +150,7 @@ static bool keys_resolve(struct script_worker *sw, lua_State *L, struct call *su
             run->missing_db = k->key.db;
             script_raise_abort(L, ABORT_MISSING);
         }
-        if (st != ST_PENDING ||
-            !tier_fault_now_locked(sw->w, mem_shard_of(sw->w->tier->mem, k->key.hash), &k->key) ||
+        if (st != ST_PENDING || !tier_fault_now_locked(sw->w, mem_shard_of(sw->w->tier->mem, k->key.hash), &k->key) ||
             dispatch_resolve(sw->w, k, 1, NULL) != ST_OK)
             return false;
     }
@@ -299,8 +304,7 @@ static int api_set_repl(lua_State *L)
         return fail(L, true, "ERR redis.set_repl() requires two arguments.");
     int flags = (int)lua_tonumber(L, 1);
     if (flags & ~3)
-        return fail(L, true,
-                    "ERR Invalid replication flags. Use REPL_AOF, REPL_REPLICA, REPL_ALL or REPL_NONE.");
+        return fail(L, true, "ERR Invalid replication flags. Use REPL_AOF, REPL_REPLICA, REPL_ALL or REPL_NONE.");
     return 0; /* nothing is replicated */
 }
 

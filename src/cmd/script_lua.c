@@ -79,7 +79,8 @@ int script_raise_abort(lua_State *L, enum script_abort why)
     lua_sethook(L, hook, LUA_MASKCOUNT, 1);
     lua_sethook(run->main, hook, LUA_MASKCOUNT, 1);
     script_push_error(
-        L, why == ABORT_KILLED ? "ERR Script killed by user with SCRIPT KILL..." : "ERR the script is run again", false);
+        L, why == ABORT_KILLED ? "ERR Script killed by user with SCRIPT KILL..." : "ERR the script is run again",
+        false);
     return lua_error(L);
 }
 
@@ -338,7 +339,7 @@ static int no_such_global(lua_State *L)
     return luaL_error(L, "Script attempted to access nonexistent global variable '%s'", luaL_checkstring(L, 2));
 }
 
-/* ---- mathematics: the same numbers in every run ---- */
+/* ---- mathematics: libc's numbers, as redis-server draws them ---- */
 
 static unsigned short *dice(lua_State *L)
 {
@@ -446,6 +447,7 @@ static void guard(lua_State *L, const char *name, lua_CFunction with)
 
 static void guard_libraries(lua_State *L)
 {
+    static const unsigned short first[3] = {0x330e, 0xabcd, 0x1234};
     static const char *const patterns[] = {"find", "match", "gmatch", "gfind", "gsub", NULL};
 
     lua_getfield(L, LUA_GLOBALSINDEX, "table");
@@ -464,8 +466,7 @@ static void guard_libraries(lua_State *L)
     lua_setfield(L, -2, "new"); /* its encode() would not be guarded */
     lua_pop(L, 1);
     lua_getfield(L, LUA_GLOBALSINDEX, "math");
-    dice_seed(lua_newuserdata(L, 3 * sizeof(unsigned short)), 0);
-    script_of(L)->dice = lua_touserdata(L, -1);
+    memcpy(lua_newuserdata(L, sizeof(first)), first, sizeof(first));
     lua_pushvalue(L, -1);
     lua_pushcclosure(L, math_random, 1);
     lua_setfield(L, -3, "random");
@@ -492,11 +493,11 @@ static void guard_globals(lua_State *L)
 static int open_all(lua_State *L)
 {
     static const char *const functions[] = {
-        "xpcall",   "tostring",     "setmetatable", "next",   "assert", "tonumber", "rawequal",   "collectgarbage",
-        "rawset",   "getmetatable", "pcall",        "type",   "select", "unpack",   "gcinfo",     "rawget",
-        "_VERSION", "ipairs",       "pairs",        "error",  "load",   "loadstring", NULL};
-    static const char *const tables[] = {"string", "table", "math", "coroutine", "cjson", "bit", "cmsgpack", "struct",
-                                         "redis",  NULL};
+        "xpcall",   "tostring",     "setmetatable", "next",  "assert", "tonumber",   "rawequal", "collectgarbage",
+        "rawset",   "getmetatable", "pcall",        "type",  "select", "unpack",     "gcinfo",   "rawget",
+        "_VERSION", "ipairs",       "pairs",        "error", "load",   "loadstring", NULL};
+    static const char *const tables[] = {"string", "table",    "math",   "coroutine", "cjson",
+                                         "bit",    "cmsgpack", "struct", "redis",     NULL};
     static const lua_CFunction libraries[] = {luaopen_base, luaopen_table, luaopen_string, luaopen_math, luaopen_bit};
 
     for (size_t i = 0; i < sizeof(libraries) / sizeof(libraries[0]); i++) {
@@ -586,7 +587,6 @@ bool script_lua_compile(struct script_worker *sw, const struct script *s)
 
 void script_lua_begin(struct script_worker *sw)
 {
-    dice_seed(sw->dice, 0);
     sw->limit = memory_limit(sw);
 }
 

@@ -90,8 +90,7 @@ struct script_worker {
     struct buf packed;  /* cmsgpack.pack() */
     struct buf missing; /* of the script that was stopped: what the request waits for next */
     int64_t served_us;
-    size_t collect;    /* bytes at which the state is cleaned */
-    unsigned short *dice; /* math.random() */
+    size_t collect; /* bytes at which the state is cleaned */
 
     _Atomic size_t bytes_seen; /* for INFO */
     /* For SCRIPT KILL, which comes on other threads. */

@@ -57,7 +57,7 @@ static int64_t read_header(struct reader *rd)
     for (p += negative; *p != '\r'; p++)
         v = (int64_t)((uint64_t)v * 10 + (uint64_t)(*p - '0'));
     rd->p = p + 2;
-    return negative ? (int64_t)-(uint64_t)v : v;
+    return negative ? (int64_t) - (uint64_t)v : v;
 }
 
 static struct slice read_line(struct reader *rd)
@@ -204,9 +204,7 @@ static void push_value(struct reader *rd)
         lua_pushboolean(rd->L, rd->p[1] == 't');
         rd->p += 4;
         break;
-    default: /* '_' */
-        lua_pushnil(rd->L);
-        rd->p += 3;
+    default: /* '_' */ lua_pushnil(rd->L); rd->p += 3;
     }
 }
 

@@ -286,9 +286,9 @@ static bool redis_is_plain(const struct tokens *ts, int i)
 /* KEYS[...] may only be read. */
 static bool keys_is_plain(const struct tokens *ts, int i, int depth)
 {
-    static const char *const before[] = {"(",  ",",  "=", "==", "~=", "<", ">", "<=", ">=",     "..",  "+",  "-",
-                                         "*",  "/",  "%", "^",  "#",  "{", "[", ";",  "return", "and", "or", "not",
-                                         "if", "in", "elseif", "while", "until", NULL};
+    static const char *const before[] = {"(",      ",",   "=",  "==",  "~=", "<",  ">",      "<=",    ">=",    "..",
+                                         "+",      "-",   "*",  "/",   "%",  "^",  "#",      "{",     "[",     ";",
+                                         "return", "and", "or", "not", "if", "in", "elseif", "while", "until", NULL};
 
     if (is(ts, i - 1, ".") || is(ts, i - 1, ":"))
         return true;

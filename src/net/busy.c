@@ -52,7 +52,8 @@ static void serve(struct net_worker *nw, struct conn *c)
         return;
     resp_parser_init(&parser);
     request_init(&req);
-    if (resp_parse(&parser, SLICE(text, (size_t)n), &lim, &used, &req, err) == RESP_OK && session_feed_busy(c->s, &req)) {
+    if (resp_parse(&parser, SLICE(text, (size_t)n), &lim, &used, &req, err) == RESP_OK &&
+        session_feed_busy(c->s, &req)) {
         char taken[PEEK_BYTES];
         (void)!recv(c->fd, taken, used, MSG_DONTWAIT);
         c->s->total_in += used;
