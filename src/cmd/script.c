@@ -474,8 +474,8 @@ static const char *error_field(lua_State *L, const char *name)
 {
     lua_pushstring(L, name);
     lua_rawget(L, -2);
-    const char *text = lua_isstring(L, -1) ? lua_tostring(L, -1) : NULL;
-    lua_pop(L, 1); /* the table keeps it; a number became a copy that is gone */
+    const char *text = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : NULL;
+    lua_pop(L, 1); /* the table keeps it */
     return text;
 }
 
@@ -892,7 +892,8 @@ bool session_feed_busy(struct session *s, const struct request *req)
     struct call c = {.w = w, .s = s, .argc = req->argc, .argv = req->argv, .now_ms = w->now_ms};
     bool known = req->argc > 0 && (c.cmd = dispatch_find(req->argc, req->argv)) != NULL;
 
-    if (req->argc == 0 || s->flags & (SESSION_REPLY_OFF | SESSION_REPLY_SKIP | SESSION_BLOCKED))
+    if (req->argc == 0 || s->flags & (SESSION_REPLY_OFF | SESSION_REPLY_SKIP | SESSION_BLOCKED) ||
+        !list_empty(&s->queue))
         return false;
     c.r = (struct reply){&s->out, s->proto};
     if (known && s->flags & SESSION_AUTHENTICATED && !(s->flags & SESSION_MULTI) &&

@@ -69,6 +69,13 @@ void net_serve_while_busy(struct worker *w)
 
     if (!nw || nw->stopping)
         return;
+    for (int i = 0; i < nw->nsmall; i++) { /* read together with the script's request */
+        struct conn *c = nw->small[i].c;
+        if (c && c->s && session_feed_busy(c->s, &nw->small_req[i])) {
+            nw->small[i].c = NULL;
+            send_out(c);
+        }
+    }
     net_accept_now(nw);
     for (struct list *l = nw->conns.next; l != &nw->conns; l = l->next)
         serve(nw, LIST_ENTRY(l, struct conn, link));

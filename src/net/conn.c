@@ -481,7 +481,7 @@ void conn_run_small(struct net_worker *nw)
     for (int i = 0; i < nw->nsmall; i++) {
         struct conn *c = nw->small[i].c;
         nw->small[i].c = NULL;
-        if (!c->s) /* closed by one before it */
+        if (!c || !c->s) /* closed by one before it, or answered while that ran */
             continue;
         one.reqs = &nw->small_req[i];
         one.n = 1;
