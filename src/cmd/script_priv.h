@@ -9,7 +9,8 @@
 /* Scripts: a cache of sources that the process shares, and per worker a Lua state, made at its first use, with what
  * was compiled of them.
  *
- *   script.c          EVAL and SCRIPT, the caches, locks and what a script waits for
+ *   script.c          EVAL and SCRIPT: locks, and what a script waits for
+ *   script_cache.c    sources and what was compiled
  *   script_lua.c      the state: its sandbox, memory and time
  *   script_api.c      redis.*
  *   script_reply.c    replies to Lua values and back
@@ -112,6 +113,20 @@ void script_lua_rearm(struct script_worker *sw);
 /* Makes every further instruction of the script fail. Raises. */
 int script_raise_abort(lua_State *L, enum script_abort why);
 void script_push_error(lua_State *L, const char *text, bool counted);
+
+/* ---- script_cache.c ---- */
+#define SCRIPT_COLLECT_BYTES ((size_t)8 << 20) /* a state that grew so large is cleaned after the run */
+/* This worker's, made at the first use; with nothing in it after SCRIPT FLUSH. */
+struct script_worker *script_worker(struct worker *w);
+/* The script of a source, whoever had it first. NULL: the error was replied. */
+struct compiled *script_of_body(struct script_worker *sw, struct call *c, struct slice body);
+/* NULL: there is none, or (c->failed) the error was replied. */
+struct compiled *script_of_sha(struct script_worker *sw, struct call *c, struct slice name);
+bool script_sha_lower(struct slice name, char sha[41]); /* false: that is none */
+void script_unref(struct script *s);
+struct script *scripts_find(struct scripts *ss, const char *sha); /* with a reference, or NULL */
+void scripts_add(struct scripts *ss, struct script *s);           /* the caller keeps its reference */
+void scripts_flush(struct scripts *ss);
 
 /* ---- script.c ---- */
 /* Now and then while a script runs: true when it was told to end. */
