@@ -119,6 +119,10 @@ static void test_key_positions(void **state)
     check_keys("memory usage k samples 1", "2");
     check_keys("debug object k", "2");
     check_keys("debug sleep k", "");
+    check_keys("eval x 2 a b c", "3 4");
+    check_keys("eval_ro x 0 a", "");
+    check_keys("evalsha x 3 a b", "bad");
+    check_keys("eval x y a b", "bad");
 }
 
 static void test_at_most_max_keys(void **state)
@@ -143,7 +147,8 @@ static void test_rows_are_consistent(void **state)
         /* One that sees to its keys itself cannot run where dispatch holds locks. */
         if (has_keys && cmd->access == KEY_NONE)
             assert_true(cmd->flags & CMD_NO_MULTI && cmd->flags & CMD_SERVER);
-        assert_true((cmd->first > 0) == (cmd->key_flags[0] != '\0'));
+        assert_true(cmd->first == 0 || cmd->key_flags[0] != '\0');
+        assert_true(has_keys || cmd->key_flags[0] == '\0');
         assert_true(cmd->first == 0 || cmd->step > 0);
         assert_false((cmd->flags & CMD_NEAR) && !(cmd->flags & CMD_READONLY));
         assert_false((cmd->flags & CMD_READONLY) && (cmd->flags & CMD_WRITE));
