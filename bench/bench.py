@@ -67,12 +67,31 @@ class Row:
                 *self.data.load_args(scale)]
 
 
+class Command:
+    """A row of a command that the load generator has no test for."""
+
+    def __init__(self, name, keys, *words):
+        self.name, self.keys, self.words, self.bar = f"{name} P16", keys, words, 1
+
+    def load_args(self, scale, seed):
+        return ["-c", CLIENTS, "-P", 16, "--seed", seed + 1, "-r", max(int(self.keys * scale), 100), "-d", VALUE]
+
+
+# What is taken out was put in by the row before.
+TYPES = [Command("HSET", 100_000, "hset", "hash:__key__", "field", "__value__"),
+         Command("HGET", 100_000, "hget", "hash:__key__", "field"),
+         Command("LPUSH", 10_000, "lpush", "list:__key__", "__value__"), Command("LPOP", 10_000, "lpop", "list:__key__"),
+         Command("SADD", 100_000, "sadd", "set", "__key__"),
+         Command("ZADD", 100_000, "zadd", "zset", "__rand_int__", "__key__"),
+         Command("ZRANGE of 10", 100_000, "zrange", "zset", "100", "109"),
+         Command("EVAL", 100_000, "eval", "return redis.call('hget', KEYS[1], 'field')", "1", "hash:__key__")]
 BASE = [Row("get", 1, SMALL, 0.84), Row("get", 16, SMALL, 0.45), Row("set", 1, SMALL, 0.84), Row("set", 16, SMALL, 0.40)]
 OTHERS = [Row("incr", 16, NUMBERS, 1), Row("mget", 1, SMALL, 1), Row("get", 16, KB, 1, " 1 KB"),
           Row("set", 16, KB, 1, " 1 KB"), Row("get", 1, KB64, 1, " 64 KB"), Row("set", 1, KB64, 1, " 64 KB")]
 COMPRESSION = [Row("get", 16, JSON, None, " JSON 2 KB"), Row("set", 16, JSON, None, " JSON 2 KB")]
 
 MOST, MOST_OF_ALL = 0.7, 4  # of OTHERS: so many at this ratio or better
+MOST_TYPES = 5  # and of TYPES
 LIMITS = {"threads": 1.15, "memory": 28, "memory, TTL": 36}
 RATES = [20_000, 50_000, 80_000]
 
@@ -122,7 +141,7 @@ class Run:
         """Is it chosen by --rows, by its name or the beginning of it?"""
         name = name.lower()
         chosen = [x.strip().lower() for x in (self.opt.rows or "").split(",")]
-        whole = [r.name.lower() for r in BASE + OTHERS]
+        whole = [r.name.lower() for r in BASE + OTHERS + TYPES]
         return name in chosen or any(name.startswith(x) for x in chosen if x not in whole)
 
     def load(self, server, *args, **options):
@@ -135,7 +154,8 @@ class Run:
 
     def slice(self, server, row, i, *more, **options):
         """Microseconds of CPU per request; None when the server does not know the command."""
-        r = self.load(server, *row.load_args(self.opt.scale, i), *more, "-D", self.opt.slice, errors=True, **options)
+        words = getattr(row, "words", ())
+        r = self.load(server, *row.load_args(self.opt.scale, i), *more, "-D", self.opt.slice, *words, errors=True, **options)
         if r["errors"]:
             self.failed[f"{server.name}, {row.name}"] = r["first_error"]
             return None
@@ -205,6 +225,31 @@ def measure_cpu(run):
     if len(others) == len(OTHERS):
         worst = sorted(others)[MOST_OF_ALL - 1]
         run.bars.add(f"of the {len(others)} rows INCR to 64 KB, the {MOST_OF_ALL}th best", worst, MOST)
+
+
+def measure_types(run):
+    rows = [r for r in TYPES if run.wants(r.name) or run.wants("types")]
+    argv = {name: run.argv[name] for name in [*run.peers, "tiercel"]}
+    servers = []
+    if not rows:
+        return
+    try:
+        for name, a in argv.items():
+            servers.append(Server(name, a))
+        say(f"CPU per request of {', '.join(argv)}: {len(rows)} rows of data types")
+        for row in rows:  # what the first slices read
+            for s in servers:
+                run.slice(s, row, 0)
+        result = run.result["types_us"] = run.take_turns(rows, servers)
+    finally:
+        for s in servers:
+            s.close()
+    run.lines += ["## Data types", "", *cpu_table("us, and ratio to redis-server", result, list(argv))]
+    for row in rows:
+        ratio_bar(run.bars, f"{row.name}: CPU to redis-server's", ratios(result[row.name], "tiercel"), row.bar)
+    best = sorted(quartiles(ratios(result[r.name], "tiercel"))[1] for r in rows)
+    if len(best) == len(TYPES):
+        run.bars.add(f"of the {len(best)} rows of data types, the {MOST_TYPES}th best", best[MOST_TYPES - 1], MOST)
 
 
 def measure_threads(run):
@@ -513,7 +558,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["instructions"], help="as --rows instructions")
     parser.add_argument("--rows", help="only those that begin with one of these, as in --rows 'get p16,set,memory'; beside "
-                        f"the rows of CPU there are {', '.join(MEASURES)}")
+                        f"the rows of CPU there are types, {', '.join(MEASURES)}")
     parser.add_argument("--slices", type=int, default=15, help="of each row and server (15)")
     parser.add_argument("--slice", type=float, default=0.3, help="seconds of each (0.3)")
     parser.add_argument("--peers", help="programs beside redis-server, names or paths; default: all that are on PATH")
@@ -531,6 +576,7 @@ def main():
     os.makedirs(OUT, exist_ok=True)
     run, begin = Run(opt), time.monotonic()
     measure_cpu(run)
+    measure_types(run)
     for name, measure in MEASURES.items():
         if run.wants(name):
             measure(run)

@@ -166,6 +166,10 @@ static bool make_tiers(struct server *sv, int threads, char err[256])
     sv->mem = mem_create(SHARD_BITS, (unsigned)c->databases, seed, incarnations);
     struct tier_options opt = {.mem = sv->mem, .upstream = sv->has_upstream, .nworkers = threads};
     sv->tier = tier_create(&opt, c);
+    if (!object_lazy_start()) {
+        snprintf(err, 256, "no thread can be started");
+        return false;
+    }
     return true;
 }
 
@@ -253,6 +257,7 @@ static void stop(struct server *sv)
     cmd_destroy(sv->cmd);
     tier_destroy(sv->tier);
     mem_destroy(sv->mem);
+    object_lazy_stop();
     if (sv->conf->pidfile[0])
         unlink(sv->conf->pidfile);
     log_notice("main", "bye");
@@ -294,6 +299,28 @@ static bool start_http(struct server *sv, char err[256])
     return sv->conf->http_port == 0 || http_start(&opt, &sv->http, err) == ST_OK;
 }
 
+/* What a Redis left in dir, where there is nothing of ours. With an upstream it would not be its data. */
+static bool load_dump(struct server *sv, struct worker *w, char err[256])
+{
+    struct tier_figures f;
+    struct tier_load loaded;
+    char path[PATH_MAX], why[256];
+
+    tier_get_figures(sv->tier, &f);
+    if (!sv->conf->dbfilename[0] || sv->has_upstream || f.disk_keys > 0)
+        return true;
+    snprintf(path, sizeof(path), "%s/%s", sv->conf->dir, sv->conf->dbfilename);
+    struct obj_limits lim = cmd_obj_limits(sv->conf);
+    switch (tier_load_rdb(w, path, &lim, &loaded, why)) {
+    case ST_OK:
+        log_notice("main", "%.180s: %lld keys loaded, %lld have expired", path, (long long)loaded.keys,
+                   (long long)loaded.expired);
+        return true;
+    case ST_NOT_FOUND: return true;
+    default: snprintf(err, 256, "%.100s: %.150s", path, why); return false;
+    }
+}
+
 static bool start(struct server *sv, const char *executable, char err[256])
 {
     int threads = derive_settings(sv);
@@ -317,7 +344,10 @@ static bool start(struct server *sv, const char *executable, char err[256])
         if (disk_start(sv->disk, &owner, err) != ST_OK)
             return false;
     }
-    if (loops_start(sv->loops, sv->cmd, sv->tier, sv->net, sv->has_upstream ? &sv->upstream : NULL) != ST_OK) {
+    struct worker *w = loops_prepare(sv->loops, sv->cmd, sv->tier, sv->net, sv->has_upstream ? &sv->upstream : NULL);
+    if (!load_dump(sv, w, err))
+        return false;
+    if (loops_start(sv->loops) != ST_OK) {
         snprintf(err, 256, "a worker could not listen");
         return false;
     }
@@ -356,6 +386,10 @@ int main(int argc, char **argv, char **envp)
     }
     if (exit_now)
         return 0;
+    if (sv.conf->daemonize && daemon(1, 0) != 0) { /* before there are threads */
+        fprintf(stderr, "tiercel: daemonize: %s\n", strerror(errno));
+        return 1;
+    }
     if (!log_setup(sv.conf->logfile, (enum log_level)sv.conf->loglevel, (enum log_format)sv.conf->log_format)) {
         fprintf(stderr, "tiercel: logfile %s: %s\n", sv.conf->logfile, strerror(errno));
         return 1;

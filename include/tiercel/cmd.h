@@ -50,7 +50,9 @@ struct cmd {
     _Atomic int64_t pause_until_ms; /* CLIENT PAUSE: wall time, 0 = none */
     _Atomic bool pause_all;         /* else writes only */
     _Atomic bool active_expire;     /* DEBUG SET-ACTIVE-EXPIRE */
+    _Atomic int block_moves;        /* clients that wait for one key and will change another (block.c) */
 
+    _Atomic int monitors;    /* clients that are told of every command (monitor.c) */
     _Atomic unsigned notify; /* notify-keyspace-events in force: enum conf_notify; 0 = nothing is published */
 
     struct registry *registry; /* per shard: watched and waited-for keys (multi.c, block.c) */
@@ -74,15 +76,17 @@ struct cmd_stat {
 struct cmd_worker {
     struct cmd *cmd;
     struct list sessions;
+    _Atomic int monitors;   /* of these */
     struct cmd_stat *stat;  /* [command_count] */
     struct errstat *errors; /* error codes seen, for INFO errorstats (errstat.c) */
     struct pubsub_worker *pubsub;
-    struct dispatch_scratch *scratch;     /* dispatch.c */
-    struct chain_pool replies;            /* of the sessions' `out` */
-    const struct request *ahead;          /* what runs, while it is in the reader's hands: its key may be hashed */
+    struct dispatch_scratch *scratch; /* dispatch.c */
+    struct chain_pool replies;        /* of the sessions' `out` */
+    const struct request *ahead;      /* what runs, while it is in the reader's hands: its key may be hashed */
     struct script_worker *_Atomic script; /* its worker's; figures and SCRIPT KILL look at it */
-    const struct lockset *locks;          /* within EXEC: its own */
-    struct buf ready;                     /* struct key: lists that got longer in this command (block.c) */
+    const struct lockset *locks; /* within EXEC: its own */
+    struct buf ready;                 /* struct key: what somebody may wait for, of this command (block.c) */
+    struct buf locked;                /* uint32_t: shards locked to serve those (block.c) */
 };
 
 /* Before the loops run; the main thread. */
@@ -90,5 +94,8 @@ struct cmd *cmd_create(struct tier *tier, struct conf *conf, const struct cmd_se
 void cmd_destroy(struct cmd *cmd);
 void cmd_worker_init(struct cmd *cmd, struct worker *w);
 void cmd_worker_deinit(struct worker *w);
+
+/* The encodings' limits, as the settings say. */
+struct obj_limits cmd_obj_limits(const struct conf *conf);
 
 #endif

@@ -64,5 +64,8 @@ struct dict_entry *dict_next(struct dict_iter *it); /* NULL: that was all */
 
 /* Any of them, about as likely as any other; rng: state of rng_next(). NULL: it is empty. */
 struct dict_entry *dict_random(const struct dict *d, uint64_t *rng);
+/* n different ones (at most all), any n about as likely as any others, in no particular order. The caller frees it,
+ * MEM_OTHER. */
+struct dict_entry **dict_sample(const struct dict *d, size_t n, uint64_t *rng);
 
 #endif

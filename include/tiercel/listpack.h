@@ -56,6 +56,8 @@ unsigned char *listpack_insert(unsigned char *lp, unsigned char *p, struct slice
 unsigned char *listpack_replace(unsigned char *lp, unsigned char *p, struct slice elem, unsigned char **at);
 unsigned char *listpack_append(unsigned char *lp, struct slice elem);
 unsigned char *listpack_prepend(unsigned char *lp, struct slice elem);
+/* The same, for what will be pushed to again: now and then memory for a few more is got at once. */
+unsigned char *listpack_push(unsigned char *lp, bool left, struct slice elem);
 unsigned char *listpack_append_int(unsigned char *lp, int64_t num);
 unsigned char *listpack_replace_int(unsigned char *lp, unsigned char *p, int64_t num, unsigned char **at);
 /* Removes n elements from p on (fewer if there are not so many); *at: what follows them. */

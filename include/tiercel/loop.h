@@ -10,9 +10,11 @@
 struct loops;
 
 struct loops *loops_create(int n, struct conf *conf);
-/* Starts the threads; returns when every loop runs and accepts. `upstream` NULL: none. */
-enum status loops_start(struct loops *l, struct cmd *cmd, struct tier *tier, struct net *net,
-                        const struct upstream_options *upstream);
+/* What they will work on; `upstream` NULL: none. Returns a worker, as which the main thread may act until the start. */
+struct worker *loops_prepare(struct loops *l, struct cmd *cmd, struct tier *tier, struct net *net,
+                             const struct upstream_options *upstream);
+/* Starts the threads; returns when every loop runs and accepts. */
+enum status loops_start(struct loops *l);
 /* Stops accepting, gives clients drain_ms to take their replies, closes them. The loops go
  * on turning, for what the tiers still have under way. */
 void loops_quiesce(struct loops *l, int64_t drain_ms);

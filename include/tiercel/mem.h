@@ -114,6 +114,10 @@ static inline bool mem_lock_unless(struct mem_shard *s, const _Atomic int *give_
 {
     return LIKELY(pthread_mutex_trylock(&s->lock) == 0) || mem_lock_waiting(s, give_up);
 }
+static inline bool mem_trylock(struct mem_shard *s)
+{
+    return pthread_mutex_trylock(&s->lock) == 0;
+}
 static inline void mem_unlock(struct mem_shard *s)
 {
     pthread_mutex_unlock(&s->lock);

@@ -143,6 +143,16 @@ const char *object_type_name(enum obj_type type); /* "none", "string", "list", .
 /* ---- all other types (type_list.h, type_hash.h, ...) ---- */
 size_t object_len(const struct object *o); /* elements; O(1). Of a string: 1 */
 
+/* From the start to the stop values of many elements are freed by a thread in the background; before and after it
+ * object_free() does all of it. Stop: when no other thread frees any more. */
+bool object_lazy_start(void); /* false: no thread is to be had */
+void object_lazy_stop(void);
+struct object_lazy {
+    int64_t pending, pending_bytes, freed; /* values; what those take, about; values since the start */
+};
+void object_lazy_figures(struct object_lazy *out); /* any thread */
+int64_t object_lazy_bytes(void);                   /* pending_bytes */
+
 /* Beyond these a value is no longer kept in its compact encoding: the settings of Redis's names. */
 struct obj_limits {
     size_t hash_entries, hash_value;
@@ -158,6 +168,13 @@ struct obj_limits {
  * instead. */
 #define OBJ_SERIAL_VERSION 2
 void object_serialise(const struct object *o, struct buf *out);
+/* The same in parts of about `bytes`, for values of many elements: appends the next one; true: it was the last. The
+ * object must be as it was at the first one. */
+struct object_parts {
+    uint64_t at; /* the type's own; 0 = nothing was written yet */
+};
+bool object_is_parted(const struct object *o); /* not a string */
+bool object_serialise_part(const struct object *o, struct object_parts *parts, size_t bytes, struct buf *out);
 /* false: not an ENC_RAW string; use object_serialise(). */
 bool object_serial_ref(const struct object *o, struct buf *prefix, struct rcbuf **value);
 /* ST_CORRUPT: not a serial form of this version (a newer version included). */

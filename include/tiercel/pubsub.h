@@ -48,14 +48,16 @@ void pubsub_refuse(struct call *c);
 /* CLIENT LIST's sub and psub. */
 size_t pubsub_session_channels(const struct session *s);
 size_t pubsub_session_patterns(const struct session *s);
+size_t pubsub_session_shard_channels(const struct session *s);
 
 /* ---- any thread ---- */
 
 /* PUBLISH for events of our own (key-space notifications). Returns the number of receivers. */
 size_t pubsub_publish(struct pubsub *ps, struct slice channel, struct slice payload);
-size_t pubsub_subscribers(struct pubsub *ps, struct slice channel); /* patterns not counted */
+/* Patterns not counted. sharded: of shard channels (SSUBSCRIBE), which are names of their own. */
+size_t pubsub_subscribers(struct pubsub *ps, bool sharded, struct slice channel);
 /* Each channel with subscribers; fn runs under a lock. */
-void pubsub_channels_each(struct pubsub *ps, void (*fn)(void *arg, struct slice channel), void *arg);
+void pubsub_channels_each(struct pubsub *ps, bool sharded, void (*fn)(void *arg, struct slice channel), void *arg);
 size_t pubsub_channels(struct pubsub *ps); /* channels with subscribers, for INFO */
 size_t pubsub_patterns(struct pubsub *ps); /* different patterns */
 

@@ -28,7 +28,10 @@ enum rdb_type {
     RDB_HASH_LISTPACK = 16,
     RDB_ZSET_LISTPACK = 17,
     RDB_LIST_QUICKLIST_2 = 18,
-    RDB_STREAM_LISTPACKS_2 = 19
+    RDB_STREAM_LISTPACKS_2 = 19,
+    /* Redis 7.4's, of hashes with fields that expire; the latter is only read. */
+    RDB_HASH_METADATA = 24,
+    RDB_HASH_LISTPACK_EX = 25
 };
 
 /* ---- writing: appends to `out` ---- */
@@ -59,6 +62,10 @@ static inline size_t rdb_left(const struct rdb_reader *in)
 bool rdb_ziplist_each(struct slice ziplist, bool (*fn)(void *arg, struct slice elem), void *arg);
 
 /* ---- whole values ---- */
+
+/* A body of that type, which it takes off the input. NULL: it is damaged, or the type is not known. */
+struct object *rdb_read(struct rdb_reader *in, int rdb_type, const struct obj_limits *lim, const struct key *key,
+                        int64_t expire_ms, uint64_t origin);
 
 /* A type byte and a body that takes all of `in`. lim: the encodings that Redis would choose; NULL: those that it
  * stands there with. NULL: it is damaged. */

@@ -43,7 +43,8 @@ enum session_flags {
     SESSION_UNIX = 1 << 6,
     SESSION_BLOCKED = 1 << 7,
     SESSION_READONLY = 1 << 8,
-    SESSION_SKIP_NEXT = 1 << 9
+    SESSION_SKIP_NEXT = 1 << 9,
+    SESSION_MONITOR = 1 << 10
 };
 
 struct session {

@@ -137,6 +137,7 @@ struct tier {
     struct buf paying_serial;  /* the disk's writer thread's */
     _Atomic bool journal_debt; /* writes that the disk did not take: tier_save_start() once it is well */
     struct saver *saver;
+    struct tier_big *big;           /* demotes large values (big.c); NULL without a disk */
     struct stats_block *disk_stats; /* of the disk's writer thread */
 };
 
@@ -282,6 +283,8 @@ enum status tier_may_write(struct worker *w);
  * Begin before its shards are locked. Does nothing without appendonly. */
 void tier_group_begin(struct worker *w);
 void tier_group_end(struct worker *w);
+/* May several keys be changed now so that they are on disk together: without appendonly, or within a group. */
+bool tier_grouped(const struct worker *w);
 /* The key's shard is locked: what the journal owes of it is written now, because another worker's
  * client will be told of it. */
 void tier_pay_locked(struct worker *w, const struct key *key);
@@ -315,6 +318,16 @@ struct tier_save_figures {
     uint64_t journal_waiting; /* bytes not yet on disk */
 };
 void tier_get_save_figures(struct tier *t, struct tier_save_figures *out); /* any thread */
+
+/* ---- a file of Redis (load.c) ---- */
+
+struct tier_load {
+    int64_t keys, expired; /* loaded; left out, for their time has come */
+};
+/* Before the loops run, as worker `w`: loads an RDB file of Redis, up to 7.0's version. ST_NOT_FOUND: there is none. Else
+ * err says why not, and some of its keys may be there. */
+enum status tier_load_rdb(struct worker *w, const char *path, const struct obj_limits *lim, struct tier_load *out,
+                          char err[256]);
 
 /* ---- memory ---- */
 
@@ -359,7 +372,7 @@ void tier_get_figures(struct tier *t, struct tier_figures *out); /* any thread *
 /* A clean stop: ends a save that runs, then appends every dirty object, hottest first, within the
  * time. After the loops stopped reading. Returns how many could not be written, or -1: the disk failed. */
 int64_t tier_write_out(struct tier *t, int64_t timeout_ms);
-/* Ends a save that runs, and starts no other. Before the disk is closed. */
+/* Ends a save that runs and demotions of large values, and starts no others. Before the disk is closed. */
 void tier_save_stop(struct tier *t);
 
 #endif

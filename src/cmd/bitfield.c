@@ -157,7 +157,9 @@ static bool field_set(const struct field_op *op, uint64_t *out)
 
 /* ---- the commands ---- */
 
-static void run_ops(struct call *c, const struct buf *ops, struct slice bytes, char *writable, size_t *changes)
+/* grown: the string is longer than it was. *changes: of its bytes, and successful writes if it has grown. */
+static void run_ops(struct call *c, const struct buf *ops, struct slice bytes, char *writable, bool grown,
+                    size_t *changes)
 {
     size_t n = ops->len / sizeof(struct field_op);
 
@@ -178,7 +180,7 @@ static void run_ops(struct call *c, const struct buf *ops, struct slice bytes, c
         }
         field_write(writable, op.offset, op.bits, next);
         reply_int(&c->r, op.kind == FIELD_SET ? number : as_number(&op, next));
-        ++*changes;
+        *changes += grown || next != now;
     }
 }
 
@@ -198,7 +200,7 @@ static void bitfield(struct call *c, bool read_only)
     if (!writes) {
         struct object *o = ks_read(c, 0);
         if (!o || ks_string(c, o, scratch, &bytes))
-            run_ops(c, &ops, bytes, NULL, &changes);
+            run_ops(c, &ops, bytes, NULL, false, &changes);
         goto out;
     }
     size_t before = c->keys[0].obj && c->keys[0].obj->type == OBJ_STRING ? object_string_len(c->keys[0].obj) : 0;
@@ -206,7 +208,7 @@ static void bitfield(struct call *c, bool read_only)
     char *writable = ks_edit(c, 0, len, &e);
     if (!writable)
         goto out;
-    run_ops(c, &ops, SLICE(writable, len), writable, &changes);
+    run_ops(c, &ops, SLICE(writable, len), writable, len > before, &changes);
     ks_edited(c, 0, &e);
     if (changes)
         ks_notify(c, 0, NOTIFY_STRING, "setbit");

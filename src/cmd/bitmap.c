@@ -50,6 +50,8 @@ void cmd_getbit(struct call *c)
 
 void cmd_setbit(struct call *c)
 {
+    char scratch[OBJ_SCRATCH];
+    struct slice now;
     struct ks_edit e;
     uint64_t offset;
     int64_t on;
@@ -60,14 +62,20 @@ void cmd_setbit(struct call *c)
         call_error(c, "ERR bit is not an integer or out of range");
         return;
     }
-    char *bytes = ks_edit(c, 0, (size_t)(offset >> 3) + 1, &e);
-    if (!bytes)
+    if (!bytes_of(c, ks_peek(c, 0), scratch, &now))
         return;
-    unsigned char *byte = (unsigned char *)bytes + (offset >> 3);
-    unsigned shift = 7 - (offset & 7), was = *byte >> shift & 1;
-    *byte = (unsigned char)((*byte & ~(1u << shift)) | (unsigned)on << shift);
-    ks_edited(c, 0, &e);
-    ks_notify(c, 0, NOTIFY_STRING, "setbit");
+    unsigned shift = 7 - (offset & 7), was = bit_at(now, offset);
+    bool changes = was != (unsigned)on || offset >> 3 >= now.len;
+    if (changes || strcmp(object_encoding_name(ks_peek(c, 0)), "raw") != 0) { /* as which Redis keeps it from now on */
+        char *bytes = ks_edit(c, 0, (size_t)(offset >> 3) + 1, &e);
+        if (!bytes)
+            return;
+        unsigned char *byte = (unsigned char *)bytes + (offset >> 3);
+        *byte = (unsigned char)((*byte & ~(1u << shift)) | (unsigned)on << shift);
+        ks_edited(c, 0, &e);
+    }
+    if (changes)
+        ks_notify(c, 0, NOTIFY_STRING, "setbit");
     reply_int(&c->r, was);
 }
 
@@ -259,7 +267,7 @@ static bool bitop_run(struct call *c, enum bit_op op, struct buf *out)
     size_t len = 0;
 
     for (int i = 1; i < c->nkeys; i++) {
-        struct object *o = ks_peek(c, i);
+        struct object *o = ks_read(c, i);
         if (!ks_is(c, o, OBJ_STRING))
             return false;
         size_t n = o ? object_string_len(o) : 0;

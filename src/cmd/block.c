@@ -1,10 +1,14 @@
-/* BLPOP and BRPOP. A client that finds nothing registers with the shards of its keys, under
- * their locks, which dispatch holds. Whoever makes an element available serves the oldest
- * waiting client at the end of its own command, still under the lock, so nobody can take it
- * in between, and the element goes out by the client's own loop.
+/* Commands that wait for keys: the seam is described in cmd_priv.h. A client that finds nothing registers with the
+ * shards of its keys, under their locks, which dispatch holds. Whoever makes a value available serves the oldest
+ * waiting client at the end of its own command, still under the lock, so nobody can take it in between, and the reply
+ * goes out by the client's own loop.
  *
- * States, changed by compare-and-swap: WAITING -> SERVED (by any thread that holds the lock of
- * one of the keys) or GONE (by the client's own thread: timeout, unblock, end of connection). */
+ * States, changed by compare-and-swap:
+ *   WAITING
+ *   SERVED   by any thread that holds the lock of one of the keys: its reply is on the way
+ *   CALLED   by such a thread: its command runs again on its own loop, which brings it back to WAITING, under the
+ *            locks of all its keys, or ends it
+ *   GONE     by the client's own thread: timeout, unblock, end of connection */
 #include <math.h>
 
 #include "tiercel/num.h"
@@ -12,40 +16,66 @@
 
 #include "cmd/cmd_priv.h"
 
-enum block_state { BLOCK_WAITING, BLOCK_SERVED, BLOCK_GONE };
-
-struct block;
+enum block_state { BLOCK_WAITING, BLOCK_SERVED, BLOCK_CALLED, BLOCK_GONE };
 
 struct block_entry {
     struct list link; /* in the registry of its key's shard */
     struct key key;   /* ptr: the parked request's argument */
+    int arg;
     struct block *b;
 };
 
 struct block {
     struct mbox_msg msg;
-    struct session *s;
     struct worker *w;
     struct parked *p;
+    const struct block_kind *kind;
+    const struct command *cmd;
+    void *data;
     struct mbox_timer *timer;
     _Atomic int state;
-    bool left;
-    bool orphan;    /* the client went while it was served: the message frees it */
-    bool again;     /* the list is on disk: the command runs once more */
+    bool orphan;    /* the client went while a message was under way, which frees it */
     uint64_t since; /* see session_wrote() */
-    void (*reply)(struct call *c, void *arg);
-    struct buf key, elem;
+    struct chain reply;
+    /* How it ends: what the message says, or what it was told while its command was to run again. */
+    void (*end)(struct call *c, void *arg);
     int n;
     struct block_entry entry[];
 };
 
+static void block_free(struct block *b)
+{
+    if (b->timer)
+        mbox_timer_cancel(b->timer);
+    chain_deinit(&b->reply);
+    mem_free(MEM_CLIENT, b->data);
+    mem_free(MEM_CLIENT, b);
+}
+
+static void entry_remove(struct block *b, struct block_entry *e, const struct mem_shard *shard)
+{
+    list_remove(&e->link);
+    b->w->tier->shard[shard->index].watched--;
+}
+
+/* What was kept for it may be for those behind it. */
+static void entry_pass_on(struct block *b, struct block_entry *e, struct mem_shard *shard)
+{
+    buf_append(&b->w->cmd_worker->ready, &e->key, sizeof(e->key));
+    block_serve_ready(b->w, b->w->now_ms, &(struct lockset){.n = 1, .shard = &shard->index});
+}
+
+/* No lock is held. */
 static void entries_remove(struct block *b)
 {
     struct tier *t = b->w->tier;
+    bool called = atomic_load(&b->state) == BLOCK_CALLED;
 
     for (int i = 0; i < b->n; i++) {
         struct block_entry *e = &b->entry[i];
         struct mem_shard *shard;
+        if (called)
+            tier_group_begin(b->w);
         for (;;) { /* a flush moves entries between shards, see watch_rehash() */
             uint64_t hash = __atomic_load_n(&e->key.hash, __ATOMIC_RELAXED);
             shard = mem_shard_of(t->mem, hash);
@@ -54,26 +84,23 @@ static void entries_remove(struct block *b)
                 break;
             mem_unlock(shard);
         }
-        list_remove(&e->link);
-        t->shard[shard->index].watched--;
+        entry_remove(b, e, shard);
+        if (called)
+            entry_pass_on(b, e, shard);
         mem_unlock(shard);
+        tier_group_end(b->w);
     }
+    b->n = 0;
 }
 
-static void block_free(struct block *b)
-{
-    if (b->timer)
-        mbox_timer_cancel(b->timer);
-    buf_deinit(&b->key);
-    buf_deinit(&b->elem);
-    mem_free(MEM_CLIENT, b);
-}
-
-static void block_end(struct block *b)
+/* It waits no more; the client's own thread. */
+static void block_leave(struct block *b)
 {
     entries_remove(b);
-    b->s->flags &= ~(uint32_t)SESSION_BLOCKED;
+    b->p->s->flags &= ~(uint32_t)SESSION_BLOCKED;
     stats_add(b->w->stats, STAT_blocked_clients, (uint64_t)-1);
+    if (b->kind->dest)
+        atomic_fetch_sub_explicit(&b->w->cmd->block_moves, 1, memory_order_relaxed);
 }
 
 /* ---- endings, on the client's own thread ---- */
@@ -83,9 +110,7 @@ static void reply_served(struct call *c, void *arg)
     struct block *b = arg;
 
     session_wrote(c->s, b->since);
-    reply_array(&c->r, 2);
-    reply_bulk(&c->r, buf_slice(&b->key));
-    reply_bulk(&c->r, buf_slice(&b->elem));
+    chain_move(c->r.out, &b->reply);
 }
 
 static void reply_timeout(struct call *c, void *arg)
@@ -100,39 +125,39 @@ static void reply_unblocked(struct call *c, void *arg)
     call_error(c, "UNBLOCKED client unblocked via CLIENT UNBLOCK");
 }
 
-static void block_served(struct mbox_msg *msg, void *owner)
+static void block_ended(struct mbox_msg *msg, void *owner)
 {
     struct block *b = LIST_ENTRY(msg, struct block, msg);
     (void)owner;
 
-    if (b->orphan) {
-        block_free(b);
-        return;
+    if (!b->orphan) {
+        block_leave(b);
+        call_complete(b->p, b->end, b);
     }
-    struct parked *p = b->p;
-    bool again = b->again;
-    block_end(b);
-    if (!again)
-        call_complete(p, b->reply, b);
     block_free(b);
-    if (again) {
-        p->state = PARKED_NEW;
-        session_run(p->s);
-    }
 }
 
 /* Sends the client its end. Whoever calls this has taken the block out of BLOCK_WAITING. */
-static void block_send(struct block *b, void (*reply)(struct call *c, void *arg))
+static void block_send(struct block *b, void (*end)(struct call *c, void *arg))
 {
-    b->reply = reply;
-    b->msg.run = block_served;
+    b->end = end;
+    b->msg.run = block_ended;
     mbox_post(b->w->mbox, &b->msg);
 }
 
-static bool block_leave(struct block *b)
+static bool block_take(struct block *b, enum block_state to)
 {
     int waiting = BLOCK_WAITING;
-    return atomic_compare_exchange_strong(&b->state, &waiting, BLOCK_GONE);
+    return atomic_compare_exchange_strong(&b->state, &waiting, (int)to);
+}
+
+/* false: it ends already, otherwise. */
+static bool block_tell(struct block *b, void (*end)(struct call *c, void *arg))
+{
+    if (atomic_load(&b->state) != BLOCK_CALLED)
+        return false;
+    b->end = end;
+    return true;
 }
 
 static void block_timeout(void *arg)
@@ -141,9 +166,11 @@ static void block_timeout(void *arg)
     struct parked *p = b->p;
 
     b->timer = NULL;
-    if (!block_leave(b))
-        return; /* its element is on the way */
-    block_end(b);
+    if (!block_take(b, BLOCK_GONE)) {
+        block_tell(b, reply_timeout);
+        return;
+    }
+    block_leave(b);
     block_free(b);
     call_complete(p, reply_timeout, NULL);
 }
@@ -151,10 +178,10 @@ static void block_timeout(void *arg)
 static void block_cancel(void *arg)
 {
     struct block *b = arg;
-    bool left = block_leave(b);
+    bool mine = block_take(b, BLOCK_GONE);
 
-    block_end(b);
-    if (left)
+    block_leave(b);
+    if (mine)
         block_free(b);
     else
         b->orphan = true;
@@ -164,19 +191,88 @@ static const struct suspend_ops block_ops = {block_cancel};
 
 bool block_unblock(struct session *s, bool error)
 {
+    void (*end)(struct call * c, void *arg) = error ? reply_unblocked : reply_timeout;
+
     if (!(s->flags & SESSION_BLOCKED) || list_empty(&s->queue))
         return false;
     struct parked *p = LIST_ENTRY(s->queue.next, struct parked, link);
+    if (p->block)
+        return block_tell(p->block, end);
     if (p->state != PARKED_LATER || p->ops != &block_ops)
         return false;
     struct block *b = p->ops_arg;
-    if (!block_leave(b))
-        return false;
-    block_send(b, error ? reply_unblocked : reply_timeout); /* not here: within EXEC shards are locked */
+    if (!block_take(b, BLOCK_GONE))
+        return block_tell(b, end);
+    block_send(b, end); /* not here: within EXEC shards are locked */
     return true;
 }
 
-/* ---- serving, on whatever thread made the list longer ---- */
+/* ---- running again ---- */
+
+static void block_called(struct mbox_msg *msg, void *owner)
+{
+    struct block *b = LIST_ENTRY(msg, struct block, msg);
+    struct parked *p = b->p;
+    (void)owner;
+
+    if (b->orphan) {
+        block_free(b);
+        return;
+    }
+    p->block = b;
+    p->faults = 0;
+    mem_free(MEM_CLIENT, p->waits);
+    p->waits = NULL;
+    p->state = PARKED_NEW;
+    session_run(p->s);
+}
+
+/* false: it is gone, or served by somebody else. */
+static bool block_call(struct block *b)
+{
+    if (!block_take(b, BLOCK_CALLED))
+        return false;
+    b->msg.run = block_called;
+    mbox_post(b->w->mbox, &b->msg);
+    return true;
+}
+
+bool block_is_over(struct parked *p)
+{
+    if (!p->block->end)
+        return false;
+    p->state = PARKED_LATER;
+    call_complete(p, p->block->end, NULL);
+    return true;
+}
+
+void block_end(struct parked *p)
+{
+    struct block *b = p->block;
+
+    p->block = NULL;
+    block_leave(b);
+    block_free(b);
+}
+
+void block_ended_locked(struct call *c)
+{
+    struct block *b = c->parked->block;
+
+    for (int i = 0; i < b->n; i++) {
+        struct block_entry *e = &b->entry[i];
+        entry_remove(b, e, mem_shard_of(c->w->tier->mem, e->key.hash));
+        buf_append(&c->w->cmd_worker->ready, &e->key, sizeof(e->key));
+    }
+    b->n = 0;
+}
+
+bool block_again(const struct call *c)
+{
+    return c->parked && c->parked->block;
+}
+
+/* ---- serving, on whatever thread made something available ---- */
 
 void block_signal(struct call *c, const struct call_key *k)
 {
@@ -188,35 +284,107 @@ void block_signal(struct call *c, const struct call_key *k)
     buf_append(&w->cmd_worker->ready, &k->key, sizeof(k->key));
 }
 
-static bool serve_one(struct worker *w, struct block_entry *e, struct call_key *k, int64_t now_ms)
+static bool entry_is_of(const struct block_entry *e, const struct key *key)
 {
-    struct block *b = e->b;
-    struct call c = {.w = w, .keys = k, .nkeys = 1, .now_ms = now_ms};
-    int waiting = BLOCK_WAITING;
+    return e->key.hash == key->hash && slice_eq(key_slice(&e->key), key_slice(key));
+}
 
-    if (atomic_load(&b->state) != BLOCK_WAITING || !k->obj || k->obj->type != OBJ_LIST)
-        return false;
-    if (!atomic_compare_exchange_strong(&b->state, &waiting, BLOCK_SERVED))
-        return false;
-    buf_slice_append(&b->key, key_slice(&e->key));
-    b->since = atomic_load_explicit(&w->tier->settled_event, memory_order_relaxed);
-    CHECK(list_pop_one(&c, 0, b->left, &b->elem));
-    if (UNLIKELY(atomic_load_explicit(&w->tier->limit.journal_always, memory_order_relaxed)))
-        tier_pay_locked(w, &k->key);
-    block_send(b, reply_served);
+#define TRY_LOCK_SPINS 200 /* locks are held for as long as a command takes */
+
+/* The shards that a command holds, and those locked since to serve somebody. */
+static bool lock_more(struct worker *w, const struct lockset *locks, unsigned shard)
+{
+    struct buf *more = &w->cmd_worker->locked;
+    const uint32_t *held = (const uint32_t *)(const void *)more->ptr;
+    uint32_t highest = 0;
+
+    if (locks->all)
+        return true;
+    for (int i = 0; i < locks->n; i++) {
+        highest = locks->shard[i] > highest ? locks->shard[i] : highest;
+        if (locks->shard[i] == shard)
+            return true;
+    }
+    for (size_t i = 0; i < more->len / sizeof(*held); i++) {
+        highest = held[i] > highest ? held[i] : highest;
+        if (held[i] == shard)
+            return true;
+    }
+    struct mem_shard *s = &w->tier->mem->shard[shard];
+    if (shard > highest) {
+        mem_lock(s);
+    } else { /* out of order: never wait */
+        int tries = 0;
+        while (!mem_trylock(s))
+            if (++tries == TRY_LOCK_SPINS)
+                return false;
+    }
+    buf_append(more, &(uint32_t){shard}, sizeof(uint32_t));
     return true;
 }
 
-/* A list that came from another database may be on disk; those who wait for it fetch it themselves. */
-static void serve_later(struct block_entry *e)
+static void unlock_more(struct worker *w)
 {
-    if (block_leave(e->b)) {
-        e->b->again = true;
-        block_send(e->b, NULL);
-    }
+    struct buf *more = &w->cmd_worker->locked;
+    const uint32_t *held = (const uint32_t *)(const void *)more->ptr;
+
+    for (size_t i = 0; i < more->len / sizeof(*held); i++)
+        mem_unlock(&w->tier->mem->shard[held[i]]);
+    more->len = 0;
 }
 
-static void serve_key(struct worker *w, const struct key *key, int64_t now_ms)
+/* The second key, locked and resident, if that can be had without waiting. */
+static bool dest_resolve(struct worker *w, const struct block *b, unsigned db, struct call_key *k,
+                         const struct lockset *locks)
+{
+    if (!tier_grouped(w))
+        return false;
+    *k = (struct call_key){.access = KEY_UPDATE, .arg = b->kind->dest};
+    mem_key_init(w->tier->mem, db, b->p->argv[k->arg], &k->key);
+    return lock_more(w, locks, mem_shard_of(w->tier->mem, k->key.hash)->index) &&
+           dispatch_resolve(w, k, 1, NULL) == ST_OK;
+}
+
+static void serve(struct worker *w, struct block *b, struct call *c)
+{
+    b->since = atomic_load_explicit(&w->tier->settled_event, memory_order_relaxed);
+    b->kind->serve(c, b->data);
+    if (UNLIKELY(atomic_load_explicit(&w->tier->limit.journal_always, memory_order_relaxed)))
+        for (int i = 0; i < c->nkeys; i++)
+            tier_pay_locked(w, &c->keys[i].key);
+    block_send(b, reply_served);
+}
+
+/* false: those behind it have to wait for it. */
+static bool serve_entry(struct worker *w, struct block_entry *e, const struct call_key *k, int64_t now_ms,
+                        const struct lockset *locks)
+{
+    struct block *b = e->b;
+    struct call_key keys[2] = {*k};
+    struct call c = {.w = w, .cmd = b->cmd, .keys = keys, .nkeys = 1, .now_ms = now_ms};
+
+    if (k->obj->type != b->kind->type)
+        return true;
+    int state = atomic_load(&b->state);
+    if (state != BLOCK_WAITING)
+        return state != BLOCK_CALLED;
+    keys[0].arg = e->arg;
+    c.argc = b->p->argc;
+    c.argv = b->p->argv;
+    c.r = (struct reply){&b->reply, b->p->s->proto};
+    if (b->kind->ready && !b->kind->ready(&c, b->data))
+        return true;
+    if (b->kind->dest) {
+        if (!dest_resolve(w, b, k->key.db, &keys[1], locks))
+            return !block_call(b);
+        c.nkeys = 2;
+    }
+    if (block_take(b, BLOCK_SERVED))
+        serve(w, b, &c);
+    return true;
+}
+
+static void serve_key(struct worker *w, const struct key *key, int64_t now_ms, const struct lockset *locks)
 {
     struct mem_shard *shard = mem_shard_of(w->tier->mem, key->hash);
     struct list *blocked = &w->cmd->registry[shard->index].blocked;
@@ -225,28 +393,29 @@ static void serve_key(struct worker *w, const struct key *key, int64_t now_ms)
     for (struct list *l = blocked->next, *next; l != blocked; l = next) {
         struct block_entry *e = LIST_ENTRY(l, struct block_entry, link);
         next = l->next;
-        if (e->key.hash != key->hash || !slice_eq(key_slice(&e->key), key_slice(key)))
+        if (!entry_is_of(e, key))
             continue;
         enum status st = dispatch_resolve(w, &k, 1, NULL);
-        if (st == ST_PENDING)
-            serve_later(e);
-        else if (st != ST_OK || !k.obj)
+        if (st == ST_PENDING) { /* it came from another database and is on disk: the first one has it fetched */
+            if (block_call(e->b) || atomic_load(&e->b->state) == BLOCK_CALLED)
+                return;
+        } else if (st != ST_OK || !k.obj || !serve_entry(w, e, &k, now_ms, locks)) {
             return;
-        else
-            serve_one(w, e, &k, now_ms);
+        }
     }
 }
 
-void block_serve_ready(struct worker *w, int64_t now_ms)
+void block_serve_ready(struct worker *w, int64_t now_ms, const struct lockset *locks)
 {
     struct buf *ready = &w->cmd_worker->ready;
 
     for (size_t at = 0; at < ready->len; at += sizeof(struct key)) {
-        struct key key; /* popping may signal again, and move the buffer */
+        struct key key; /* serving may signal again, and move the buffer */
         memcpy(&key, ready->ptr + at, sizeof(key));
-        serve_key(w, &key, now_ms);
+        serve_key(w, &key, now_ms, locks);
     }
     ready->len = 0;
+    unlock_more(w);
 }
 
 void block_rehash(struct worker *w)
@@ -269,26 +438,22 @@ void block_rehash(struct worker *w)
         unsigned i = mem_shard_of(t->mem, key.hash)->index;
         list_push_back(&w->cmd->registry[i].blocked, &e->link);
         t->shard[i].watched++;
-        buf_append(&w->cmd_worker->ready, &e->key, sizeof(e->key)); /* the other database may have had the list */
+        buf_append(&w->cmd_worker->ready, &e->key, sizeof(e->key)); /* the other database may have had the key */
     }
 }
 
-/* ---- the commands ---- */
+/* ---- waiting ---- */
 
-static bool parse_timeout(struct call *c, int64_t *ms)
+bool block_arg_timeout(struct call *c, int arg, int64_t *ms)
 {
     long double seconds;
 
-    if (!num_parse_f64(c->argv[c->argc - 1], &seconds)) {
+    if (!num_parse_f64(c->argv[arg], &seconds)) {
         call_error(c, "ERR timeout is not a float or out of range");
         return false;
     }
     long double in_ms = ceill(seconds * 1000);
-    if (in_ms > (long double)INT64_MAX - (long double)c->now_ms || isinf(in_ms)) {
-        call_error(c, "ERR timeout is out of range");
-        return false;
-    }
-    if (in_ms < 0) {
+    if (in_ms < 0 || in_ms >= 0x1p63L) { /* what Redis 7.0 says of too long ones, too */
         call_error(c, "ERR timeout is negative");
         return false;
     }
@@ -296,68 +461,67 @@ static bool parse_timeout(struct call *c, int64_t *ms)
     return true;
 }
 
-static void wait_for_list(struct call *c, bool left, int64_t timeout_ms)
+bool block_may_take(struct call *c, int i)
 {
-    struct block *b = mem_calloc(MEM_CLIENT, sizeof(*b) + (size_t)c->nkeys * sizeof(b->entry[0]));
+    const struct key *key = &c->keys[i].key;
+    unsigned shard = mem_shard_of(c->w->tier->mem, key->hash)->index;
+    const struct list *blocked = &c->w->cmd->registry[shard].blocked;
+
+    if (LIKELY(c->w->tier->shard[shard].watched == 0) || c->in_exec)
+        return true;
+    for (const struct list *l = blocked->next; l != blocked; l = l->next) {
+        const struct block_entry *e = LIST_ENTRY(l, struct block_entry, link);
+        if (!entry_is_of(e, key))
+            continue;
+        if (c->parked && e->b == c->parked->block) /* its turn */
+            return true;
+        if (atomic_load(&e->b->state) == BLOCK_CALLED && c->keys[i].obj && c->keys[i].obj->type == e->b->kind->type)
+            return false;
+    }
+    return true;
+}
+
+/* It has run again for nothing, and keeps its place. Those behind it were passed over for its sake. */
+static void wait_on(struct call *c, struct block *b)
+{
+    call_suspend(c, &block_ops, b);
+    c->parked->block = NULL;
+    for (int i = 0; i < b->n; i++)
+        buf_append(&c->w->cmd_worker->ready, &b->entry[i].key, sizeof(b->entry[i].key));
+    atomic_store(&b->state, BLOCK_WAITING);
+}
+
+void block_wait(struct call *c, const struct block_kind *kind, int nkeys, int64_t timeout_ms, void *data)
+{
     struct tier *t = c->w->tier;
 
-    b->s = c->s;
+    c->s->flags |= SESSION_BLOCKED;
+    if (block_again(c)) {
+        mem_free(MEM_CLIENT, data);
+        wait_on(c, c->parked->block);
+        return;
+    }
+    struct block *b = mem_calloc(MEM_CLIENT, sizeof(*b) + (size_t)nkeys * sizeof(b->entry[0]));
     b->w = c->w;
-    b->left = left;
-    buf_init(&b->key, MEM_CLIENT);
-    buf_init(&b->elem, MEM_CLIENT);
+    b->kind = kind;
+    b->cmd = c->cmd;
+    b->data = data;
+    chain_init(&b->reply);
     b->p = call_suspend(c, &block_ops, b);
-    for (int i = 0; i < c->nkeys; i++) {
+    for (int i = 0; i < nkeys; i++) {
         struct block_entry *e = &b->entry[i];
         unsigned shard = mem_shard_of(t->mem, c->keys[i].key.hash)->index;
         e->key = c->keys[i].key;
-        e->key.ptr = b->p->argv[c->keys[i].arg].ptr; /* outlives the request's own buffer */
+        e->arg = c->keys[i].arg;
+        e->key.ptr = b->p->argv[e->arg].ptr; /* outlives the request's own buffer */
         e->b = b;
         list_push_back(&c->w->cmd->registry[shard].blocked, &e->link);
         t->shard[shard].watched++;
         b->n++;
     }
-    c->s->flags |= SESSION_BLOCKED;
     stats_inc(c->w->stats, STAT_blocked_clients);
+    if (kind->dest)
+        atomic_fetch_add_explicit(&c->w->cmd->block_moves, 1, memory_order_relaxed);
     if (timeout_ms > 0)
         b->timer = mbox_timer_start(c->w->mbox, timeout_ms, block_timeout, b);
-}
-
-static void pop_or_wait(struct call *c, bool left)
-{
-    int64_t timeout_ms;
-
-    if (!parse_timeout(c, &timeout_ms))
-        return;
-    for (int i = 0; i < c->nkeys; i++) {
-        struct object *o = ks_peek(c, i);
-        struct buf elem;
-        if (!o)
-            continue;
-        if (o->type != OBJ_LIST) {
-            call_wrongtype(c);
-            return;
-        }
-        buf_init(&elem, MEM_CLIENT);
-        list_pop_one(c, i, left, &elem);
-        reply_array(&c->r, 2);
-        reply_bulk(&c->r, c->argv[c->keys[i].arg]);
-        reply_bulk(&c->r, buf_slice(&elem));
-        buf_deinit(&elem);
-        return;
-    }
-    if (c->in_exec)
-        reply_null_array(&c->r);
-    else
-        wait_for_list(c, left, timeout_ms);
-}
-
-void cmd_blpop(struct call *c)
-{
-    pop_or_wait(c, true);
-}
-
-void cmd_brpop(struct call *c)
-{
-    pop_or_wait(c, false);
 }

@@ -19,6 +19,8 @@ static void append_flags(struct buf *b, const struct session *s)
         buf_byte(b, 'P');
     if (multi_length(s) >= 0)
         buf_byte(b, 'x');
+    if (s->flags & SESSION_MONITOR)
+        buf_byte(b, 'O');
     if (s->flags & SESSION_BLOCKED)
         buf_byte(b, 'b');
     if (s->flags & SESSION_DIRTY_EXEC)
@@ -45,9 +47,9 @@ static void append_client(struct buf *b, const struct session *s)
                s->addr, s->laddr, s->fd, (int)s->name.len, s->name.len ? s->name.ptr : "",
                (now_ms - s->created_ms) / 1000, (now_ms - s->last_ms) / 1000);
     append_flags(b, s);
-    buf_printf(b, " db=%d sub=%zu psub=%zu ssub=0 multi=%d qbuf=%zu qbuf-free=%zu argv-mem=%zu multi-mem=%zu", s->db,
-               pubsub_session_channels(s), pubsub_session_patterns(s), multi_length(s), s->query_bytes, s->query_free,
-               s->queued_bytes, multi_bytes(s));
+    buf_printf(b, " db=%d sub=%zu psub=%zu ssub=%zu multi=%d qbuf=%zu qbuf-free=%zu argv-mem=%zu multi-mem=%zu", s->db,
+               pubsub_session_channels(s), pubsub_session_patterns(s), pubsub_session_shard_channels(s),
+               multi_length(s), s->query_bytes, s->query_free, s->queued_bytes, multi_bytes(s));
     buf_printf(b, " rbs=0 rbp=0 obl=0 oll=%d omem=%zu tot-mem=%zu events=%s cmd=%s user=default redir=-1 resp=%d\n",
                out > 0, out, session_bytes(s), out ? "rw" : "r", s->last_cmd ? s->last_cmd->full : "NULL", s->proto);
 }

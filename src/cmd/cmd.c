@@ -74,6 +74,7 @@ void cmd_worker_init(struct cmd *cmd, struct worker *w)
     cw->stat = mem_calloc(MEM_OTHER, (size_t)command_count * sizeof(*cw->stat));
     cw->errors = errstat_create();
     buf_init(&cw->ready, MEM_OTHER);
+    buf_init(&cw->locked, MEM_OTHER);
     w->cmd = cmd;
     w->cmd_worker = cw;
     cmd->workers[w->id] = w;
@@ -89,6 +90,7 @@ void cmd_worker_deinit(struct worker *w)
     dispatch_deinit(w);
     errstat_destroy(cw->errors);
     buf_deinit(&cw->ready);
+    buf_deinit(&cw->locked);
     chain_pool_deinit(&cw->replies);
     mem_free(MEM_OTHER, cw->stat);
     mem_free(MEM_OTHER, cw);

@@ -58,9 +58,11 @@ struct parked {
     struct tier_wait *waits; /* one per key; NULL before the first fault */
     const struct suspend_ops *ops;
     void *ops_arg;
+    struct block *block; /* it has waited for a key, and runs again (block.c) */
     struct chain reply;
     struct buf *more; /* a script's keys that are not among its arguments, as they were found (script.c) */
 };
+struct block;
 
 /* Copies the request behind what the session has queued. */
 struct parked *session_park(struct session *s, int argc, const struct slice *argv);
@@ -149,17 +151,72 @@ static inline void ks_notify(struct call *c, int i, enum conf_notify event_class
         notify_publish(c->w->cmd, &c->keys[i].key, event);
 }
 
-/* ---- blocking pops (block.c) ---- */
-void block_signal(struct call *c, const struct call_key *k); /* a list may have elements for somebody */
-void block_serve_ready(struct worker *w, int64_t now_ms);
-/* At a command's end, its shards still locked. */
-static inline void block_serve(struct worker *w, int64_t now_ms)
+/* A password: not for the slow log and MONITOR. */
+bool command_arg_is_secret(const struct slice *argv, int i);
+
+/* ---- MONITOR (monitor.c) ---- */
+void monitor_feed(const struct call *c); /* a command ran; any worker */
+void monitor_leave(struct session *s);   /* it is no monitor any more, or it goes */
+static inline void monitor_note(const struct call *c)
 {
-    if (UNLIKELY(w->cmd_worker->ready.len != 0))
-        block_serve_ready(w, now_ms);
+    if (UNLIKELY(atomic_load_explicit(&c->w->cmd->monitors, memory_order_relaxed) > 0))
+        monitor_feed(c);
+}
+
+/* ---- commands that wait for keys (block.c) ----
+ *
+ * A handler that finds nothing to do calls block_wait(), as its last act; it must have looked at block_may_take() of a
+ * key before it takes from it, and treat the key as missing where that says no. Who made a value of the kind's type
+ * (ks_put(), ks_changed()) serves those who wait for the key, oldest first, at the end of its command and under its
+ * locks. What a client that waits is given is written by the kind's functions:
+ *
+ *   ready()  may it be served by what the key has now? NULL: a value of that type is enough. Changes nothing.
+ *   serve()  does the command's work and writes the reply.
+ *
+ * Both get a call that is the waiting client's command (cmd, argc, argv, r) on the one key that has something (keys[0],
+ * with `arg`, its place among the arguments), on whatever worker's thread; there is no session (c->s). `data` is what
+ * block_wait() was given.
+ *
+ * A kind with `dest` needs a second key, which is locked and resident when serve() is called (keys[1]). Where that
+ * cannot be had at once, the client's own loop runs the command again, with block_again(); until that has ended
+ * nobody behind it in the key's queue is served, and no other command that could wait takes anything from the key.
+ * What it finds then may be gone, or of another type: it goes on waiting, in its place and with its timeout. */
+struct block_kind {
+    enum obj_type type;
+    int dest; /* argument that is the second key; 0 = none */
+    bool (*ready)(struct call *c, void *data);
+    void (*serve)(struct call *c, void *data);
+};
+/* Timeouts in seconds, as such commands have them. *ms 0: none. false: the error was replied. */
+bool block_arg_timeout(struct call *c, int arg, int64_t *ms);
+/* Waits for the first `nkeys` of the call's keys. In EXEC it must not: the handler replies what a timeout does.
+ * data: NULL, or MEM_CLIENT memory, which is taken. */
+void block_wait(struct call *c, const struct block_kind *kind, int nkeys, int64_t timeout_ms, void *data);
+/* false: what key i has is for a client that waited for it before. */
+bool block_may_take(struct call *c, int i);
+bool block_again(const struct call *c); /* this call has waited already: a wrong type is no error any more */
+
+void block_signal(struct call *c, const struct call_key *k); /* a key may have something for somebody */
+void block_ended_locked(struct call *c);
+void block_serve_ready(struct worker *w, int64_t now_ms, const struct lockset *locks);
+/* At a command's end, its shards still locked. */
+static inline void block_serve(struct call *c, const struct lockset *locks)
+{
+    if (UNLIKELY(c->parked != NULL) && c->parked->block && !c->suspended)
+        block_ended_locked(c);
+    if (UNLIKELY(c->w->cmd_worker->ready.len != 0))
+        block_serve_ready(c->w, c->now_ms, locks);
+}
+/* Before a command's shards are locked: serving somebody may change a second key, in one piece. */
+static inline bool block_groups(struct worker *w)
+{
+    return UNLIKELY(atomic_load_explicit(&w->cmd->block_moves, memory_order_relaxed) != 0);
 }
 bool block_unblock(struct session *s, bool error); /* CLIENT UNBLOCK */
 void block_rehash(struct worker *w);
+/* session.c's, for a request that has waited and runs again: */
+bool block_is_over(struct parked *p); /* it was told to end meanwhile: completed */
+void block_end(struct parked *p);     /* it has its answer, or its client is gone */
 
 /* ---- scripts (script.c) ---- */
 struct scripts *scripts_create(void);
@@ -223,7 +280,9 @@ uint32_t command_categories(const struct command *cmd);
 
 /* Where first, last and access of a row cannot say it. */
 int cmd_debug_keys(int argc, const struct slice *argv, int *pos, int max);
-enum key_access cmd_set_access(int argc, const struct slice *argv); /* string.c */
+int cmd_keys_behind_1(int argc, const struct slice *argv, int *pos, int max); /* argv[1] says how many there are */
+int cmd_keys_behind_2(int argc, const struct slice *argv, int *pos, int max); /* argv[2] does */
+enum key_access cmd_set_access(int argc, const struct slice *argv);           /* string.c */
 
 /* By COMMAND's names: "get", "client", "client|list". NULL: unknown. */
 const struct command *command_find_full(struct slice name);
@@ -277,9 +336,37 @@ bool cmd_scan_options(struct call *c, int from, bool typed, struct scan_args *a)
 /* n items, in RESP, are taken from the chain. */
 void cmd_scan_reply(struct call *c, uint64_t next, int64_t n, struct chain *items);
 
-/* Appends the first (left) or last element of list i to `out` and removes it. false: there is
- * no list, or it has another type; nothing is replied. For blocking pops. */
-bool list_pop_one(struct call *c, int i, bool left, struct buf *out);
+/* Key i, if it is a hash here: fields whose time has come go, and the key with the last of them. */
+void hash_expire(struct call *c, int i);
+/* The hash of key 0, for a command that reads (counted), or that changes it. Fields whose time has come are gone. false:
+ * it is no hash, and the error was replied. o NULL: there is none. */
+struct hash_target {
+    struct object *o;
+    bool is_new; /* made by this command */
+    bool stored; /* and in the table */
+    struct obj_limits limits;
+};
+bool hash_read(struct call *c, struct object **o);
+bool hash_find(struct call *c, struct hash_target *t);
+bool hash_find_or_make(struct call *c, struct hash_target *t);
+/* After the change: hash_stored(), then the events, then hash_changed(). */
+void hash_stored(struct call *c, struct hash_target *t);
+void hash_changed(struct call *c, const struct hash_target *t);
+
+/* SRANDMEMBER and HRANDFIELD with a negative count return as many as the client says, whatever the value has. There
+ * are limits here: elements, and bytes of the reply. */
+#define CMD_DRAW_MAX (1u << 20)
+#define CMD_DRAW_BYTES (512u << 20)
+
+/* Lists (list.c), for commands that wait for them. The key has one. They reply, tell of it and remove the list when
+ * it is empty. */
+void list_pop_one(struct call *c, int i, bool left);
+void list_pop_many(struct call *c, int i, bool left, uint64_t max);   /* an array */
+void list_pop_named(struct call *c, int i, bool left, int64_t count); /* with the key's name; 0: just one */
+void list_move(struct call *c, bool from_left, bool to_left);         /* from keys[0] to keys[1] */
+/* LEFT or RIGHT; what follows the keys' number at `numkeys`. false: the error was replied. */
+bool list_arg_end(struct call *c, int arg, bool *left);
+bool list_args_mpop(struct call *c, int numkeys, bool *left, int64_t *count);
 
 /* ---- what is recorded about commands; any thread ---- */
 

@@ -1,6 +1,7 @@
 #include "tiercel/command.h"
 
 #include "tiercel/check.h"
+#include "tiercel/num.h"
 
 #include "cmd/cmd_priv.h"
 
@@ -166,6 +167,28 @@ const struct command *command_find_sub(const struct command *container, struct s
 }
 
 /* ---- what follows from a row ---- */
+
+static int keys_behind(int argc, const struct slice *argv, int at, int *pos, int max)
+{
+    int64_t n;
+
+    if (at >= argc || !num_parse_i64(argv[at], &n) || n <= 0 || n >= argc - at)
+        return -1;
+    int found = n < max ? (int)n : max;
+    for (int i = 0; i < found; i++)
+        pos[i] = at + 1 + i;
+    return found;
+}
+
+int cmd_keys_behind_1(int argc, const struct slice *argv, int *pos, int max)
+{
+    return keys_behind(argc, argv, 1, pos, max);
+}
+
+int cmd_keys_behind_2(int argc, const struct slice *argv, int *pos, int max)
+{
+    return keys_behind(argc, argv, 2, pos, max);
+}
 
 int command_keys(const struct command *cmd, int argc, const struct slice *argv, int *pos, int max)
 {

@@ -167,6 +167,7 @@ void cmd_reset(struct call *c)
 {
     struct session *s = c->s;
     multi_discard(s);
+    monitor_leave(s);
     pubsub_unsubscribe_all(s);
     forward_drop(s);
     s->flags &= ~(uint32_t)(SESSION_REPLY_OFF | SESSION_REPLY_SKIP | SESSION_SKIP_NEXT | SESSION_READONLY |

@@ -290,6 +290,7 @@ void dispatch_call(struct call *c)
     c->s->last_cmd = c->cmd;
     c->cmd->run(c);
     dispatch_ran(c, start);
+    monitor_note(c);
     if (c->cmd->flags & CMD_WRITE)
         session_wrote(c->s, tier_sync_since(w));
 }
@@ -421,7 +422,7 @@ static enum dispatch_rc run_on_keys(struct call *c)
             watch_rehash(w);
             block_rehash(w);
         }
-        block_serve(w, c->now_ms);
+        block_serve(c, &set);
         dispatch_unlock(w, &set);
     }
     tier_group_end(w);
@@ -468,6 +469,9 @@ static enum dispatch_rc run_on_one_key(struct call *c)
         pack_value(c);
     c->keys = &k;
     c->nkeys = 1;
+    bool grouped = cmd->flags & CMD_WRITE && block_groups(w);
+    if (grouped)
+        tier_group_begin(w);
     do {
         one_key_init(c, &k);
         shard = mem_shard_of(w->tier->mem, k.key.hash);
@@ -487,9 +491,11 @@ static enum dispatch_rc run_on_one_key(struct call *c)
     } while (resolve_again(c, st, &tried, &copy));
     if (LIKELY(st == ST_OK)) {
         dispatch_call(c);
-        block_serve(w, c->now_ms);
+        block_serve(c, &(struct lockset){.n = 1, .shard = &shard->index});
         mem_unlock(shard);
     }
+    if (grouped)
+        tier_group_end(w);
     if (UNLIKELY(copy.obj != NULL))
         object_free(copy.obj);
     c->keys = NULL;

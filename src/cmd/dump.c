@@ -103,6 +103,8 @@ void cmd_restore(struct call *c)
         restore_expired(c);
         return;
     }
+    if (ks_exists(c, 0))
+        ks_delete(c, 0); /* what comes is a new key, for those who are told */
     ks_put(c, 0, object_set_expire(o, ttl));
     ks_notify(c, 0, NOTIFY_GENERIC, "restore");
     reply_simple(&c->r, "OK");

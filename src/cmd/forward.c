@@ -58,7 +58,8 @@ struct forward {
 
 static bool is_pubsub(const struct command *cmd)
 {
-    return cmd && cmd->group == GROUP_PUBSUB && cmd->id != CMDID_publish && cmd->container < 0;
+    return cmd && cmd->group == GROUP_PUBSUB && cmd->id != CMDID_publish && cmd->id != CMDID_spublish &&
+           cmd->container < 0;
 }
 
 static bool opens_pin(const struct command *cmd)
@@ -424,6 +425,9 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     struct session *s = c->s;
     struct forward_pin *fp = NULL;
     bool had_pin = s->pin != NULL;
+
+    if (c->cmd)
+        monitor_note(c);
 
     if (route == ROUTE_PIN && !(fp = pin_of(c))) {
         call_error(c, had_pin ? "UPSTREAMDOWN the upstream connection of this transaction was lost"

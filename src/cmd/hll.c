@@ -105,7 +105,7 @@ static bool merge_all(struct call *c, uint8_t max[HLL_REGISTERS], bool *dense)
 
     memset(max, 0, HLL_REGISTERS);
     for (int i = 0; i < c->nkeys; i++) {
-        if (!hll_of(c, ks_peek(c, i), scratch, &s))
+        if (!hll_of(c, ks_read(c, i), scratch, &s))
             return false;
         if (!s.ptr)
             continue;
@@ -125,7 +125,6 @@ static void count_one(struct call *c, uint8_t max[HLL_REGISTERS])
     struct slice s;
     struct ks_edit e;
     uint64_t n;
-    bool dense;
 
     if (!hll_of(c, ks_read(c, 0), scratch, &s))
         return;
@@ -134,8 +133,11 @@ static void count_one(struct call *c, uint8_t max[HLL_REGISTERS])
         return;
     }
     if (!hll_cached(s, &n)) {
-        if (!merge_all(c, max, &dense))
+        memset(max, 0, HLL_REGISTERS);
+        if (!hll_merge(s, max)) {
+            reply_corrupted(c);
             return;
+        }
         n = hll_estimate(max);
         char *bytes = ks_edit(c, 0, s.len, &e);
         if (!bytes)
@@ -149,7 +151,7 @@ static void count_one(struct call *c, uint8_t max[HLL_REGISTERS])
 void cmd_pfcount(struct call *c)
 {
     static _Thread_local uint8_t max[HLL_REGISTERS];
-    bool dense;
+    bool dense = false;
 
     if (c->nkeys == 1)
         count_one(c, max);

@@ -129,9 +129,11 @@ static void section_memory(struct info *in)
     static const char *const none[] = {"number_of_functions", "number_of_libraries", "used_memory_vm_functions", NULL};
     struct memory_figures f;
     struct script_figures scripts;
+    struct object_lazy lazy;
     int64_t total = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
     memory_figures(in->cmd, &f);
     script_figures(in->cmd, &scripts);
+    object_lazy_figures(&lazy);
     size_field(in, "used_memory", f.used);
     size_field(in, "used_memory_rss", f.rss);
     size_field(in, "used_memory_peak", f.peak);
@@ -178,8 +180,8 @@ static void section_memory(struct info *in)
     line(in, "mem_aof_buffer:0");
     line(in, "mem_allocator:%s", mem_allocator_name());
     line(in, "active_defrag_running:0");
-    line(in, "lazyfree_pending_objects:0");
-    line(in, "lazyfreed_objects:0");
+    line(in, "lazyfree_pending_objects:%" PRId64, lazy.pending);
+    line(in, "lazyfreed_objects:%" PRId64, lazy.freed);
 }
 
 static const char *ok_or_err(bool ok)

@@ -82,6 +82,7 @@ struct object *ks_read(struct call *c, int i)
 
 bool ks_lookup(struct call *c, int i)
 {
+    hash_expire(c, i);
     if (ks_exists(c, i)) {
         stats_inc(c->w->stats, STAT_keyspace_hits);
         return true;
@@ -155,10 +156,8 @@ bool ks_is(struct call *c, const struct object *o, enum obj_type type)
     return false;
 }
 
-struct obj_limits ks_limits(const struct call *c)
+struct obj_limits cmd_obj_limits(const struct conf *conf)
 {
-    const struct conf *conf = c->w->conf;
-
     return (struct obj_limits){
         .hash_entries = (size_t)conf->hash_max_listpack_entries,
         .hash_value = (size_t)conf->hash_max_listpack_value,
@@ -169,6 +168,11 @@ struct obj_limits ks_limits(const struct call *c)
         .stream_bytes = (size_t)conf->stream_node_max_bytes,
         .stream_entries = (size_t)conf->stream_node_max_entries,
     };
+}
+
+struct obj_limits ks_limits(const struct call *c)
+{
+    return cmd_obj_limits(c->w->conf);
 }
 
 void ks_expire(struct call *c, int i, int64_t expire_ms)

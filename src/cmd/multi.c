@@ -383,10 +383,11 @@ enum dispatch_rc multi_exec(struct call *c)
             s->flags &= ~(uint32_t)SESSION_MULTI; /* what runs now is not queued again */
             c->w->cmd_worker->locks = &set;
             exec_commands(c, keys);
-            block_serve(c->w, c->now_ms);
+            block_serve(c, &set);
         }
         dispatch_unlock(c->w, &set);
         exec_finish(c, dirty);
+        monitor_note(c);
     }
     tier_group_end(c->w);
     mem_free(MEM_CLIENT, keys);

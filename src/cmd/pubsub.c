@@ -17,7 +17,8 @@
 #define TARGETS_MAX 128                   /* worker threads at most (conf.def: threads) */
 #define PAYLOAD_SHARED ((size_t)16 << 10) /* larger payloads are not copied for each subscriber */
 
-enum kind { CHANNEL, PATTERN, KINDS };
+/* Shard channels (SSUBSCRIBE) are names of their own, which patterns do not see. */
+enum kind { CHANNEL, PATTERN, SHARD, KINDS };
 
 /* ---- a chained hash table of embedded nodes; zero is an empty one ---------------------------------- */
 
@@ -99,7 +100,7 @@ struct topic {
 
 struct channel_shard {
     _Alignas(64) pthread_mutex_t lock;
-    struct table channels;
+    struct table channels, shard_channels;
 };
 
 struct pubsub {
@@ -118,6 +119,7 @@ struct message {
     _Atomic unsigned refs;
     uint64_t hash; /* of the channel */
     size_t channel_len, len;
+    enum kind kind;
     bool patterns;        /* pattern subscribers were counted */
     struct rcbuf *shared; /* a large payload; else it is behind the channel */
     char bytes[];
@@ -178,13 +180,13 @@ static struct pubsub_worker *worker_of(const struct session *s)
 
 /* ---- messages and inboxes ------------------------------------------------------------------------ */
 
-static struct message *message_create(uint64_t hash, struct slice channel, struct slice payload, bool patterns,
-                                      unsigned refs)
+static struct message *message_create(enum kind kind, uint64_t hash, struct slice channel, struct slice payload,
+                                      bool patterns, unsigned refs)
 {
     bool shared = payload.len > PAYLOAD_SHARED;
     struct message *m = mem_alloc(MEM_OTHER, sizeof(*m) + channel.len + (shared ? 0 : payload.len));
     *m = (struct message){
-        .refs = refs, .hash = hash, .channel_len = channel.len, .len = payload.len, .patterns = patterns};
+        .refs = refs, .kind = kind, .hash = hash, .channel_len = channel.len, .len = payload.len, .patterns = patterns};
     if (channel.len)
         memcpy(m->bytes, channel.ptr, channel.len);
     if (shared)
@@ -254,7 +256,7 @@ static void frame_write(struct buf *f, const struct message *m, const struct loc
         buf_append(f, pattern->name, pattern->len);
         buf_append(f, "\r\n", 2);
     } else {
-        buf_printf(f, "%c3\r\n$7\r\nmessage\r\n", mark);
+        buf_printf(f, "%c3\r\n%s\r\n", mark, m->kind == SHARD ? "$8\r\nsmessage" : "$7\r\nmessage");
     }
     buf_printf(f, "$%zu\r\n", m->channel_len);
     buf_append(f, m->bytes, m->channel_len);
@@ -304,7 +306,7 @@ static struct local_topic *local_find(struct pubsub_worker *pw, enum kind kind, 
 static void message_deliver(struct pubsub_worker *pw, const struct message *m, const struct session *within)
 {
     struct slice channel = SLICE(m->bytes, m->channel_len);
-    struct local_topic *t = local_find(pw, CHANNEL, m->hash, channel);
+    struct local_topic *t = local_find(pw, m->kind, m->hash, channel);
     if (t)
         topic_deliver(pw, t, m, false, within);
     if (!m->patterns)
@@ -384,7 +386,7 @@ static struct table *table_lock(struct pubsub *ps, enum kind kind, uint64_t hash
     }
     struct channel_shard *shard = &ps->shard[hash >> 58];
     pthread_mutex_lock(&shard->lock);
-    return &shard->channels;
+    return kind == SHARD ? &shard->shard_channels : &shard->channels;
 }
 
 static void table_unlock(struct pubsub *ps, enum kind kind, uint64_t hash)
@@ -484,27 +486,27 @@ static void targets_add(struct targets *to, const struct topic *topic)
     }
 }
 
-static void targets_send(const struct targets *to, uint64_t hash, struct slice channel, struct slice payload,
-                         bool patterns)
+static void targets_send(const struct targets *to, enum kind kind, uint64_t hash, struct slice channel,
+                         struct slice payload, bool patterns)
 {
     if (to->n == 0)
         return;
-    struct message *m = message_create(hash, channel, payload, patterns, to->n);
+    struct message *m = message_create(kind, hash, channel, payload, patterns, to->n);
     for (unsigned i = 0; i < to->n; i++)
         inbox_append(to->pw[i], m);
 }
 
-size_t pubsub_publish(struct pubsub *ps, struct slice channel, struct slice payload)
+static size_t publish(struct pubsub *ps, enum kind kind, struct slice channel, struct slice payload)
 {
     uint64_t hash = hash_bytes(ps->seed, channel.ptr, channel.len);
     struct targets to;
     to.n = 0;
     to.receivers = 0;
-    struct table *t = table_lock(ps, CHANNEL, hash);
+    struct table *t = table_lock(ps, kind, hash);
     const struct topic *topic = topic_find(t, hash, channel);
     if (topic)
         targets_add(&to, topic);
-    bool patterns = atomic_load(&ps->npatterns) != 0;
+    bool patterns = kind == CHANNEL && atomic_load(&ps->npatterns) != 0;
     if (patterns) {
         /* Held until the message is in the inboxes: who subscribes to a pattern meanwhile is
          * either counted here, or takes the message out before it is in. */
@@ -515,22 +517,37 @@ size_t pubsub_publish(struct pubsub *ps, struct slice channel, struct slice payl
                 targets_add(&to, topic);
         }
     }
-    targets_send(&to, hash, channel, payload, patterns);
+    targets_send(&to, kind, hash, channel, payload, patterns);
     if (patterns)
         pthread_rwlock_unlock(&ps->pattern_lock);
-    table_unlock(ps, CHANNEL, hash);
+    table_unlock(ps, kind, hash);
     return to.receivers;
 }
 
-void cmd_publish(struct call *c)
+size_t pubsub_publish(struct pubsub *ps, struct slice channel, struct slice payload)
+{
+    return publish(ps, CHANNEL, channel, payload);
+}
+
+static void publish_command(struct call *c, enum kind kind)
 {
     struct pubsub_worker *pw = worker_of(c->s);
-    size_t n = pubsub_publish(pw->ps, c->argv[1], c->argv[2]);
+    size_t n = publish(pw->ps, kind, c->argv[1], c->argv[2]);
     /* Subscribers on this worker have the message before the publisher has its reply, as in
      * Redis; within EXEC it must not get between the replies. */
     if (!c->in_exec)
         inbox_drain(pw);
     reply_int(&c->r, (int64_t)n);
+}
+
+void cmd_publish(struct call *c)
+{
+    publish_command(c, CHANNEL);
+}
+
+void cmd_spublish(struct call *c)
+{
+    publish_command(c, SHARD);
 }
 
 /* ---- subscribing --------------------------------------------------------------------------------- */
@@ -606,6 +623,11 @@ static size_t client_count(const struct pubsub_client *pc)
     return pc ? pc->table[CHANNEL].count + pc->table[PATTERN].count : 0;
 }
 
+static size_t client_count_of(const struct pubsub_client *pc, enum kind kind)
+{
+    return kind != SHARD ? client_count(pc) : pc ? pc->table[SHARD].count : 0;
+}
+
 /* The session whose messages have to wait until the handler is done, or NULL. */
 static const struct session *within_reply(const struct call *c)
 {
@@ -613,7 +635,7 @@ static const struct session *within_reply(const struct call *c)
 }
 
 /* Confirmations are no replies: CLIENT REPLY OFF and SKIP do not withhold them. */
-static void confirm(struct call *c, const char *what, const struct slice *name)
+static void confirm(struct call *c, enum kind kind, const char *what, const struct slice *name)
 {
     bool withheld = c->s->flags & (SESSION_REPLY_OFF | SESSION_REPLY_SKIP);
     struct reply r = {.out = withheld ? &c->s->out : c->r.out, .proto = c->r.proto};
@@ -623,7 +645,7 @@ static void confirm(struct call *c, const char *what, const struct slice *name)
         reply_bulk(&r, *name);
     else
         reply_null(&r);
-    reply_int(&r, (int64_t)client_count(c->s->pubsub));
+    reply_int(&r, (int64_t)client_count_of(c->s->pubsub, kind));
 }
 
 static void subscribe(struct call *c, enum kind kind, const char *what)
@@ -639,7 +661,7 @@ static void subscribe(struct call *c, enum kind kind, const char *what)
             deliver_all(pw, &before, within_reply(c));
             sub_add(pw, c->s, kind, hash, name);
         }
-        confirm(c, what, &name);
+        confirm(c, kind, what, &name);
     }
 }
 
@@ -649,7 +671,7 @@ static void unsubscribe_one(struct call *c, enum kind kind, struct slice name, c
     uint64_t hash = hash_bytes(pw->ps->seed, name.ptr, name.len);
     struct sub *sub = sub_find(c->s, kind, hash, name);
     if (!sub) {
-        confirm(c, what, &name);
+        confirm(c, kind, what, &name);
         return;
     }
     struct list before;
@@ -662,7 +684,7 @@ static void unsubscribe_one(struct call *c, enum kind kind, struct slice name, c
     buf_slice_append(&last, name);
     sub_remove(pw, sub, kind);
     struct slice gone = buf_slice(&last);
-    confirm(c, what, &gone);
+    confirm(c, kind, what, &gone);
     buf_deinit(&last);
 }
 
@@ -675,7 +697,7 @@ static void unsubscribe(struct call *c, enum kind kind, const char *what)
         return;
     }
     if (!pc || list_empty(&pc->subs[kind])) {
-        confirm(c, what, NULL);
+        confirm(c, kind, what, NULL);
         return;
     }
     for (size_t n = pc->table[kind].count; n > 0; n--) {
@@ -702,6 +724,16 @@ void cmd_unsubscribe(struct call *c)
 void cmd_punsubscribe(struct call *c)
 {
     unsubscribe(c, PATTERN, "punsubscribe");
+}
+
+void cmd_ssubscribe(struct call *c)
+{
+    subscribe(c, SHARD, "ssubscribe");
+}
+
+void cmd_sunsubscribe(struct call *c)
+{
+    unsubscribe(c, SHARD, "sunsubscribe");
 }
 
 void pubsub_unsubscribe_all(struct session *s)
@@ -735,7 +767,7 @@ void pubsub_session_gone(struct session *s)
 
 bool pubsub_active(const struct session *s)
 {
-    return client_count(s->pubsub) != 0;
+    return client_count(s->pubsub) + pubsub_session_shard_channels(s) != 0;
 }
 
 size_t pubsub_session_channels(const struct session *s)
@@ -746,6 +778,11 @@ size_t pubsub_session_channels(const struct session *s)
 size_t pubsub_session_patterns(const struct session *s)
 {
     return s->pubsub ? s->pubsub->table[PATTERN].count : 0;
+}
+
+size_t pubsub_session_shard_channels(const struct session *s)
+{
+    return s->pubsub ? s->pubsub->table[SHARD].count : 0;
 }
 
 /* ---- life ---------------------------------------------------------------------------------------- */
@@ -768,7 +805,7 @@ struct pubsub *pubsub_create(void)
 void pubsub_destroy(struct pubsub *ps)
 {
     for (unsigned i = 0; i < CHANNEL_SHARDS; i++) {
-        CHECK(ps->shard[i].channels.count == 0);
+        CHECK(ps->shard[i].channels.count == 0 && ps->shard[i].shard_channels.count == 0);
         pthread_mutex_destroy(&ps->shard[i].lock);
     }
     CHECK(ps->patterns.count == 0);
@@ -800,7 +837,7 @@ void pubsub_worker_deinit(struct worker *w)
     struct pubsub_worker *pw = w->cmd_worker->pubsub;
     if (!pw)
         return;
-    CHECK(pw->topics[CHANNEL].count == 0 && pw->topics[PATTERN].count == 0);
+    CHECK(pw->topics[CHANNEL].count == 0 && pw->topics[PATTERN].count == 0 && pw->topics[SHARD].count == 0);
     w->cmd_worker->pubsub = NULL;
     inbox_drain(pw); /* to nobody */
     if (pw->posted)
@@ -824,25 +861,27 @@ size_t pubsub_channels(struct pubsub *ps)
     return n;
 }
 
-void pubsub_channels_each(struct pubsub *ps, void (*fn)(void *arg, struct slice channel), void *arg)
+void pubsub_channels_each(struct pubsub *ps, bool sharded, void (*fn)(void *arg, struct slice channel), void *arg)
 {
     for (unsigned i = 0; i < CHANNEL_SHARDS; i++) {
         struct channel_shard *shard = &ps->shard[i];
         pthread_mutex_lock(&shard->lock);
-        for (size_t b = 0; b < shard->channels.buckets; b++) {
-            for (struct node *n = shard->channels.bucket[b]; n; n = n->next)
+        const struct table *t = sharded ? &shard->shard_channels : &shard->channels;
+        for (size_t b = 0; b < t->buckets; b++) {
+            for (struct node *n = t->bucket[b]; n; n = n->next)
                 fn(arg, SLICE(NODE(n, struct topic)->name, NODE(n, struct topic)->len));
         }
         pthread_mutex_unlock(&shard->lock);
     }
 }
 
-size_t pubsub_subscribers(struct pubsub *ps, struct slice channel)
+size_t pubsub_subscribers(struct pubsub *ps, bool sharded, struct slice channel)
 {
+    enum kind kind = sharded ? SHARD : CHANNEL;
     uint64_t hash = hash_bytes(ps->seed, channel.ptr, channel.len);
-    const struct topic *t = topic_find(table_lock(ps, CHANNEL, hash), hash, channel);
+    const struct topic *t = topic_find(table_lock(ps, kind, hash), hash, channel);
     size_t n = t ? t->clients : 0;
-    table_unlock(ps, CHANNEL, hash);
+    table_unlock(ps, kind, hash);
     return n;
 }
 

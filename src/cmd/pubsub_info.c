@@ -8,8 +8,8 @@
 
 bool pubsub_allows(const struct session *s, const struct command *cmd)
 {
-    static const char *const allowed[] = {"subscribe", "unsubscribe", "psubscribe", "punsubscribe",
-                                          "ping",      "quit",        "reset"};
+    static const char *const allowed[] = {"subscribe",    "unsubscribe", "psubscribe", "punsubscribe", "ssubscribe",
+                                          "sunsubscribe", "ping",        "quit",       "reset"};
     if (s->proto != 2 || !pubsub_active(s))
         return true;
     for (size_t i = 0; i < sizeof(allowed) / sizeof(allowed[0]); i++)
@@ -46,7 +46,7 @@ static void listing_add(void *arg, struct slice channel)
     l->n++;
 }
 
-void cmd_pubsub_channels(struct call *c)
+static void list_channels(struct call *c, bool sharded)
 {
     if (c->argc > 3) {
         call_errorf(c, "ERR unknown subcommand or wrong number of arguments for '%.*s'. Try PUBSUB HELP.",
@@ -57,18 +57,38 @@ void cmd_pubsub_channels(struct call *c)
     struct chain text;
     chain_init(&text);
     struct listing l = {.pattern = c->argc == 3 ? &c->argv[2] : NULL, .names = {.out = &text, .proto = c->r.proto}};
-    pubsub_channels_each(pubsub_of(c), listing_add, &l);
+    pubsub_channels_each(pubsub_of(c), sharded, listing_add, &l);
     reply_array(&c->r, l.n);
     chain_move(c->r.out, &text);
 }
 
-void cmd_pubsub_numsub(struct call *c)
+void cmd_pubsub_channels(struct call *c)
+{
+    list_channels(c, false);
+}
+
+void cmd_pubsub_shardchannels(struct call *c)
+{
+    list_channels(c, true);
+}
+
+static void count_subscribers(struct call *c, bool sharded)
 {
     reply_array(&c->r, (int64_t)(c->argc - 2) * 2);
     for (int i = 2; i < c->argc; i++) {
         reply_bulk(&c->r, c->argv[i]);
-        reply_int(&c->r, (int64_t)pubsub_subscribers(pubsub_of(c), c->argv[i]));
+        reply_int(&c->r, (int64_t)pubsub_subscribers(pubsub_of(c), sharded, c->argv[i]));
     }
+}
+
+void cmd_pubsub_numsub(struct call *c)
+{
+    count_subscribers(c, false);
+}
+
+void cmd_pubsub_shardnumsub(struct call *c)
+{
+    count_subscribers(c, true);
 }
 
 void cmd_pubsub_numpat(struct call *c)

@@ -372,7 +372,7 @@ static enum status eval_locked(struct script_worker *sw, struct compiled *k, str
         }
         run.locks = &set;
         run_locked(sw, k, c, &run, nkeys);
-        block_serve(w, c->now_ms);
+        block_serve(c, &set);
         dispatch_unlock(w, &set);
         if (LIKELY(run.abort == ABORT_NOT || run.abort == ABORT_KILLED))
             break;
@@ -392,11 +392,10 @@ enum dispatch_rc script_eval(struct call *c)
 
     if (LIKELY(k != NULL)) {
         bool writes = !is_read_only(c->cmd) && !(k->script->flags & SCRIPT_NO_WRITES);
-        if (writes)
+        if (writes || block_groups(w))
             tier_group_begin(w);
         enum status st = eval_locked(sw, k, c, nkeys);
-        if (writes)
-            tier_group_end(w);
+        tier_group_end(w);
         if (st == ST_PENDING)
             return DISPATCH_FAULT;
         if (UNLIKELY(st != ST_OK))

@@ -118,12 +118,22 @@ static void parked_abandon(struct parked *p)
     case PARKED_SENT: p->ops->cancel(p->ops_arg); break;
     default: break;
     }
+    if (UNLIKELY(p->block != NULL))
+        block_end(p);
     parked_remove(p);
     if (mine)
         parked_free(p);
 }
 
 /* ---- the queue ---- */
+
+static void parked_done(struct parked *p)
+{
+    if (UNLIKELY(p->block != NULL))
+        block_end(p);
+    parked_remove(p);
+    parked_free(p);
+}
 
 /* true: the head is done and gone. */
 static bool run_head(struct parked *p)
@@ -133,21 +143,22 @@ static bool run_head(struct parked *p)
     if (p->state == PARKED_DONE) {
         chain_move(&s->out, &p->reply);
         s->close_after_reply |= p->last;
-        parked_remove(p);
-        parked_free(p);
+        parked_done(p);
         return true;
     }
     if (p->state != PARKED_NEW && p->state != PARKED_READY)
         return false;
     bool pinned = p->state == PARKED_READY;
+    if (UNLIKELY(p->block != NULL) && block_is_over(p)) {
+        if (pinned)
+            tier_release(s->w, &p->treq);
+        return true;
+    }
     enum dispatch_rc rc = dispatch_run(s, p->argc, p->argv, p);
     if (pinned)
         tier_release(s->w, &p->treq);
     switch (rc) {
-    case DISPATCH_DONE:
-        parked_remove(p);
-        parked_free(p);
-        return true;
+    case DISPATCH_DONE: parked_done(p); return true;
     case DISPATCH_FAULT:
         if (p->faults++ < REFAULT_MAX) {
             parked_fault(p, true);
@@ -324,6 +335,7 @@ void session_destroy(struct session *s)
     if (s->holding)
         tier_cancel_sync(s->w, &s->sync);
     multi_destroy(s);
+    monitor_leave(s);
     pubsub_session_gone(s);
     forward_drop(s);
     list_remove(&s->link);

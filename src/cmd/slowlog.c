@@ -61,8 +61,7 @@ void slowlog_destroy(struct slowlog *log)
 
 /* ---- adding ---- */
 
-/* Passwords must not be readable here. */
-static bool is_secret(const struct slice *argv, int i)
+bool command_arg_is_secret(const struct slice *argv, int i)
 {
     if (i == 0)
         return false;
@@ -81,7 +80,7 @@ static void copy_arg(struct buf *to, int argc, const struct slice *argv, int i)
     buf_init(to, MEM_OTHER);
     if (argc > SLOWLOG_ARGS_MAX && i == SLOWLOG_ARGS_MAX - 1) {
         buf_printf(to, "... (%d more arguments)", argc - SLOWLOG_ARGS_MAX + 1);
-    } else if (is_secret(argv, i)) {
+    } else if (command_arg_is_secret(argv, i)) {
         buf_printf(to, "(redacted)");
     } else if (s.len > SLOWLOG_STRING_MAX) {
         buf_append(to, s.ptr, SLOWLOG_STRING_MAX);

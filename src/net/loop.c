@@ -126,11 +126,9 @@ static void *loop_main(void *arg)
     return NULL;
 }
 
-enum status loops_start(struct loops *l, struct cmd *cmd, struct tier *tier, struct net *net,
-                        const struct upstream_options *upstream)
+struct worker *loops_prepare(struct loops *l, struct cmd *cmd, struct tier *tier, struct net *net,
+                             const struct upstream_options *upstream)
 {
-    enum status st = ST_OK;
-
     l->cmd = cmd;
     l->tier = tier;
     l->net = net;
@@ -139,6 +137,13 @@ enum status loops_start(struct loops *l, struct cmd *cmd, struct tier *tier, str
         tier_worker_init(tier, &l->loop[i].w, upstream);
         cmd_worker_init(cmd, &l->loop[i].w);
     }
+    return &l->loop[0].w;
+}
+
+enum status loops_start(struct loops *l)
+{
+    enum status st = ST_OK;
+
     for (int i = 0; i < l->n; i++)
         CHECK(pthread_create(&l->loop[i].thread, NULL, loop_main, &l->loop[i]) == 0);
     wait_for_all(l);

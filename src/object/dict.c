@@ -253,3 +253,52 @@ struct dict_entry *dict_random(const struct dict *d, uint64_t *rng)
     }
     return some[rng_next(rng) % n];
 }
+
+/* One walk: each is taken as often as there are still to be taken of those that are left. */
+static void sample_walk(const struct dict *d, size_t n, uint64_t *rng, struct dict_entry **out)
+{
+    struct dict_iter it = dict_iter(d);
+
+    for (size_t left = d->count; n > 0; left--) {
+        struct dict_entry *e = dict_next(&it);
+        if (rng_next(rng) % left >= n)
+            continue;
+        *out++ = e;
+        n--;
+    }
+}
+
+/* Is it among those that were taken? If not, it is now. */
+static bool taken(struct dict_entry **set, size_t slots, struct dict_entry *e)
+{
+    size_t i = (size_t)((uintptr_t)e * 0x9e3779b97f4a7c15ULL >> 20) & (slots - 1);
+
+    for (; set[i]; i = (i + 1) & (slots - 1))
+        if (set[i] == e)
+            return true;
+    set[i] = e;
+    return false;
+}
+
+#define SAMPLE_FEW 16 /* at most one of so many is drawn by itself: cheaper than a walk */
+
+struct dict_entry **dict_sample(const struct dict *d, size_t n, uint64_t *rng)
+{
+    if (n > d->count)
+        n = d->count;
+    struct dict_entry **out = mem_alloc(MEM_OTHER, (n ? n : 1) * sizeof(struct dict_entry *));
+    if (n >= d->count / SAMPLE_FEW) {
+        sample_walk(d, n, rng, out);
+        return out;
+    }
+    size_t slots = 4;
+    while (slots < 2 * n)
+        slots *= 2;
+    struct dict_entry **set = mem_calloc(MEM_OTHER, slots * sizeof(struct dict_entry *));
+    for (size_t i = 0; i < n;) {
+        out[i] = dict_random(d, rng);
+        i += !taken(set, slots, out[i]);
+    }
+    mem_free(MEM_OTHER, set);
+    return out;
+}

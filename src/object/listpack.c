@@ -25,6 +25,7 @@
 #define INT64 0xf4
 #define ENC_MAX 9  /* bytes before a string's own, or a number */
 #define BACK_MAX 5 /* of the length behind */
+#define PUSH_SPARE_BELOW 256
 
 static uint32_t u32_at(const unsigned char *p)
 {
@@ -387,16 +388,17 @@ size_t listpack_cost(struct slice elem)
     return encoded_len(&e);
 }
 
-/* Makes the bytes [at, at + old) `len` long; returns where they are. The count stays. */
-static unsigned char *make_room(unsigned char **lp, size_t at, size_t old, size_t len)
+/* Makes the bytes [at, at + old) `len` long; returns where they are. The count stays. spare: what is allocated beyond
+ * what it takes, if anything is. */
+static unsigned char *make_room(unsigned char **lp, size_t at, size_t old, size_t len, size_t spare)
 {
     size_t bytes = listpack_bytes(*lp), now = bytes - old + len;
 
     CHECK(now <= LISTPACK_SAFE_BYTES + ENC_MAX + BACK_MAX);
-    if (len > old)
-        *lp = mem_realloc(MEM_DATA, *lp, now);
+    if (len > old && now > mem_usable(*lp))
+        *lp = mem_realloc(MEM_DATA, *lp, now + spare);
     memmove(*lp + at + len, *lp + at + old, bytes - at - old);
-    if (len < old)
+    if (len < old && now < mem_usable(*lp) / 4 * 3)
         *lp = mem_realloc(MEM_DATA, *lp, now);
     u32_put(*lp, (uint32_t)now);
     return *lp + at;
@@ -412,7 +414,7 @@ static void count(unsigned char *lp, long more)
 
 static unsigned char *put(unsigned char *lp, size_t at, size_t old, const struct encoded *e, unsigned char **where)
 {
-    unsigned char *p = make_room(&lp, at, old, encoded_len(e));
+    unsigned char *p = make_room(&lp, at, old, encoded_len(e), 0);
 
     encoded_write(e, p);
     if (old == 0)
@@ -441,6 +443,19 @@ unsigned char *listpack_replace(unsigned char *lp, unsigned char *p, struct slic
 
     encode(&e, elem);
     return put(lp, offset_of(lp, p), elem_len(p), &e, at);
+}
+
+unsigned char *listpack_push(unsigned char *lp, bool left, struct slice elem)
+{
+    struct encoded e;
+    size_t bytes = listpack_bytes(lp);
+
+    encode(&e, elem);
+    size_t spare = bytes < PUSH_SPARE_BELOW ? bytes / 4 : 0; /* longer ones get some by the allocator's rounding */
+    unsigned char *p = make_room(&lp, left ? HEAD : bytes - 1, 0, encoded_len(&e), spare);
+    encoded_write(&e, p);
+    count(lp, 1);
+    return lp;
 }
 
 unsigned char *listpack_append(unsigned char *lp, struct slice elem)
@@ -480,7 +495,7 @@ unsigned char *listpack_remove(unsigned char *lp, unsigned char *p, size_t n, un
     }
     if (removed == 0)
         return lp;
-    p = make_room(&lp, offset_of(lp, p), (size_t)(end - p), 0);
+    p = make_room(&lp, offset_of(lp, p), (size_t)(end - p), 0, 0);
     count(lp, -removed);
     if (at)
         *at = pos(p);
@@ -490,7 +505,7 @@ unsigned char *listpack_remove(unsigned char *lp, unsigned char *p, size_t n, un
 unsigned char *listpack_join(unsigned char *lp, const unsigned char *more)
 {
     size_t bytes = listpack_bytes(more) - HEAD - 1, n = listpack_len(lp) + listpack_len(more);
-    unsigned char *p = make_room(&lp, listpack_bytes(lp) - 1, 0, bytes);
+    unsigned char *p = make_room(&lp, listpack_bytes(lp) - 1, 0, bytes, 0);
 
     memcpy(p, more + HEAD, bytes);
     head_put(lp, listpack_bytes(lp), n);

@@ -290,7 +290,7 @@ void object_free(struct object *o)
     if (o->enc == ENC_RAW)
         rcbuf_unref(object_ptr(o));
     else if (UNLIKELY(ops != NULL))
-        ops->destroy(o->enc, object_ptr(o));
+        value_destroy(ops, o->enc, object_ptr(o));
     object_free_shell(o);
 }
 
@@ -516,6 +516,8 @@ const struct object_ops *object_ops_of(enum obj_type type)
 {
     static const struct object_ops *const ops[16] = {
         [OBJ_LIST] = &list_ops,
+        [OBJ_SET] = &set_ops,
+        [OBJ_HASH] = &hash_ops,
     };
 
     return ops[type];

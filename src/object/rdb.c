@@ -302,7 +302,9 @@ static enum obj_type type_of(int rdb_type)
     case RDB_HASH:
     case RDB_HASH_ZIPMAP:
     case RDB_HASH_ZIPLIST:
-    case RDB_HASH_LISTPACK: return OBJ_HASH;
+    case RDB_HASH_LISTPACK:
+    case RDB_HASH_METADATA:
+    case RDB_HASH_LISTPACK_EX: return OBJ_HASH;
     case RDB_STREAM_LISTPACKS:
     case RDB_STREAM_LISTPACKS_2: return OBJ_STREAM;
     default: return OBJ_NONE;
@@ -321,25 +323,31 @@ static struct object *parse_string(struct rdb_reader *in, const struct key *key,
     return object_new_string(key, s, expire_ms, origin);
 }
 
+struct object *rdb_read(struct rdb_reader *in, int rdb_type, const struct obj_limits *lim, const struct key *key,
+                        int64_t expire_ms, uint64_t origin)
+{
+    enum obj_type type = type_of(rdb_type);
+    const struct object_ops *ops = object_ops_of(type);
+    enum obj_enc enc;
+    void *value;
+
+    if (type == OBJ_STRING)
+        return parse_string(in, key, expire_ms, origin);
+    if (ops && ops->load(in, rdb_type, lim, &enc, &value))
+        return object_new_ptr(key, type, enc, value, expire_ms, origin);
+    return NULL;
+}
+
 struct object *rdb_parse(struct slice s, const struct obj_limits *lim, const struct key *key, int64_t expire_ms,
                          uint64_t origin)
 {
     struct buf text;
-    struct object *o = NULL;
-    enum obj_enc enc;
-    void *value;
 
     if (s.len == 0)
         return NULL;
     buf_init(&text, MEM_OTHER);
     struct rdb_reader in = {s.ptr + 1, s.ptr + s.len, &text};
-    int rdb_type = (unsigned char)s.ptr[0];
-    enum obj_type type = type_of(rdb_type);
-    const struct object_ops *ops = object_ops_of(type);
-    if (type == OBJ_STRING)
-        o = parse_string(&in, key, expire_ms, origin);
-    else if (ops && ops->load(&in, rdb_type, lim, &enc, &value))
-        o = object_new_ptr(key, type, enc, value, expire_ms, origin);
+    struct object *o = rdb_read(&in, (unsigned char)s.ptr[0], lim, key, expire_ms, origin);
     buf_deinit(&text);
     if (o && rdb_left(&in) != 0) {
         object_free(o);
@@ -356,7 +364,7 @@ bool rdb_dump(const struct object *o, struct codec *codec, struct buf *out)
     size_t start = out->len;
 
     if (ops) {
-        ops->save(o->enc, object_ptr(o), out);
+        value_save(ops, o->enc, object_ptr(o), out);
     } else {
         if (object_string(o, codec, scratch, &s) != ST_OK)
             return false;

@@ -1,4 +1,5 @@
 #include "object_priv.h"
+#include "tiercel/dict.h"
 #include "tiercel/rdb.h"
 
 /* | version 1 | form 1 | by form: |
@@ -38,7 +39,7 @@ void object_serialise(const struct object *o, struct buf *out)
     const struct object_ops *ops = object_ops_of(o->type);
     if (ops) {
         prefix_write(o, FORM_REDIS, out);
-        ops->save(o->enc, object_ptr(o), out);
+        value_save(ops, o->enc, object_ptr(o), out);
         return;
     }
     CHECK(o->type == OBJ_STRING);
@@ -49,6 +50,47 @@ void object_serialise(const struct object *o, struct buf *out)
         return;
     }
     buf_slice_append(out, stored_prefix_write(o, out));
+}
+
+void value_save(const struct object_ops *ops, enum obj_enc enc, const void *value, struct buf *out)
+{
+    uint64_t at = 0;
+
+    if (ops->save)
+        ops->save(enc, value, out);
+    else
+        CHECK(ops->save_part(enc, value, &at, SIZE_MAX, out));
+}
+
+bool dict_save_part(const struct dict *d, uint64_t *at, size_t bytes, void (*fn)(void *out, struct dict_entry *e),
+                    struct buf *out)
+{
+    uint64_t cursor = *at ? *at - 1 : 0;
+    size_t start = out->len;
+
+    do
+        cursor = dict_scan(d, cursor, fn, out);
+    while (cursor != 0 && out->len - start < bytes);
+    *at = cursor + 1;
+    return cursor == 0;
+}
+
+bool object_is_parted(const struct object *o)
+{
+    return object_ops_of(o->type) != NULL;
+}
+
+bool object_serialise_part(const struct object *o, struct object_parts *parts, size_t bytes, struct buf *out)
+{
+    const struct object_ops *ops = object_ops_of(o->type);
+
+    if (!ops->save_part) {
+        object_serialise(o, out);
+        return true;
+    }
+    if (parts->at == 0)
+        prefix_write(o, FORM_REDIS, out);
+    return ops->save_part(o->enc, object_ptr(o), &parts->at, bytes, out);
 }
 
 bool object_serial_ref(const struct object *o, struct buf *prefix, struct rcbuf **value)

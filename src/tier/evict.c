@@ -232,27 +232,40 @@ enum evict_rc { EVICT_DONE, EVICT_NONE, EVICT_QUEUE_FULL };
 
 #define NOTE_TRACKED 0x80000000u /* in disk_record.note; the rest are the object's bytes */
 
-static enum status demote_locked(struct worker *w, const struct key *key, struct object *o)
+enum status tier_append_leaving_locked(struct tier *t, struct stats_block *stats, struct object *o,
+                                       struct disk_record *rec)
 {
-    struct tier *t = w->tier;
-    struct disk_record rec;
     bool tracked = o->flags & OBJ_F_ORIGIN;
 
-    tier_fill_record(t, key, o, &w->tier_worker->serial, &rec);
-    rec.ticket = (uint64_t)(uintptr_t)o;
-    rec.note = ((uint32_t)object_bytes(o) & ~NOTE_TRACKED) | (tracked ? NOTE_TRACKED : 0);
-    enum status st = disk_append_locked(t->disk, &rec);
-    rcbuf_unref(rec.payload_ref);
+    rec->ticket = (uint64_t)(uintptr_t)o;
+    rec->note = ((uint32_t)object_bytes(o) & ~NOTE_TRACKED) | (tracked ? NOTE_TRACKED : 0);
+    enum status st = disk_append_locked(t->disk, rec);
     if (st != ST_OK)
         return st;
+    tier_big_leaves_locked(t, o);
     o->flags |= OBJ_F_LEAVING;
     if (tracked)
         atomic_fetch_add_explicit(&t->demoting_tracked, 1, memory_order_relaxed);
     else
         o->flags &= (uint8_t)~OBJ_F_OWED;
-    atomic_fetch_add_explicit(&t->demoting_bytes, rec.note & ~NOTE_TRACKED, memory_order_relaxed);
-    stats_inc(w->stats, STAT_tier_demotions);
+    atomic_fetch_add_explicit(&t->demoting_bytes, rec->note & ~NOTE_TRACKED, memory_order_relaxed);
+    stats_inc(stats, STAT_tier_demotions);
     return ST_OK;
+}
+
+static enum status demote_locked(struct worker *w, const struct key *key, struct object *o)
+{
+    struct tier *t = w->tier;
+    struct disk_record rec;
+
+    if (UNLIKELY(tier_is_big(t, o))) {
+        tier_demote_big_locked(t, key, o);
+        return ST_OK;
+    }
+    tier_fill_record(t, key, o, &w->tier_worker->serial, &rec);
+    enum status st = tier_append_leaving_locked(t, w->stats, o, &rec);
+    rcbuf_unref(rec.payload_ref);
+    return st;
 }
 
 static void drop_locked(struct worker *w, struct mem_shard *shard, const struct key *key, mem_slot *slot, bool lost)
@@ -451,10 +464,10 @@ bool tier_over_limit(struct tier *t)
     return limit > 0 && mem_class_bytes(MEM_DATA) > limit;
 }
 
-/* What a commit will free: objects being demoted, and their copies in the disk's queue. */
+/* What a commit will free: objects being demoted, and their copies in the disk's queue. And what is being freed. */
 static int64_t soon_free(struct tier *t)
 {
-    return t->disk ? t->demoting_bytes + (int64_t)disk_queue_bytes(t->disk) : 0;
+    return (t->disk ? t->demoting_bytes + (int64_t)disk_queue_bytes(t->disk) : 0) + object_lazy_bytes();
 }
 
 /* Above the lower mark, not counting what is being demoted. */
@@ -503,7 +516,8 @@ enum status tier_make_room(struct worker *w)
     if (used <= limit || limit <= 0)
         return ST_OK;
     if (soon_free(t) > 0) { /* what the journal has queued, too: until its commit it cannot be dropped */
-        disk_hurry(t->disk);
+        if (t->disk)
+            disk_hurry(t->disk);
         return stalled ? ST_OK : ST_PENDING;
     }
     if (rc != EVICT_NONE)

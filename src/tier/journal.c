@@ -8,12 +8,17 @@
 #define SYNC_NEVER UINT64_MAX /* the event of a write that the disk refused */
 #define OWED_MAX 1024         /* keys noted before they are written without waiting for more changes */
 
-void tier_fill_record(const struct tier *t, const struct key *key, const struct object *o, struct buf *serial,
-                      struct disk_record *rec)
+void tier_fill_head(const struct tier *t, const struct key *key, const struct object *o, struct disk_record *rec)
 {
     *rec =
         (struct disk_record){.key = *key, .type = o->type, .expire_ms = object_expire(o), .origin = object_origin(o)};
     rec->incarnation = atomic_load_explicit(&t->mem->full_inc[o->inc], memory_order_relaxed);
+}
+
+void tier_fill_record(const struct tier *t, const struct key *key, const struct object *o, struct buf *serial,
+                      struct disk_record *rec)
+{
+    tier_fill_head(t, key, o, rec);
     serial->len = 0;
     if (!object_serial_ref(o, serial, &rec->payload_ref))
         object_serialise(o, serial);
@@ -190,6 +195,13 @@ void tier_group_begin(struct worker *w)
         return;
     w->tier_worker->in_group = true;
     disk_group_begin(t->disk);
+}
+
+bool tier_grouped(const struct worker *w)
+{
+    const struct tier *t = w->tier;
+
+    return w->tier_worker->in_group || !atomic_load_explicit(&t->limit.journal, memory_order_relaxed) || !t->disk;
 }
 
 void tier_group_end(struct worker *w)

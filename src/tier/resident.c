@@ -366,22 +366,31 @@ bool tier_delete_locked(struct worker *w, struct mem_shard *shard, const struct 
     return existed;
 }
 
+/* Also when it is the same, and its expiry has come or gone. */
+static void replace_object_locked(struct tier *t, struct mem_shard *shard, const struct key *key, struct object *old,
+                                  struct object *o)
+{
+    mem_slot *slot = mem_find_object_locked(t->mem, shard, key->hash, old);
+
+    if (slot) {
+        mem_replace_locked(slot, o);
+        return;
+    }
+    slot = mem_find_locked(t->mem, shard, key); /* pinned */
+    CHECK(slot && mem_object(*slot)->type == OBJ_RESIDENCY);
+    struct residency *r = residency_of(mem_object(*slot));
+    CHECK(r->value == old);
+    r->value = o;
+}
+
 void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *old,
                          struct object *o, bool had_expire)
 {
     struct tier *t = w->tier;
-    mem_slot *slot = mem_find_object_locked(t->mem, shard, key->hash, old);
     bool disk_expires;
 
-    if (slot) {
-        mem_replace_locked(slot, o); /* also when it is the same: its expiry may have come or gone */
-    } else {                         /* pinned */
-        slot = mem_find_locked(t->mem, shard, key);
-        CHECK(slot && mem_object(*slot)->type == OBJ_RESIDENCY);
-        struct residency *r = residency_of(mem_object(*slot));
-        CHECK(r->value == old);
-        r->value = o;
-    }
+    if (UNLIKELY(o != old || had_expire != !!(o->flags & OBJ_F_EXPIRE))) /* else the table has it as it is */
+        replace_object_locked(t, shard, key, old, o);
     o->flags &= (uint8_t)~OBJ_F_LEAVING;
     if (UNLIKELY(tier_journals(t, o)))
         tier_journal_locked(w, key, o);

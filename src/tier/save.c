@@ -228,6 +228,7 @@ void tier_save_stop(struct tier *t)
     pthread_mutex_unlock(&sv->mu);
     if (join)
         pthread_join(sv->thread, NULL);
+    tier_big_stop(t);
 }
 
 /* ---- at a clean stop: hottest first ---- */

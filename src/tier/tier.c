@@ -80,6 +80,8 @@ struct tier *tier_create(const struct tier_options *opt, const struct conf *conf
 void tier_set_disk(struct tier *t, struct disk *disk)
 {
     t->disk = disk;
+    if (disk && !tier_big_start(t))
+        log_warning("tier", "no thread can be started: large values are demoted by the loops");
     if (disk)
         disk_set_names(disk, t->events);
     for (unsigned db = 0; disk && db < t->mem->databases; db++) {
@@ -132,6 +134,7 @@ void tier_destroy(struct tier *t)
     mem_free(MEM_OTHER, t->workers);
     mem_free(MEM_OTHER, (void *)t->generation);
     mem_free(MEM_OTHER, (void *)t->lost_ms);
+    tier_big_stop(t);
     mem_free(MEM_OTHER, t->saver);
     tier_policy_destroy(t->policy);
     buf_deinit(&t->paying_serial);

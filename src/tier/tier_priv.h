@@ -97,6 +97,16 @@ void tier_drop_room_waits(struct tier_worker *tw);
 void tier_count_disk_hit(struct worker *w, const struct object *o, bool stays);
 void tier_learn_size(struct tier *t, const struct object *o);
 
+/* big.c */
+bool tier_big_start(struct tier *t); /* with a disk; false: no thread is to be had */
+void tier_big_stop(struct tier *t);  /* what waits stays in memory; again: nothing */
+bool tier_is_big(const struct tier *t, const struct object *o);
+void tier_demote_big_locked(struct tier *t, const struct key *key, struct object *o);
+void tier_big_leaves_locked(struct tier *t, const struct object *o); /* before OBJ_F_LEAVING is set */
+/* evict.c: appends the record of an object that leaves with its commit. */
+enum status tier_append_leaving_locked(struct tier *t, struct stats_block *stats, struct object *o,
+                                       struct disk_record *rec);
+
 /* sweep.c */
 void tier_sweep_dead_locked(struct worker *w); /* all shards locked */
 
@@ -135,6 +145,8 @@ static inline uint32_t tier_policy_used(uint32_t access)
 void tier_journal_init(struct tier_worker *tw);
 void tier_journal_deinit(struct tier_worker *tw);
 /* What an object is on disk; *serial holds the payload. Unref rec->payload_ref afterwards. */
+/* All but the payload. */
+void tier_fill_head(const struct tier *t, const struct key *key, const struct object *o, struct disk_record *rec);
 void tier_fill_record(const struct tier *t, const struct key *key, const struct object *o, struct buf *serial,
                       struct disk_record *rec);
 /* Is the record of this object to be written by the journal? */

@@ -20,6 +20,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import sets_hashes  # noqa: E402
 from events import Events  # noqa: E402
 from grammar import Grammar  # noqa: E402
 from wire import Connection, Gone, encode, parse, redis_server, tiercel_server  # noqa: E402
@@ -59,6 +60,9 @@ def load_accepted():
             rows.append((command.encode().split(), re.compile(redis.encode()), re.compile(tiercel.encode())))
     assert len(rows) <= 15
     return rows
+
+
+COPY = b"~copy"  # a name that is not in the grammar
 
 
 class Differential:
@@ -152,6 +156,9 @@ class Differential:
         name = cmd[0].upper()
         if name == b"KEYS" and isinstance(a, list) and isinstance(b, list):
             return sorted(a[1:]) == sorted(b[1:])
+        of_collection = sets_hashes.same(cmd, a, b)
+        if of_collection is not None:
+            return of_collection
         if name == b"RANDOMKEY":
             return a[:1] == b[:1] == b"$" and a != b"$-1" and b != b"$-1"
         if name in CLOCK and isinstance(a, bytes) and isinstance(b, bytes) and a[:1] == b[:1] == b":":
@@ -229,10 +236,40 @@ class Differential:
 
     def compare_values(self, what, names):
         types = self.check(what, [[b"TYPE", k] for k in names])
-        read = {b"+string\r\n": lambda k: [b"GET", k], b"+list\r\n": lambda k: [b"LRANGE", k, b"0", b"-1"]}
+        read = {b"+string\r\n": lambda k: [b"GET", k], b"+list\r\n": lambda k: [b"LRANGE", k, b"0", b"-1"],
+                b"+hash\r\n": lambda k: [b"HGETALL", k], b"+set\r\n": lambda k: [b"SMEMBERS", k]}
         self.check(what, [read[t](k) for t, k in zip(types, names)])
         self.check(what, [[b"PTTL", k] for k in names])
         self.check(what, [[b"OBJECT", b"ENCODING", k] for k in names])
+        self.compare_walks(types, names)
+        self.compare_dumps(types, names, read)
+
+    def compare_walks(self, types, names):
+        """A whole HSCAN or SSCAN gives the same on both sides."""
+        for kind, key in zip(types, names):
+            name = {b"+hash\r\n": b"HSCAN", b"+set\r\n": b"SSCAN"}.get(kind)
+            if name and self.rng.random() < 0.2:
+                count = self.rng.choice((b"1", b"10", b"1000"))
+                a, b = (sets_hashes.walk(c, encode, parse, name, key, count) for c in self.inspector)
+                if a != b:
+                    raise Mismatch("%s %s: redis has %s, tiercel has %s" % (name.decode(), shown(key), a, b))
+                self.checked += 1
+
+    def compare_dumps(self, types, names, read):
+        """What one side dumps the other restores, to the same value in the same encoding."""
+        for kind, key in zip(types, names):
+            if self.rng.random() > 0.1:
+                continue
+            dumps = [parse(c.exchange(encode([b"DUMP", key]), 1)[0])[1:] for c in self.inspector]
+            for restored in (dumps, dumps[::-1]):
+                for connection, dump in zip(self.inspector, restored):
+                    reply = connection.exchange(encode([b"RESTORE", COPY, b"0", dump, b"REPLACE"]), 1)[0]
+                    if reply != b"+OK\r\n":
+                        raise Mismatch("%s does not restore %s of %s: %s" % (
+                            connection.server.name, kind.decode().strip(), shown(key), shown(reply)))
+                self.check("dumped", [[b"EXISTS", COPY], read[kind](COPY), [b"OBJECT", b"ENCODING", COPY]])
+            for connection in self.inspector:
+                connection.exchange(encode([b"DEL", COPY]), 1)
 
     def compare_scan(self):
         """A whole SCAN of some database with random options gives the same set on both sides."""
@@ -293,6 +330,9 @@ class Differential:
         return re.search(rb"used_memory_human:(\S+)", info).group(1).decode()
 
     def restart_and_compare(self, kill=False):
+        for connection in self.inspector:  # what a start sets, for values that are restored then
+            for name, value in sets_hashes.LIMITS:
+                connection.exchange(encode([b"CONFIG", b"SET", name, value]), 1)
         self.disconnect()
         if kill:
             self.servers[1].kill()

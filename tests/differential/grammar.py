@@ -6,6 +6,10 @@ more away, or over already, and two relative ones are never close to one another
 import hashlib
 import random
 
+import bits
+import sets_hashes
+
+MODULES = (sets_hashes, bits)
 NOW_S = 1700000000  # some time in the past
 INTS = [b"0", b"1", b"-1", b"7", b"42", b"-100", b"9999", b"10000", b"2147483648", b"-9223372036854775808",
         b"9223372036854775807", b"9223372036854775806", b"-9223372036854775807"]
@@ -54,6 +58,8 @@ class Grammar:
     def __init__(self, seed):
         self.rng = rng = random.Random(seed)
         self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES, (260, 60, 20, 30, 80))}
+        for more in MODULES:
+            self.pool.update((t, self._names(t, n)) for t, n in more.KINDS.items())
         self.all_keys = sorted(k for keys in self.pool.values() for k in keys)
         self.noise = rng.randbytes(300000)
         self.text = b"".join(rng.choice((b"falcon ", b"lure ", b"jess ", b"price=%d;" % i, b"\r\n"))
@@ -81,12 +87,12 @@ class Grammar:
         """A name that probably holds the kind of value that is wanted."""
         rng = self.rng
         if rng.random() < 0.07:
-            kinds = SAFE_TYPES
+            kinds = SAFE_TYPES + "".join(more.POOLED for more in MODULES)
         names = self.pool[rng.choice(kinds)]
         return names[int(len(names) * rng.random() ** 1.5)]
 
     def any_key(self):
-        return self.key("sssifcll")
+        return self.key("sssifcllhtby")
 
     def data(self, size):
         source = self.rng.choice((self.noise, self.text))
@@ -178,7 +184,7 @@ class Grammar:
         rng = self.rng
         times = ["EX", "PX", "EXAT", "PXAT"]
         many = lambda make: [make() for _ in range(rng.choice((1, 1, 2, 3, 5, 12)))]
-        two = lambda: rng.choice(("ss", "ll", "ssi", "sl"))
+        two = lambda: rng.choice(("ss", "ll", "ssi", "sl", "hh", "tt", "ht"))
         read_any, n = self.any_key, self.key
 
         def pairs():
@@ -245,6 +251,7 @@ class Grammar:
             (8, lambda: [rng.choice((b"LPOP", b"RPOP")), n("l"), self.index()]),
             (6, lambda: [b"LLEN", n("l")]),
             (12, lambda: [b"LRANGE", n("l"), self.index(), self.index()]),
+            (48, self.list_command),
             (6, lambda: [b"KEYS", rng.choice((b"i*", b"l?", b"s[0-9]", b"*", b"c\\*", b"[^s]*", b"nothing"))]),
             (3, lambda: [b"RANDOMKEY"]),
             (12, lambda: [b"SELECT", self.odd_db()]),
@@ -253,7 +260,59 @@ class Grammar:
             (2, lambda: [b"PING"] + [self.small()] * rng.randint(0, 1)),
             (1, lambda: [rng.choice((b"NOSUCH", b"GETT", b"", b"object", b"lpushy\r\nx"))] + many(self.small)),
             (1, lambda: [b"OBJECT", b"HELP"]),
-        ]
+        ] + [row for more in MODULES for row in more.Draw(self).commands()]
+
+    # -- lists
+
+    def element(self):
+        """One of a few that repeat, or any."""
+        return self.rng.choice((b"a", b"b", b"7", b"-1000", b"x" * 70)) if self.rng.random() < 0.6 else self.small()
+
+    def count(self):
+        return b"%d" % self.rng.randint(1, 4) if self.rng.random() < 0.8 else self.index()
+
+    def list_command(self):
+        rng, key = self.rng, self.key("l")
+        end = lambda: cased(rng, rng.choice((b"LEFT", b"RIGHT") if rng.random() < 0.97 else WORDS))
+        timeout = lambda: rng.choice((b"0.001", b"0.02", b"0.001") if rng.random() < 0.9 else
+                                     (b"-1", b"x", b"nan", b"inf", b"1e400", b"", b"-2.5"))
+
+        def push():
+            return [rng.choice((b"LPUSH", b"RPUSH")), key] + [self.element() for _ in range(rng.choice((1, 3, 30)))]
+
+        def linsert():
+            where = rng.choice((b"BEFORE", b"AFTER") if rng.random() < 0.97 else WORDS)
+            return [b"LINSERT", key, cased(rng, where), self.element(), self.element()]
+
+        def lpos():
+            out = [b"LPOS", key, self.element()]
+            for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
+                out += [cased(rng, rng.choice((b"RANK", b"COUNT", b"MAXLEN"))), rng.choice((b"0", b"1", self.index()))]
+            return out + ([rng.choice(WORDS)] if rng.random() < 0.03 else [])
+
+        def mpop():
+            keys = [self.key("l") for _ in range(rng.choice((1, 1, 2, 4)))]
+            number = b"%d" % len(keys) if rng.random() < 0.95 else self.index()
+            out = [number] + keys + [end()]
+            if rng.random() < 0.6:
+                out += [b"COUNT", self.count()]
+            return out + ([rng.choice(WORDS)] if rng.random() < 0.03 else [])
+
+        return rng.choice((
+            push, push, push, linsert, linsert, lpos, lpos,
+            lambda: [b"LINDEX", key, self.index()],
+            lambda: [b"LSET", key, self.index(), self.element()],
+            lambda: [b"LREM", key, self.count() if rng.random() < 0.5 else b"-%d" % rng.randint(0, 3), self.element()],
+            lambda: [b"LTRIM", key, self.index(), self.index()],
+            lambda: [b"LMOVE", key, self.key("l"), end(), end()],
+            lambda: [b"LMOVE", key, key, end(), end()],
+            lambda: [b"RPOPLPUSH", key, self.key("l")],
+            lambda: [b"LMPOP"] + mpop(),
+            lambda: [b"BLMPOP", timeout()] + mpop(),
+            lambda: [b"BLMOVE", key, self.key("l"), end(), end(), timeout()],
+            lambda: [b"BRPOPLPUSH", key, self.key("l"), timeout()],
+            lambda: [rng.choice((b"BLPOP", b"BRPOP"))] + [self.key("l") for _ in range(rng.choice((1, 2)))] + [timeout()],
+        ))()
 
     def rare(self):
         """Commands on whole databases."""
@@ -271,7 +330,7 @@ class Grammar:
         cmd = self.commands[rng.randrange(len(self.commands))]() if rng.random() < 0.9995 else self.rare()
         cmd[0] = cased(rng, cmd[0])
         how = rng.random()
-        if how < 0.01 and len(cmd) > 1:
+        if how < 0.01 and len(cmd) > 1 and cmd[0].upper() not in sets_hashes.WHOLE:
             del cmd[rng.randint(1, len(cmd) - 1):]
         elif how < 0.02:
             cmd.append(rng.choice(WORDS))
@@ -313,7 +372,9 @@ class Grammar:
             how = rng.random()
             if how < 0.02:
                 cmds += self.transaction()
-            elif how < 0.023:
+            elif how < 0.03:
+                cmds += sets_hashes.Draw(self).popped()
+            elif how < 0.033:
                 cmds.append(rng.choice(([b"EXEC"], [b"DISCARD"], [b"UNWATCH"])))
             else:
                 cmds.append(self.one())

@@ -70,6 +70,17 @@ SCENARIOS = {
                "COPY no a", "MOVE no 1", "RENAME no a", "WATCH no", "UNWATCH", "GET no"],
     "expiry": ["SET n 1", "EXPIRE n 100", "EXPIRE n 100 NX", "PERSIST n", "PERSIST n", "PEXPIRE n 10000", "EXPIREAT n 5",
                "SET n 1", "EXPIRE n -1", "SET n 1", "PEXPIREAT n 99999999999999", "EXPIRE n 0"],
+    "hashes": ["HSET h a 1 b 2", "HSET h a 1", "HMSET h c 3", "HSETNX h a 9", "HSETNX h d 9", "HINCRBY h a 2", "HINCRBY h b x",
+               "HINCRBY h n 1", "HINCRBYFLOAT h a 1.5", "HINCRBYFLOAT f x 1.5", "HDEL h no", "HDEL h a b no", "HDEL no a",
+               "HDEL h c d n", "HGET no a", "HMGET no a b", "HGETALL no", "HLEN no", "HEXISTS no a", "HSTRLEN no a",
+               "HSCAN no 0", "HRANDFIELD no", "HRANDFIELD no 3", "HKEYS no", "HVALS no", "HSET f x 1", "HGET f x"],
+    "sets": ["SADD s 1 2 3", "SADD s 1", "SADD t a", "SREM s 9", "SREM s 1", "SREM t a", "SADD one x", "SPOP one",
+             "SADD one 7 8", "SPOP one 0", "SPOP one 5", "SPOP no", "SPOP no 3", "SADD m 1", "SMOVE m s 1", "SMOVE m s 1",
+             "SMOVE s s 1", "SMOVE s s 77", "SMOVE s new 1", "SADD new 2", "SMOVE new s 2", "SINTERSTORE d s s",
+             "SINTERSTORE d s no", "SINTERSTORE d s no", "SUNIONSTORE s s no", "SUNIONSTORE e no no", "SDIFFSTORE e s no",
+             "SDIFFSTORE e e s", "SDIFFSTORE e no s", "SUNIONSTORE s no no2", "SADD p 1", "EXPIRE p 100", "SADD p 2",
+             "SUNIONSTORE p p p", "SINTER p no", "SUNION no p", "SDIFF no p", "SINTERCARD 2 p no", "SISMEMBER no 1",
+             "SMISMEMBER no 1 2", "SCARD no", "SMEMBERS no", "SSCAN no 0", "SRANDMEMBER no", "SRANDMEMBER no 3", "SMEMBERS p"],
     "names": ["SET n 1", "RENAME n m", "SET o 1", "RENAME m o", "RENAME o o", "RENAMENX o o", "RENAMENX o p", "SET r 1 EX 100",
               "RENAMENX r p", "COPY p s", "COPY p s", "COPY p s REPLACE", "COPY r s REPLACE", "COPY p p DB 1", "MOVE p 1",
               "MOVE s 1", "RPUSH l a b", "RENAME l p", "COPY p l", "SELECT 1", "MOVE s 2", "COPY p q DB 0", "SELECT 0"],
@@ -137,11 +148,17 @@ def blocked_pops(server):
     listener = Listener(server)
     out = []
     with server.raw() as waiter, server.raw() as pusher:
-        for pop, pushes in (("BLPOP", [("RPUSH", "l", "a")]), ("BRPOP", [("LPUSH", "l", "a", "b")]),
-                            ("BLPOP", [("MULTI",), ("SET", "s", "v"), ("RPUSH", "l", "x"), ("APPEND", "s", "w"),
-                                       ("EXEC",)])):
+        for pop, pushes in (("BLPOP no l 0", [("RPUSH", "l", "a")]), ("BRPOP no l 0", [("LPUSH", "l", "a", "b")]),
+                            ("BLPOP no l 0", [("MULTI",), ("SET", "s", "v"), ("RPUSH", "l", "x"), ("APPEND", "s", "w"),
+                                              ("EXEC",)]),
+                            ("BLMOVE l m LEFT RIGHT 0", [("RPUSH", "l", "a")]),
+                            ("BLMOVE l m RIGHT LEFT 0", [("RPUSH", "l", "a", "b")]),
+                            ("BLMOVE l l LEFT RIGHT 0", [("RPUSH", "l", "a")]),
+                            ("BRPOPLPUSH l s 0", [("MULTI",), ("SET", "s", "v"), ("RPUSH", "l", "x"), ("EXEC",)]),
+                            ("BLMPOP 0 2 no l LEFT COUNT 2", [("RPUSH", "l", "a", "b", "c")]),
+                            ("BLMPOP 0 2 no l RIGHT COUNT 5", [("RPUSH", "l", "a", "b", "c")])):
             pusher.call("DEL", "l", "s")
-            waiter.send_command(pop, "no", "l", 0)
+            waiter.send_command(*pop.split())
             wait_until(lambda: server.info("clients")["blocked_clients"] == 1)
             listener.events()
             pusher.pipeline(*pushes)

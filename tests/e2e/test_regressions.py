@@ -101,8 +101,7 @@ def test_many_shutdowns_are_one(tiercel):
 
 # ---- an upstream: what is passed on
 
-@pytest.mark.parametrize("command", [("MONITOR",), ("SSUBSCRIBE", "c"), ("SYNC",), ("PSYNC", "?", "-1"),
-                                     ("WAIT", "1", "0")])
+@pytest.mark.parametrize("command", [("SYNC",), ("PSYNC", "?", "-1"), ("WAIT", "1", "0")])
 def test_what_would_take_the_shared_connection_is_not_passed_on(duo, command):
     _, t = duo
     with t.raw() as a, t.raw() as b:
@@ -113,6 +112,15 @@ def test_what_would_take_the_shared_connection_is_not_passed_on(duo, command):
             assert reply == 0 or str(reply).startswith("ERR unknown command")
             for i in range(3):
                 assert b.ask("SET", "k%d" % i, "v") == "OK" and b.ask("GET", "k%d" % i) == b"v"
+
+
+def test_shard_channels_are_the_upstreams(duo):
+    r, t = duo
+    with t.raw() as a, t.raw() as b, r.raw() as sender:
+        assert a.ask("SSUBSCRIBE", "c") == [b"ssubscribe", b"c", 1]
+        assert sender.ask("SPUBLISH", "c", "x") == 1 and b.ask("SPUBLISH", "c", "y") == 1
+        assert [a.read_value() for _ in range(2)] == [[b"smessage", b"c", b"x"], [b"smessage", b"c", b"y"]]
+        assert b.ask("SET", "k", "v") == "OK" and b.ask("GET", "k") == b"v"
 
 
 def test_commands_with_too_few_arguments(duo):

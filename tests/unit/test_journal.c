@@ -39,11 +39,11 @@ static void put(const char *name, const char *value)
 static void put_list(const char *name, size_t bytes)
 {
     struct key k = key_of(name);
-    struct plist *l = plist_create();
+    struct object *o = qlist_create(&k);
     char *elem = calloc(1, bytes);
-    plist_push(l, false, SLICE(elem, bytes));
+    qlist_push(o, false, SLICE(elem, bytes), -2);
     free(elem);
-    put_object(name, object_new_ptr(&k, OBJ_LIST, ENC_BIG, l, 0, 0), &k);
+    put_object(name, o, &k);
 }
 
 static struct object *entry(const char *name)
@@ -58,7 +58,7 @@ static void push(const char *name)
     struct key k = key_of(name);
     mem_lock(shard_of(&k));
     struct object *o = entry(name);
-    plist_push(object_ptr(o), false, SLICE_LIT("x"));
+    qlist_push(o, false, SLICE_LIT("x"), -2);
     tier_changed_locked(w, shard_of(&k), &k, o, o, false);
     mem_unlock(shard_of(&k));
 }
@@ -401,6 +401,69 @@ static void test_what_was_held_back_is_told(void **state)
     tier_committing(t, false);
 }
 
+/* ---- large values of many elements -------------------------------------------------------------- */
+
+static bool in_memory(const char *name)
+{
+    struct key k = key_of(name);
+    mem_lock(shard_of(&k));
+    bool found = entry(name) != NULL;
+    mem_unlock(shard_of(&k));
+    return found;
+}
+
+static bool known_to_disk(const char *name)
+{
+    struct key k = key_of(name);
+    mem_lock(shard_of(&k));
+    bool found = on_disk(name);
+    mem_unlock(shard_of(&k));
+    return found;
+}
+
+static void wait_until_none_is_demoted(void)
+{
+    while (atomic_load(&wd->tier->demoting_bytes) > 0) {
+        commit(ST_OK);
+        usleep(100);
+    }
+}
+
+static void test_large_list_leaves(void **state)
+{
+    (void)state;
+    put_list("big", 400000);
+    squeeze();
+    while (disk_queue_bytes(wd->disk) == 0) /* serialised by a thread of its own */
+        usleep(100);
+    assert_true(in_memory("big"));
+    wait_until_none_is_demoted();
+    assert_false(in_memory("big"));
+    assert_true(known_to_disk("big"));
+}
+
+/* Changed, deleted, or made anew while it is to leave: what is there stays. */
+static void test_large_list_stays(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 300; i++) {
+        put_list("big", 270000 + i * 1000);
+        squeeze();
+        usleep((useconds_t)(i % 50) * 10);
+        if (i % 3 == 0) {
+            push("big");
+        } else {
+            del("big");
+            put_list("big", i % 3 == 1 ? 300000 : 100);
+        }
+        if (i % 3 == 2)
+            squeeze();
+        commit(ST_OK);
+        assert_true(in_memory("big") || (i % 3 == 2 && known_to_disk("big")));
+    }
+    wait_until_none_is_demoted();
+}
+
 /* ---- saving ----------------------------------------------------------------------------------- */
 
 static _Atomic int saves;
@@ -524,6 +587,8 @@ int main(void)
         ROW(test_waits_for_commit, with_journal),
         ROW(test_failures_are_told, with_journal),
         ROW(test_groups, with_journal),
+        ROW(test_large_list_leaves, with_disk),
+        ROW(test_large_list_stays, with_disk),
         ROW(test_what_was_held_back_is_told, with_journal),
         ROW(test_save, with_disk),
         ROW(test_admission, with_disk),

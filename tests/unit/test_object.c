@@ -354,7 +354,7 @@ static void test_names(void **state)
     encoding_is(object_new_int(&key, 1, 0, 0), "int");
     encoding_is(object_new_string(&key, SLICE(bytes, 44), 0, 0), "embstr");
     encoding_is(object_new_string(&key, SLICE(bytes, 45), 0, 0), "raw");
-    encoding_is(object_new_ptr(&key, OBJ_LIST, ENC_BIG, plist_create(), 0, 0), "quicklist");
+    encoding_is(qlist_create(&key), "quicklist");
     struct object *o = object_new_string(&key, SLICE_LIT("short"), 0, 0);
     o->flags |= OBJ_F_MODIFIED;
     encoding_is(o, "raw");
@@ -378,160 +378,6 @@ static void test_none_and_ptr(void **state)
     head_is(o, &key, 77, 0);
     assert_ptr_equal(object_ptr(o), &mine);
     object_free(o); /* what it points at is not its own */
-    assert_int_equal(mem_class_bytes(MEM_DATA), before);
-}
-
-/* ---- lists -------------------------------------------------------------------------------- */
-
-/* A list and its obvious model: numbers whose text is repeated. */
-struct model {
-    struct plist *list;
-    int numbers[4000];
-    int first, count;
-};
-
-static struct slice elem_of(int number, char out[600])
-{
-    size_t len = 0, want = (size_t)(number % 7 == 0 ? 0 : number % 97 == 0 ? 550 : number % 40);
-    while (len < want)
-        len += (size_t)snprintf(out + len, 600 - len, "%d,", number);
-    return SLICE(out, want);
-}
-
-struct walk {
-    struct model *m;
-    int at;
-};
-
-static void elem_is(void *arg, struct slice got)
-{
-    struct walk *w = arg;
-    char text[600];
-    assert_true(slice_eq(got, elem_of(w->m->numbers[w->m->first + w->at++], text)));
-}
-
-static void model_check(struct model *m)
-{
-    assert_int_equal(plist_len(m->list), m->count);
-    if (m->count == 0)
-        return;
-    size_t first = below((size_t)m->count), last = first + below((size_t)m->count - first);
-    struct walk part = {m, (int)first}, all = {m, 0};
-    plist_range(m->list, first, last, elem_is, &part);
-    assert_int_equal(part.at, last + 1);
-    plist_range(m->list, 0, (size_t)m->count - 1, elem_is, &all);
-}
-
-static void model_step(struct model *m, bool grow)
-{
-    char text[600];
-    bool left = below(2), push = below(10) < (grow ? 7 : 3);
-    bool room = left ? m->first > 0 : m->first + m->count < 4000;
-    if (push && room) {
-        int number = (int)below(100000);
-        plist_push(m->list, left, elem_of(number, text));
-        m->first -= left;
-        m->numbers[left ? m->first : m->first + m->count] = number;
-        m->count++;
-    } else if (!push) {
-        struct buf out;
-        buf_init(&out, MEM_OTHER);
-        assert_int_equal(plist_pop(m->list, left, &out), m->count > 0);
-        if (m->count) {
-            int number = m->numbers[left ? m->first : m->first + m->count - 1];
-            assert_true(slice_eq(buf_slice(&out), elem_of(number, text)));
-            m->first += left;
-            m->count--;
-        }
-        buf_deinit(&out);
-    }
-}
-
-static void test_list_against_model(void **state)
-{
-    (void)state;
-    int64_t before = mem_class_bytes(MEM_DATA);
-    for (int round = 0; round < 20; round++) {
-        static struct model m;
-        m = (struct model){.list = plist_create(), .first = 2000};
-        for (int i = 0; i < 4000; i++) {
-            model_step(&m, i / 1000 % 2 == 0);
-            if (i % 50 == 0)
-                model_check(&m);
-        }
-        struct plist *copy = plist_copy(m.list);
-        plist_destroy(m.list);
-        m.list = copy;
-        model_check(&m);
-        plist_destroy(copy);
-    }
-    plist_destroy(NULL);
-    assert_int_equal(mem_class_bytes(MEM_DATA), before);
-}
-
-static void test_list_memory_follows_content(void **state)
-{
-    (void)state;
-    struct plist *l = plist_create();
-    struct buf out;
-    buf_init(&out, MEM_OTHER);
-    for (int i = 0; i < 10000; i++)
-        plist_push(l, false, SLICE_LIT("0123456789"));
-    assert_true(plist_bytes(l) < 10000 * 18 * 2);
-    assert_int_equal(plist_plain_len(l), 10000 * 10);
-    assert_int_equal(plist_stored_len(l), 10000 * 18);
-    for (int i = 0; i < 100000; i++) { /* a queue that moves through its room */
-        plist_push(l, true, SLICE_LIT("0123456789"));
-        out.len = 0;
-        plist_pop(l, false, &out);
-    }
-    assert_true(plist_bytes(l) < 10000 * 18 * 2);
-    while (plist_len(l) > 10) {
-        out.len = 0;
-        plist_pop(l, below(2), &out);
-    }
-    assert_true(plist_bytes(l) < 2000);
-    plist_destroy(l);
-    buf_deinit(&out);
-}
-
-static void count_elem(void *arg, struct slice elem)
-{
-    *(size_t *)arg += elem.len + 1;
-}
-
-static void test_list_serial(void **state)
-{
-    (void)state;
-    int64_t before = mem_class_bytes(MEM_DATA);
-    struct key key = key_of(SLICE_LIT("list"));
-    struct plist *l = plist_create();
-    char text[600];
-    struct buf serial, again;
-    buf_init(&serial, MEM_OTHER);
-    buf_init(&again, MEM_OTHER);
-    for (int i = 0; i < 500; i++)
-        plist_push(l, below(2), elem_of(i, text));
-    struct object *o = object_new_ptr(&key, OBJ_LIST, ENC_BIG, l, 100, 0), *back, *copy;
-    struct rcbuf *value;
-    object_serialise(o, &serial);
-    assert_false(object_serial_ref(o, &again, &value));
-    assert_int_equal(object_parse(OBJ_LIST, &key, buf_slice(&serial), 100, 0, &back), ST_OK);
-    copy = object_copy(back, &key, 0, 0);
-    object_serialise(copy, &again);
-    assert_true(slice_eq(buf_slice(&again), buf_slice(&serial)));
-    size_t in_o = 0, in_back = 0;
-    plist_range(l, 0, 499, count_elem, &in_o);
-    plist_range(object_ptr(back), 0, 499, count_elem, &in_back);
-    assert_int_equal(in_o, in_back);
-    assert_true(object_bytes(back) <= object_bytes(o));
-    o = object_rename(o, &key, 0, 0);
-    assert_ptr_equal(object_ptr(o), l);
-    object_free(o);
-    object_free(back);
-    object_free(copy);
-    buf_deinit(&serial);
-    buf_deinit(&again);
     assert_int_equal(mem_class_bytes(MEM_DATA), before);
 }
 
@@ -632,9 +478,6 @@ int main(void)
         cmocka_unit_test(test_damaged_packed_string),
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_none_and_ptr),
-        cmocka_unit_test(test_list_against_model),
-        cmocka_unit_test(test_list_memory_follows_content),
-        cmocka_unit_test(test_list_serial),
         cmocka_unit_test(test_parse_refuses),
         cmocka_unit_test(test_parse_survives_noise),
     };

@@ -90,11 +90,6 @@ static struct object *string_of(struct worker *w, const struct key *key, uint64_
     return object_new_string(key, SLICE(bytes, len), expire_ms, 0);
 }
 
-static void list_last(void *arg, struct slice elem)
-{
-    *(uint64_t *)arg = version_parse(elem.ptr);
-}
-
 static uint64_t version_of(struct worker *w, const struct object *o)
 {
     char scratch[OBJ_SCRATCH];
@@ -102,9 +97,10 @@ static uint64_t version_of(struct worker *w, const struct object *o)
     uint64_t v = 0;
 
     if (o->type == OBJ_LIST) {
-        struct plist *l = object_ptr(o);
-        plist_range(l, plist_len(l) - 1, plist_len(l) - 1, list_last, &v);
-        return v;
+        struct qlist_pos at;
+        char number[NUM_I64_MAX];
+        qlist_seek((struct object *)(uintptr_t)o, qlist_len(o) - 1, &at);
+        return version_parse(qlist_get(&at, number).ptr);
     }
     CHECK(o->type == OBJ_STRING && object_string(o, w->codec, scratch, &s) == ST_OK && s.len >= VERSION_LEN);
     return version_parse(s.ptr);
@@ -112,7 +108,8 @@ static uint64_t version_of(struct worker *w, const struct object *o)
 
 static uint64_t record_version(const struct disk_record *r)
 {
-    return version_parse(r->type == OBJ_LIST ? r->payload.ptr + r->payload.len - VERSION_LEN : r->payload.ptr + 2);
+    /* of a list: at the end of the last node, before its length and the end of the listpack */
+    return version_parse(r->type == OBJ_LIST ? r->payload.ptr + r->payload.len - 2 - VERSION_LEN : r->payload.ptr + 2);
 }
 
 /* Called by the disk before a record goes, or is found damaged. */
@@ -478,10 +475,9 @@ static void key_put(struct client *c, const struct key *key, int k, bool list)
     CHECK(m->version < VERSIONS);
     struct object *o;
     if (list) {
-        struct plist *l = plist_create();
         version_text(m->version, text);
-        plist_push(l, false, SLICE(text, VERSION_LEN));
-        o = object_new_ptr(key, OBJ_LIST, ENC_BIG, l, m->expire_ms, 0);
+        o = object_set_expire(qlist_create(key), m->expire_ms);
+        qlist_push(o, false, SLICE(text, VERSION_LEN), 8);
     } else {
         o = string_of(c->w, key, m->version, m->expire_ms);
     }
@@ -493,13 +489,13 @@ static void key_push(struct client *c, const struct key *key, int k, struct obje
     struct mkey *m = model_of(c->db, k);
     char text[VERSION_LEN + 1];
 
-    if (!o || o->type != OBJ_LIST || plist_len(object_ptr(o)) > 20) {
+    if (!o || o->type != OBJ_LIST || qlist_len(o) > 20) {
         key_put(c, key, k, true);
         return;
     }
     m->version = atomic_fetch_add(&last_version, 1) + 1;
     version_text(m->version, text);
-    plist_push(object_ptr(o), false, SLICE(text, VERSION_LEN));
+    qlist_push(o, false, SLICE(text, VERSION_LEN), 8);
     tier_changed_locked(c->w, mem_shard_of(wd->mem, key->hash), key, o, o, object_expire(o) != 0);
 }
 
