@@ -80,13 +80,13 @@ struct cmd_worker {
     struct cmd_stat *stat;  /* [command_count] */
     struct errstat *errors; /* error codes seen, for INFO errorstats (errstat.c) */
     struct pubsub_worker *pubsub;
-    struct dispatch_scratch *scratch; /* dispatch.c */
-    struct chain_pool replies;        /* of the sessions' `out` */
-    const struct request *ahead;      /* what runs, while it is in the reader's hands: its key may be hashed */
+    struct dispatch_scratch *scratch;     /* dispatch.c */
+    struct chain_pool replies;            /* of the sessions' `out` */
+    const struct request *ahead;          /* what runs, while it is in the reader's hands: its key may be hashed */
     struct script_worker *_Atomic script; /* its worker's; figures and SCRIPT KILL look at it */
-    const struct lockset *locks; /* within EXEC: its own */
-    struct buf ready;                 /* struct key: what somebody may wait for, of this command (block.c) */
-    struct buf locked;                /* uint32_t: shards locked to serve those (block.c) */
+    const struct lockset *locks;          /* within EXEC: its own */
+    struct buf ready;                     /* struct key: what somebody may wait for, of this command (block.c) */
+    struct buf locked;                    /* uint32_t: shards locked to serve those (block.c) */
 };
 
 /* Before the loops run; the main thread. */

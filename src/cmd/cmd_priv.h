@@ -155,8 +155,9 @@ static inline void ks_notify(struct call *c, int i, enum conf_notify event_class
 bool command_arg_is_secret(const struct slice *argv, int i);
 
 /* ---- MONITOR (monitor.c) ---- */
-void monitor_feed(const struct call *c); /* a command ran; any worker */
-void monitor_leave(struct session *s);   /* it is no monitor any more, or it goes */
+void monitor_feed(const struct call *c);   /* a command ran; any worker */
+void monitor_script(const struct call *c); /* a script begins: before what it calls */
+void monitor_leave(struct session *s);     /* it is no monitor any more, or it goes */
 static inline void monitor_note(const struct call *c)
 {
     if (UNLIKELY(atomic_load_explicit(&c->w->cmd->monitors, memory_order_relaxed) > 0))

@@ -203,6 +203,7 @@ static void run_locked(struct script_worker *sw, struct compiled *k, struct call
     run->read_only = is_read_only(c->cmd) || k->script->flags & SCRIPT_NO_WRITES;
     run->begin_us = LIKELY(sw->w->mono_us != 0) ? sw->w->mono_us : clock_mono_us();
     sw->run = run;
+    monitor_script(c);
     atomic_store_explicit(&sw->wrote, false, memory_order_relaxed);
     atomic_store_explicit(&sw->kill, false, memory_order_relaxed);
     script_lua_begin(sw);

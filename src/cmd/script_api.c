@@ -180,7 +180,8 @@ static int call_command(lua_State *L, bool raise)
                        .argc = argc,
                        .argv = sw->argv,
                        .now_ms = run->c->now_ms,
-                       .in_exec = true};
+                       .in_exec = true,
+                       .in_script = true};
     if (UNLIKELY(!keys_resolve(sw, L, &sub)))
         return fail_counted(sw, L, raise, "ERR a key of this script could not be had");
     if (UNLIKELY(sw->out.head != NULL)) /* what an error of Lua's left there */

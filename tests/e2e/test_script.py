@@ -344,3 +344,13 @@ def test_appendonly(tiercel):
     t.kill9()
     t.start()
     assert t.call("MGET", "a", "b", "c") == [b"50"] * 3
+
+
+def test_monitor(tiercel):
+    t = tiercel(threads=2)
+    with t.raw() as m, t.raw() as c:
+        assert m.call("MONITOR") == b"+OK\r\n"
+        c.call("EVAL", "return redis.call('set', KEYS[1], ARGV[1])", "1", "k", "v")
+        c.call("PING")
+        lines = [m.read_reply() for _ in range(3)]
+    assert [b'"EVAL"' in lines[0], b" [0 lua] \"set\" \"k\" \"v\"" in lines[1], b'"PING"' in lines[2]] == [True] * 3, lines
