@@ -332,7 +332,7 @@ static bool start(struct server *sv, const char *executable, char err[256])
         conf_assign(sv, "maxclients", maxclients);
     if (!make_tiers(sv, threads, err))
         return false;
-    struct cmd_server_ops ops = {on_shutdown_command, sv};
+    struct cmd_server_ops ops = {.shutdown = on_shutdown_command, .arg = sv, .serve_while_busy = net_serve_while_busy};
     sv->cmd = cmd_create(sv->tier, sv->conf, &ops);
     sv->cmd->tcp_port = net_port(sv->net);
     sv->cmd->executable = executable;

@@ -21,12 +21,17 @@ struct latency;
 struct pubsub;
 struct warm;
 struct persist;
+struct scripts;
+struct script_worker;
+struct lockset;
 
 /* What main offers to commands that act on the whole process. */
 struct cmd_server_ops {
     /* SHUTDOWN: starts an orderly stop. Any worker's thread. */
     void (*shutdown)(void *arg, bool save, bool now);
     void *arg;
+    /* A script takes long: answers those of the worker's clients that can be answered meanwhile. May be NULL. */
+    void (*serve_while_busy)(struct worker *w);
 };
 
 struct cmd {
@@ -56,6 +61,8 @@ struct cmd {
     struct pubsub *pubsub;
     struct warm *warm;
     struct persist *persist;
+    struct scripts *scripts;  /* script.c */
+    _Atomic int slow_scripts; /* over busy-reply-threshold: nobody waits for what they have locked */
 };
 
 #define CMD_HIST_BUCKETS 32 /* powers of two in microseconds, as LATENCY HISTOGRAM shows them */
@@ -73,11 +80,13 @@ struct cmd_worker {
     struct cmd_stat *stat;  /* [command_count] */
     struct errstat *errors; /* error codes seen, for INFO errorstats (errstat.c) */
     struct pubsub_worker *pubsub;
-    struct dispatch_scratch *scratch; /* dispatch.c */
-    struct chain_pool replies;        /* of the sessions' `out` */
-    const struct request *ahead;      /* what runs, while it is in the reader's hands: its key may be hashed */
-    struct buf ready;                 /* struct key: what somebody may wait for, of this command (block.c) */
-    struct buf locked;                /* uint32_t: shards locked to serve those (block.c) */
+    struct dispatch_scratch *scratch;     /* dispatch.c */
+    struct chain_pool replies;            /* of the sessions' `out` */
+    const struct request *ahead;          /* what runs, while it is in the reader's hands: its key may be hashed */
+    struct script_worker *_Atomic script; /* its worker's; figures and SCRIPT KILL look at it */
+    const struct lockset *locks;          /* within EXEC: its own */
+    struct buf ready;                     /* struct key: what somebody may wait for, of this command (block.c) */
+    struct buf locked;                    /* uint32_t: shards locked to serve those (block.c) */
 };
 
 /* Before the loops run; the main thread. */

@@ -37,7 +37,8 @@ enum command_flags {
     CMD_SERVER = 1 << 25,     /* about this server or connection: never passed to an upstream */
     CMD_NEAR = 1 << 26,       /* a read of strings that a kept copy of an upstream key can answer */
     CMD_CONTAINER = 1 << 27,  /* has subcommands */
-    CMD_DEBUG_ONLY = 1 << 28  /* not in COMMAND's list */
+    CMD_DEBUG_ONLY = 1 << 28, /* not in COMMAND's list */
+    CMD_SCRIPT = 1 << 29      /* runs a script */
 };
 
 enum command_group {

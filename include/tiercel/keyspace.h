@@ -41,6 +41,8 @@ struct call {
     bool suspended;        /* set by call_suspend(): the reply comes later */
     struct rcbuf *packed;  /* the value argument compressed before the locks were taken, or NULL */
     int packed_arg;
+    bool in_script;       /* called by one */
+    bool oom, unwritable; /* to scripts: memory was full when it came, the disk could not be written */
 };
 
 /* ---- replies that are errors (counted in errorstats) ---- */

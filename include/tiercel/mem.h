@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "tiercel/check.h"
 #include "tiercel/object.h"
 #include "tiercel/slice.h"
 
@@ -106,6 +107,13 @@ static inline void mem_lock(struct mem_shard *s)
 {
     pthread_mutex_lock(&s->lock);
 }
+/* The same, but while somebody else has the lock, *give_up is looked at: not 0, and it is false. For those who have
+ * a client to tell. */
+bool mem_lock_waiting(struct mem_shard *s, const _Atomic int *give_up);
+static inline bool mem_lock_unless(struct mem_shard *s, const _Atomic int *give_up)
+{
+    return LIKELY(pthread_mutex_trylock(&s->lock) == 0) || mem_lock_waiting(s, give_up);
+}
 static inline bool mem_trylock(struct mem_shard *s)
 {
     return pthread_mutex_trylock(&s->lock) == 0;
@@ -115,6 +123,7 @@ static inline void mem_unlock(struct mem_shard *s)
     pthread_mutex_unlock(&s->lock);
 }
 void mem_lock_all(struct mem *m);
+bool mem_lock_all_unless(struct mem *m, const _Atomic int *give_up);
 void mem_unlock_all(struct mem *m);
 
 /* ---- table ---- */

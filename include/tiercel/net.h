@@ -28,6 +28,8 @@ void net_worker_stop(struct worker *w, int64_t drain_ms, void (*closed)(struct w
 /* Closes the sockets and unlinks the UNIX socket. After the loops ended. */
 void net_close(struct net *net);
 int net_port(const struct net *net); /* the port really bound */
+/* A script keeps the worker's loop from turning: what can be done meanwhile. The worker's thread, from within that. */
+void net_serve_while_busy(struct worker *w);
 /* A worker's periodic work (timeouts, maxmemory-clients), `hz` times a second. */
 void net_worker_tick(struct worker *w);
 

@@ -96,6 +96,9 @@ void session_note_keys(struct session *s, struct request *reqs, int n);
 void session_prefetch(struct worker *w, const struct request *reqs, int n);
 /* Runs the request now, or queues a copy of it. Replies go to s->out. The caller keeps `req`. */
 void session_feed(struct session *s, const struct request *req);
+/* The net layer's, while a script keeps the worker's loop from turning, for a session for which nothing waits: answers
+ * what can be answered then, mostly that the server is busy. false: nothing was done. */
+bool session_feed_busy(struct session *s, const struct request *req);
 /* The net layer's, after output was written: goes on with requests that waited for room there. */
 #define SESSION_OUT_MAX (1 << 20) /* replies not taken: waiting requests do not run beyond it */
 void session_resume(struct session *s);

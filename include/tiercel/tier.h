@@ -226,6 +226,10 @@ enum status tier_fault(struct worker *w, struct tier_request *req, bool urgent);
  * waiting. The worker's thread, no lock held. true: resolving it again is worth it. */
 bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need need);
 
+/* The key's shard and perhaps others are locked, and what runs cannot be stopped any more: reads it from disk now. false:
+ * it could not be read. */
+bool tier_fault_now_locked(struct worker *w, struct mem_shard *shard, const struct key *key);
+
 /* What the disk has of a key, for one request that only reads it: in a full memory something else
  * would have to go for it. The owner frees `obj`. */
 struct tier_copy {

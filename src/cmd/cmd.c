@@ -45,12 +45,14 @@ struct cmd *cmd_create(struct tier *tier, struct conf *conf, const struct cmd_se
     cmd->pubsub = pubsub_create();
     cmd->warm = warm_create(tier);
     cmd->persist = persist_create(cmd);
+    cmd->scripts = scripts_create();
     notify_conf_changed(cmd, conf);
     return cmd;
 }
 
 void cmd_destroy(struct cmd *cmd)
 {
+    scripts_destroy(cmd->scripts);
     persist_destroy(cmd->persist);
     warm_destroy(cmd->warm);
     pubsub_destroy(cmd->pubsub);
@@ -84,6 +86,7 @@ void cmd_worker_deinit(struct worker *w)
     struct cmd_worker *cw = w->cmd_worker;
 
     pubsub_worker_deinit(w);
+    script_worker_deinit(w);
     dispatch_deinit(w);
     errstat_destroy(cw->errors);
     buf_deinit(&cw->ready);

@@ -62,6 +62,7 @@ struct parked {
     void *ops_arg;
     struct block *block; /* it has waited for a key, and runs again (block.c) */
     struct chain reply;
+    struct buf *more; /* a script's keys that are not among its arguments, as they were found (script.c) */
 };
 struct block;
 
@@ -91,18 +92,23 @@ int dispatch_keys(struct worker *w, const struct command *cmd, int argc, const s
 int dispatch_key_count(const struct command *cmd, int argc); /* an upper bound */
 const struct command *dispatch_find(int argc, const struct slice *argv);
 enum tier_need dispatch_need(const struct worker *w, enum key_access access);
-/* Locks the shards of all keys, in order; `all` locks every shard. */
+/* Locks the shards of all keys, in order; `all` locks every shard. false: a script has some of them and takes too
+ * long; nothing is locked, and SCRIPT_BUSY is to be replied. */
 struct lockset {
     bool all;
     int n;
     uint32_t *shard;
 };
-void dispatch_lock(struct worker *w, struct lockset *set, const struct call_key *keys, int nkeys, bool all);
+bool dispatch_lock(struct worker *w, struct lockset *set, const struct call_key *keys, int nkeys, bool all);
 void dispatch_unlock(struct worker *w, struct lockset *set);
 /* Under the locks. ST_PENDING, or the failure of a wait. */
 enum status dispatch_resolve(struct worker *w, struct call_key *keys, int nkeys, const struct tier_wait *waits);
 /* Runs a resolved command with its statistics; its reply goes to c->r. */
 void dispatch_call(struct call *c);
+/* Its statistics; it began then. */
+void dispatch_ran(struct call *c, int64_t start_us);
+/* Its keys could not be resolved, and nothing is locked: try again? */
+bool dispatch_resolve_again(struct call *c, enum status st, bool *tried);
 void dispatch_fault_error(struct call *c, enum status st);
 void dispatch_deinit(struct worker *w);
 void *dispatch_scratch_keys(struct worker *w, int n);
@@ -117,8 +123,9 @@ size_t multi_bytes(const struct session *s);
 void multi_discard(struct session *s); /* forgets commands and watches (RESET, a client that went) */
 void multi_destroy(struct session *s);
 int multi_exec_keys(struct session *s, struct call_key *keys, int max, bool *all);
-void watch_touch_db(struct worker *w, int db); /* all shards locked: before a flush or swap of this database */
-void watch_rehash(struct worker *w);           /* all shards locked: after it */
+bool multi_needs_all_shards(const struct command *cmd); /* walks or changes the whole key space */
+void watch_touch_db(struct worker *w, int db);          /* all shards locked: before a flush or swap of this database */
+void watch_rehash(struct worker *w);                    /* all shards locked: after it */
 /* tier.change, arg = struct cmd *. */
 void cmd_key_changed(void *arg, const struct key *key, enum tier_change why);
 
@@ -150,8 +157,9 @@ static inline void ks_notify(struct call *c, int i, enum conf_notify event_class
 bool command_arg_is_secret(const struct slice *argv, int i);
 
 /* ---- MONITOR (monitor.c) ---- */
-void monitor_feed(const struct call *c); /* a command ran; any worker */
-void monitor_leave(struct session *s);   /* it is no monitor any more, or it goes */
+void monitor_feed(const struct call *c);   /* a command ran; any worker */
+void monitor_script(const struct call *c); /* a script begins: before what it calls */
+void monitor_leave(struct session *s);     /* it is no monitor any more, or it goes */
 static inline void monitor_note(const struct call *c)
 {
     if (UNLIKELY(atomic_load_explicit(&c->w->cmd->monitors, memory_order_relaxed) > 0))
@@ -214,6 +222,25 @@ void block_rehash(struct worker *w);
 /* session.c's, for a request that has waited and runs again: */
 bool block_is_over(struct parked *p); /* it was told to end meanwhile: completed */
 void block_end(struct parked *p);     /* it has its answer, or its client is gone */
+
+/* ---- scripts (script.c) ---- */
+struct scripts *scripts_create(void);
+void scripts_destroy(struct scripts *ss);
+void script_worker_deinit(struct worker *w);
+/* EVAL and its kin, but within EXEC. */
+enum dispatch_rc script_eval(struct call *c);
+bool script_wants_all(struct worker *w, const struct command *cmd, int argc, const struct slice *argv);
+void script_prepare(struct parked *p); /* dispatch_prepare() of such a request */
+void script_forget(struct parked *p);
+enum script_kill { SCRIPT_KILL_NONE, SCRIPT_KILL_WRITTEN, SCRIPT_KILL_DONE };
+/* whatever: even those that have written (a SHUTDOWN that does not save). Any thread. */
+enum script_kill script_kill(const struct cmd *cmd, bool whatever);
+struct script_figures {
+    int64_t scripts, bytes, vm_bytes;
+};
+void script_figures(const struct cmd *cmd, struct script_figures *f); /* any thread */
+int cmd_eval_keys(int argc, const struct slice *argv, int *pos, int max);
+#define SCRIPT_BUSY "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."
 
 /* ---- an upstream behind us (forward.c) ---- */
 enum forward_route { ROUTE_LOCAL, ROUTE_NEAR, ROUTE_WRITE_LINK, ROUTE_PIN };
@@ -282,6 +309,8 @@ void cmd_reply_help(struct call *c, const char *const *lines);
 
 /* ---- what commands on keys share (string.c, generic.c, list.c) ---- */
 
+/* An error that is replied by other means, in the statistics. */
+void call_count_error(struct call *c, const char *text);
 /* ERR wrong number of arguments for '...' command: for what an arity cannot say. */
 void cmd_reply_bad_arity(struct call *c);
 /* ERR invalid expire time in '...' command. */

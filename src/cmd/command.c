@@ -221,7 +221,7 @@ uint32_t command_categories(const struct command *cmd)
     uint32_t cat = cmd->acl;
     if (cmd->flags & CMD_WRITE)
         cat |= CAT_WRITE;
-    if (cmd->flags & CMD_READONLY)
+    if (cmd->flags & CMD_READONLY && !(cat & CAT_SCRIPTING))
         cat |= CAT_READ;
     if (cmd->flags & CMD_ADMIN)
         cat |= CAT_ADMIN | CAT_DANGEROUS;

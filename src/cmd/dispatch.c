@@ -145,6 +145,10 @@ void dispatch_prepare(struct parked *p)
     struct call_key *keys;
     int n;
 
+    if (cmd->flags & CMD_SCRIPT) {
+        script_prepare(p);
+        return;
+    }
     if (cmd->id == CMDID_exec) {
         bool all;
         n = multi_exec_keys(p->s, NULL, 0, &all);
@@ -172,16 +176,14 @@ static int shard_compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-void dispatch_lock(struct worker *w, struct lockset *set, const struct call_key *keys, int nkeys, bool all)
+bool dispatch_lock(struct worker *w, struct lockset *set, const struct call_key *keys, int nkeys, bool all)
 {
     struct mem *m = w->tier->mem;
     struct dispatch_scratch *sc = w->cmd_worker->scratch;
 
     *set = (struct lockset){.all = all};
-    if (all) {
-        mem_lock_all(m);
-        return;
-    }
+    if (all)
+        return mem_lock_all_unless(m, &w->cmd->slow_scripts);
     if (nkeys > sc->locks_cap) {
         sc->locks_cap = nkeys;
         sc->locks.shard = mem_realloc(MEM_OTHER, sc->locks.shard, (size_t)nkeys * sizeof(uint32_t));
@@ -194,8 +196,14 @@ void dispatch_lock(struct worker *w, struct lockset *set, const struct call_key 
     for (int i = 0; i < nkeys; i++)
         if (i == 0 || set->shard[i] != set->shard[i - 1])
             set->shard[set->n++] = set->shard[i];
-    for (int i = 0; i < set->n; i++)
-        mem_lock(&m->shard[set->shard[i]]);
+    for (int i = 0; i < set->n; i++) {
+        if (LIKELY(mem_lock_unless(&m->shard[set->shard[i]], &w->cmd->slow_scripts)))
+            continue;
+        set->n = i;
+        dispatch_unlock(w, set);
+        return false;
+    }
+    return true;
 }
 
 void dispatch_unlock(struct worker *w, struct lockset *set)
@@ -281,13 +289,20 @@ void dispatch_call(struct call *c)
 
     c->s->last_cmd = c->cmd;
     c->cmd->run(c);
-    int64_t end = clock_mono_us();
-    account(c, end - start);
-    if (LIKELY(w->mono_us != 0))
-        w->mono_us = end;
+    dispatch_ran(c, start);
     monitor_note(c);
     if (c->cmd->flags & CMD_WRITE)
         session_wrote(c->s, tier_sync_since(w));
+}
+
+void dispatch_ran(struct call *c, int64_t start_us)
+{
+    struct worker *w = c->w;
+    int64_t end = clock_mono_us();
+
+    account(c, end - start_us);
+    if (LIKELY(w->mono_us != 0))
+        w->mono_us = end;
 }
 
 void dispatch_fault_error(struct call *c, enum status st)
@@ -295,6 +310,7 @@ void dispatch_fault_error(struct call *c, enum status st)
     const char *text = c->parked ? c->parked->treq.error : "";
 
     switch (st) {
+    case ST_BUSY: call_error(c, SCRIPT_BUSY); break;
     case ST_TIMEOUT: call_error(c, "UPSTREAMTIMEOUT the upstream did not answer in time"); break;
     case ST_BAD: /* its own words: LOADING, NOPERM, ... */
         call_errorf(c, "%s", text[0] ? text : "ERR the upstream refused the request");
@@ -372,6 +388,11 @@ static bool resolve_again(struct call *c, enum status st, bool *tried, struct ti
     return true;
 }
 
+bool dispatch_resolve_again(struct call *c, enum status st, bool *tried)
+{
+    return resolve_again(c, st, tried, NULL);
+}
+
 static enum dispatch_rc run_on_keys(struct call *c)
 {
     struct worker *w = c->w;
@@ -386,7 +407,10 @@ static enum dispatch_rc run_on_keys(struct call *c)
         tier_group_begin(w);
     do {
         c->nkeys = n ? dispatch_keys(w, c->cmd, c->argc, c->argv, c->s->db, c->keys, n) : 0;
-        dispatch_lock(w, &set, c->keys, c->nkeys, c->cmd->flags & CMD_ALL_SHARDS);
+        if (UNLIKELY(!dispatch_lock(w, &set, c->keys, c->nkeys, c->cmd->flags & CMD_ALL_SHARDS))) {
+            st = ST_BUSY;
+            break;
+        }
         st = dispatch_resolve(w, c->keys, c->nkeys, waits);
         if (LIKELY(st == ST_OK))
             break;
@@ -451,7 +475,10 @@ static enum dispatch_rc run_on_one_key(struct call *c)
     do {
         one_key_init(c, &k);
         shard = mem_shard_of(w->tier->mem, k.key.hash);
-        mem_lock(shard);
+        if (UNLIKELY(!mem_lock_unless(shard, &w->cmd->slow_scripts))) {
+            st = ST_BUSY;
+            break;
+        }
         if (UNLIKELY(copy.obj != NULL) && tier_copy_is_current_locked(w, shard, &k.key, &copy)) {
             k.obj = copy.obj;
             st = ST_OK;
@@ -643,7 +670,7 @@ static int64_t paused_ms(const struct call *c)
         return 0;
     if (c->cmd && (c->cmd->id == CMDID_client_unpause || c->cmd->id == CMDID_client_pause))
         return 0;
-    bool writes = !c->cmd || c->cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || c->cmd->id == CMDID_exec;
+    bool writes = !c->cmd || c->cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE | CMD_SCRIPT) || c->cmd->id == CMDID_exec;
     if (!atomic_load(&cmd->pause_all) && !writes)
         return 0;
     return until - c->now_ms < PAUSE_STEP_MS ? until - c->now_ms : PAUSE_STEP_MS;
@@ -670,6 +697,18 @@ static enum dispatch_rc disk_refuses(struct call *c)
     return reject(c);
 }
 
+/* While a script takes too long, only what needs no key. */
+static bool runs_while_busy(const struct command *cmd)
+{
+    switch (cmd->id) {
+    case CMDID_discard: /* they let go of watched keys, under locks */
+    case CMDID_unwatch:
+    case CMDID_watch:
+    case CMDID_reset: return false;
+    default: return cmd->flags & CMD_ALLOW_BUSY && cmd->access == KEY_NONE;
+    }
+}
+
 static enum dispatch_rc process(struct call *c)
 {
     struct session *s = c->s;
@@ -681,6 +720,11 @@ static enum dispatch_rc process(struct call *c)
         return reject(c);
     if (UNLIKELY(c->cmd && !allowed(c)))
         return reject(c);
+    if (UNLIKELY(atomic_load_explicit(&c->w->cmd->slow_scripts, memory_order_relaxed) != 0) && c->cmd &&
+        !runs_while_busy(c->cmd)) {
+        refuse(c, SCRIPT_BUSY);
+        return reject(c);
+    }
     int64_t pause = paused_ms(c);
     if (UNLIKELY(pause > 0))
         return wait_again(c, pause);
@@ -690,20 +734,22 @@ static enum dispatch_rc process(struct call *c)
             return forward_send(c, route);
         if (!known(c))
             return reject(c);
-    } else if (c->cmd->flags & CMD_DENYOOM || c->cmd->id == CMDID_exec) {
+    } else if (c->cmd->flags & (CMD_DENYOOM | CMD_SCRIPT) || c->cmd->id == CMDID_exec) {
         enum status st = tier_make_room(c->w);
         if (LIKELY(c->w->mono_us != 0)) /* evicting is not the time of the command that follows */
             c->w->mono_us = clock_mono_us();
         if (UNLIKELY(st == ST_PENDING) && !(s->flags & SESSION_MULTI))
             return wait_again(c, 0);
-        if (UNLIKELY(st == ST_FULL && c->cmd->id != CMDID_exec)) {
+        c->oom = st == ST_FULL;
+        if (UNLIKELY(c->oom && c->cmd->id != CMDID_exec && !(c->cmd->flags & CMD_SCRIPT))) {
             call_error(c, "OOM command not allowed when used memory > 'maxmemory'.");
             return reject(c);
         }
     }
-    if (c->cmd->flags & CMD_WRITE || c->cmd->id == CMDID_exec) {
+    if (c->cmd->flags & (CMD_WRITE | CMD_SCRIPT) || c->cmd->id == CMDID_exec) {
         enum status st = tier_may_write(c->w);
-        if (UNLIKELY(st == ST_IO))
+        c->unwritable = st == ST_IO;
+        if (UNLIKELY(c->unwritable) && !(c->cmd->flags & CMD_SCRIPT))
             return disk_refuses(c);
         if (UNLIKELY(st == ST_PENDING) && (!(s->flags & SESSION_MULTI) || c->cmd->id == CMDID_exec))
             return wait_again(c, 0);
@@ -714,6 +760,8 @@ static enum dispatch_rc process(struct call *c)
     }
     if (UNLIKELY(c->cmd->id == CMDID_exec))
         return multi_exec(c);
+    if (c->cmd->flags & CMD_SCRIPT)
+        return script_eval(c);
     return LIKELY(has_one_key(c)) ? run_on_one_key(c) : run_on_keys(c);
 }
 

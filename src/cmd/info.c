@@ -126,19 +126,13 @@ static void section_clients(struct info *in)
 
 static void section_memory(struct info *in)
 {
-    static const char *const none1[] = {"used_memory_lua", "used_memory_vm_eval", NULL};
-    static const char *const none2[] = {"used_memory_scripts_eval",
-                                        "number_of_cached_scripts",
-                                        "number_of_functions",
-                                        "number_of_libraries",
-                                        "used_memory_vm_functions",
-                                        "used_memory_vm_total",
-                                        NULL};
-    static const char *const none3[] = {"used_memory_functions", "used_memory_scripts", NULL};
+    static const char *const none[] = {"number_of_functions", "number_of_libraries", "used_memory_vm_functions", NULL};
     struct memory_figures f;
+    struct script_figures scripts;
     struct object_lazy lazy;
     int64_t total = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
     memory_figures(in->cmd, &f);
+    script_figures(in->cmd, &scripts);
     object_lazy_figures(&lazy);
     size_field(in, "used_memory", f.used);
     size_field(in, "used_memory_rss", f.rss);
@@ -152,12 +146,17 @@ static void section_memory(struct info *in)
     field(in, "allocator_active", f.used);
     field(in, "allocator_resident", f.rss);
     size_field(in, "total_system_memory", total);
-    zeros(in, none1);
-    human_field(in, "used_memory_lua_human", 0);
-    zeros(in, none2);
-    human_field(in, "used_memory_vm_total_human", 0);
-    zeros(in, none3);
-    human_field(in, "used_memory_scripts_human", 0);
+    field(in, "used_memory_lua", scripts.vm_bytes);
+    field(in, "used_memory_vm_eval", scripts.vm_bytes);
+    human_field(in, "used_memory_lua_human", scripts.vm_bytes);
+    field(in, "used_memory_scripts_eval", scripts.bytes);
+    field(in, "number_of_cached_scripts", scripts.scripts);
+    zeros(in, none);
+    field(in, "used_memory_vm_total", scripts.vm_bytes);
+    human_field(in, "used_memory_vm_total_human", scripts.vm_bytes);
+    field(in, "used_memory_functions", 0);
+    field(in, "used_memory_scripts", scripts.bytes + scripts.vm_bytes);
+    human_field(in, "used_memory_scripts_human", scripts.bytes + scripts.vm_bytes);
     size_field(in, "maxmemory", atomic_load_explicit(&in->c->w->tier->limit.maxmemory, memory_order_relaxed));
     struct buf policy;
     buf_init(&policy, MEM_OTHER);

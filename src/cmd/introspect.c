@@ -439,7 +439,9 @@ static void getkeys(struct call *c, bool with_flags)
     }
     int *pos = mem_alloc(MEM_OTHER, sizeof(int) * (size_t)argc);
     int n = command_keys(cmd, argc, argv, pos, argc);
-    if (n < 0)
+    if (n < 0 && cmd->flags & CMD_NO_MANDATORY_KEYS)
+        reply_array(&c->r, 0);
+    else if (n < 0)
         call_error(c, "ERR Invalid arguments specified for command");
     else
         reply_array(&c->r, n);

@@ -13,9 +13,14 @@
 void call_error(struct call *c, const char *text)
 {
     c->failed = true;
+    call_count_error(c, text);
+    reply_error(&c->r, text);
+}
+
+void call_count_error(struct call *c, const char *text)
+{
     stats_inc(c->w->stats, STAT_total_error_replies);
     errstat_add(c->w, text);
-    reply_error(&c->r, text);
 }
 
 void call_errorf(struct call *c, const char *fmt, ...)

@@ -36,7 +36,8 @@ static void line_write(struct buf *b, const struct call *c)
 {
     int64_t us = clock_wall_us();
 
-    buf_printf(b, "+%lld.%06lld [%d %s]", (long long)(us / 1000000), (long long)(us % 1000000), c->s->db, c->s->addr);
+    buf_printf(b, "+%lld.%06lld [%d %s]", (long long)(us / 1000000), (long long)(us % 1000000), c->s->db,
+               c->in_script ? "lua" : c->s->addr);
     for (int i = 0; i < c->argc; i++) {
         buf_byte(b, ' ');
         quote(b, command_arg_is_secret(c->argv, i) ? SLICE_LIT("(redacted)") : c->argv[i]);
@@ -61,13 +62,11 @@ static void deliver(struct mbox_msg *msg, void *owner)
     mem_free(MEM_OTHER, m);
 }
 
-void monitor_feed(const struct call *c)
+static void feed(const struct call *c)
 {
     struct cmd *cmd = c->w->cmd;
     struct buf line;
 
-    if (c->cmd->flags & (CMD_SKIP_MONITOR | CMD_ADMIN))
-        return;
     buf_init(&line, MEM_OTHER);
     line_write(&line, c);
     for (int i = 0; i < cmd->nworkers; i++) {
@@ -81,6 +80,18 @@ void monitor_feed(const struct call *c)
         mbox_post(w->mbox, &m->msg);
     }
     buf_deinit(&line);
+}
+
+void monitor_feed(const struct call *c)
+{
+    if (!(c->cmd->flags & (CMD_SKIP_MONITOR | CMD_ADMIN)))
+        feed(c);
+}
+
+void monitor_script(const struct call *c)
+{
+    if (atomic_load_explicit(&c->w->cmd->monitors, memory_order_relaxed) > 0)
+        feed(c);
 }
 
 void monitor_leave(struct session *s)

@@ -263,7 +263,7 @@ void cmd_discard(struct call *c)
     reply_simple(&c->r, "OK");
 }
 
-static bool needs_all_shards(const struct command *cmd)
+bool multi_needs_all_shards(const struct command *cmd)
 {
     return cmd->flags & CMD_ALL_SHARDS || cmd->id == CMDID_keys || cmd->id == CMDID_scan || cmd->id == CMDID_randomkey;
 }
@@ -287,7 +287,8 @@ int multi_exec_keys(struct session *s, struct call_key *keys, int max, bool *all
     }
     for (int i = 0; i < m->n; i++) {
         const struct queued *q = &m->cmds[i];
-        *all |= needs_all_shards(q->cmd);
+        *all |= multi_needs_all_shards(q->cmd) ||
+                (q->cmd->flags & CMD_SCRIPT && script_wants_all(s->w, q->cmd, q->argc, q->argv));
         if (q->cmd->id == CMDID_select) {
             int64_t to;
             if (num_parse_i64(q->argv[1], &to) && to >= 0 && to < s->w->conf->databases)
@@ -314,6 +315,8 @@ static void exec_commands(struct call *c, struct call_key *keys)
         struct call sub = {.w = c->w, .s = s, .cmd = q->cmd, .argc = q->argc, .argv = q->argv, .now_ms = c->now_ms};
         sub.r = (struct reply){c->r.out, s->proto};
         sub.in_exec = true;
+        sub.oom = c->oom;
+        sub.unwritable = c->unwritable;
         sub.keys = keys;
         sub.nkeys = dispatch_key_count(q->cmd, q->argc);
         if (sub.nkeys)
@@ -363,7 +366,10 @@ enum dispatch_rc multi_exec(struct call *c)
     tier_group_begin(c->w);
     do {
         int n = max ? multi_exec_keys(s, keys, max, &all) : 0;
-        dispatch_lock(c->w, &set, keys, n, all);
+        if (UNLIKELY(!dispatch_lock(c->w, &set, keys, n, all))) {
+            st = ST_BUSY;
+            break;
+        }
         st = dispatch_resolve(c->w, keys, n, c->parked ? c->parked->waits : NULL);
         if (st == ST_OK)
             break;
@@ -375,6 +381,7 @@ enum dispatch_rc multi_exec(struct call *c)
         if (!dirty) {
             reply_array(&c->r, m->n);
             s->flags &= ~(uint32_t)SESSION_MULTI; /* what runs now is not queued again */
+            c->w->cmd_worker->locks = &set;
             exec_commands(c, keys);
             block_serve(c, &set);
         }
@@ -386,7 +393,10 @@ enum dispatch_rc multi_exec(struct call *c)
     mem_free(MEM_CLIENT, keys);
     if (st == ST_PENDING)
         return DISPATCH_FAULT;
-    if (st != ST_OK) {
+    if (UNLIKELY(st == ST_BUSY)) {
+        call_error(c, "EXECABORT Transaction discarded because of: " SCRIPT_BUSY);
+        multi_discard(s);
+    } else if (st != ST_OK) {
         dispatch_fault_error(c, st);
         multi_discard(s);
     }

@@ -70,7 +70,11 @@ void cmd_shutdown(struct call *c)
     } else if (abort) {
         /* A stop that has begun no longer runs commands, so there is never one to call off. */
         call_error(c, "ERR No shutdown in progress.");
+    } else if (!nosave && atomic_load(&c->w->cmd->slow_scripts) != 0) {
+        call_error(c, SCRIPT_BUSY);
     } else {
+        if (nosave)
+            script_kill(c->w->cmd, true);
         /* The answer is the closed connection. */
         call_suspend(c, &shutdown_ops, NULL);
         ops->shutdown(ops->arg, !nosave, now);

@@ -210,6 +210,37 @@ void mem_db_swap_locked(struct mem *m, unsigned a, unsigned b)
     atomic_store(&m->db[b].expires, expires);
 }
 
+#define LOCK_STEP_NS 20000000L
+
+bool mem_lock_waiting(struct mem_shard *s, const _Atomic int *give_up)
+{
+    struct timespec until;
+
+    do {
+        if (UNLIKELY(atomic_load_explicit(give_up, memory_order_relaxed) != 0))
+            return false;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += LOCK_STEP_NS;
+        if (until.tv_nsec >= 1000000000L) {
+            until.tv_nsec -= 1000000000L;
+            until.tv_sec++;
+        }
+    } while (pthread_mutex_timedlock(&s->lock, &until) != 0);
+    return true;
+}
+
+bool mem_lock_all_unless(struct mem *m, const _Atomic int *give_up)
+{
+    for (unsigned i = 0; i < m->shards; i++) {
+        if (LIKELY(mem_lock_unless(&m->shard[i], give_up)))
+            continue;
+        while (i-- > 0)
+            mem_unlock(&m->shard[i]);
+        return false;
+    }
+    return true;
+}
+
 void mem_lock_all(struct mem *m)
 {
     for (unsigned i = 0; i < m->shards; i++)

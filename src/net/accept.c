@@ -163,6 +163,12 @@ static void on_connection(uv_poll_t *poll, int status, int events)
     }
 }
 
+void net_accept_now(struct net_worker *nw)
+{
+    for (int i = 0; i < nw->nlisteners; i++)
+        on_connection(&nw->listeners[i].poll, 0, 0);
+}
+
 /* ---- start --------------------------------------------------------------------------------- */
 
 static void turn_begin(struct net_worker *nw)

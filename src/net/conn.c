@@ -480,7 +480,8 @@ void conn_run_small(struct net_worker *nw)
     w->mono_us = clock_mono_us();
     for (int i = 0; i < nw->nsmall; i++) {
         struct conn *c = nw->small[i].c;
-        if (!c->s) /* closed by one before it */
+        nw->small[i].c = NULL;
+        if (!c || !c->s) /* closed by one before it, or answered while that ran */
             continue;
         one.reqs = &nw->small_req[i];
         one.n = 1;

@@ -122,6 +122,7 @@ int64_t net_raise_fd_limit(int64_t clients);
 /* ---- accept.c ---- */
 void net_handle_closed(struct net_worker *nw); /* from every uv_close() callback */
 void net_conn_gone(struct net_worker *nw);     /* from conn_close(), as its last act but uv_close() */
+void net_accept_now(struct net_worker *nw);
 void net_start_idle(struct net_worker *nw);
 
 /* ---- conn.c ---- */

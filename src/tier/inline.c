@@ -7,6 +7,7 @@
 struct inline_read {
     struct disk_read rd;
     struct object *found;
+    enum status failed;
 };
 
 static void inline_read_done(struct disk_read *rd, enum status st, const struct disk_record *rec)
@@ -14,7 +15,8 @@ static void inline_read_done(struct disk_read *rd, enum status st, const struct 
     struct inline_read *ir = LIST_ENTRY(rd, struct inline_read, rd);
 
     if (st == ST_OK)
-        (void)object_parse(rec->type, &rd->key, rec->payload, rec->expire_ms, rec->origin, &ir->found);
+        st = object_parse(rec->type, &rd->key, rec->payload, rec->expire_ms, rec->origin, &ir->found);
+    ir->failed = st;
 }
 
 /* The key is on disk, and has no entry in memory. */
@@ -96,6 +98,41 @@ bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need n
         return false;
     if (!install_inline(w, shard, key, o, block))
         object_free(o);
+    return true;
+}
+
+bool tier_fault_now_locked(struct worker *w, struct mem_shard *shard, const struct key *key)
+{
+    struct tier *t = w->tier;
+    struct inline_read ir = {.rd = {.key = *key, .done = inline_read_done}};
+    mem_slot *slot = mem_find_locked(t->mem, shard, key);
+    bool has_expire;
+
+    if (!t->disk || t->has_upstream)
+        return false;
+    if (slot) { /* others wait for it already: they look again, and the fetch changes nothing */
+        struct residency *r = mem_object(*slot)->type == OBJ_RESIDENCY ? residency_of(mem_object(*slot)) : NULL;
+        if (!r || !r->fetching)
+            return true;
+        r->refs++;
+        residency_detach_locked(t, shard, r);
+        tier_wake_waiters_locked(w, r, ST_OK, NULL);
+        residency_unref(r);
+    }
+    if (!disk_find_locked(t->disk, key->hash, &ir.rd.block, &has_expire))
+        return true;
+    ir.rd.incarnation = atomic_load_explicit(&t->mem->full_inc[key->inc], memory_order_relaxed);
+    stats_inc(w->stats, STAT_tier_disk_reads_at_once);
+    disk_read_now(t->disk, &ir.rd);
+    if (!ir.found) {
+        if (ir.failed != ST_IO && disk_drop_locked(t->disk, key->hash, ir.rd.block))
+            mem_db_count(t->mem, key->db, -1, has_expire ? -1 : 0);
+        return ir.failed != ST_IO;
+    }
+    tier_access_init(t, ir.found, w->now_ms);
+    tier_learn_size(t, ir.found);
+    tier_count_disk_hit(w, ir.found, true);
+    mem_insert_locked(t->mem, shard, key->hash, ir.found);
     return true;
 }
 

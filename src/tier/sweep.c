@@ -61,7 +61,8 @@ static bool sweep_shard(struct worker *w, int64_t until_us, size_t *seen, size_t
     bool wrapped = false;
 
     while (!wrapped) {
-        mem_lock(shard);
+        if (pthread_mutex_trylock(&shard->lock) != 0) /* a script may have it for long: another time */
+            return false;
         size_t n = mem_sweep_locked(t->mem, shard, SWEEP_BUCKETS, w->now_ms, batch, SWEEP_BATCH, seen, &wrapped);
         for (size_t i = 0; i < n; i++)
             remove_due_locked(w, shard, batch[i]);

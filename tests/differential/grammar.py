@@ -3,6 +3,7 @@
 What depends on the clock is drawn so that both servers must agree: an expiry is a minute or
 more away, or over already, and two relative ones are never close to one another.
 """
+import hashlib
 import random
 
 import bits
@@ -29,6 +30,30 @@ SAFE_TYPES = "sifclze"
 # y: sorted sets of one score only; w: small ones, for ranges by lex without LIMIT: of others Redis promises
 # nothing; q: strings.
 PURE_TYPES = "xywq"
+# Lua, kinds of its keys, makers of its arguments (v: any value, n: a number, k: a key that is not in KEYS).
+SCRIPTS = [
+    (b"return redis.call('get', KEYS[1])", "s", ""),
+    (b"return redis.call('set', KEYS[1], ARGV[1])", "s", "v"),
+    (b"return redis.call('incrby', KEYS[1], ARGV[1])", "i", "n"),
+    (b"local n = redis.call('incr', KEYS[1]) if n == 1 then redis.call('expire', KEYS[1], 100000) end if n > tonumber(ARGV[1]) then "
+     b"return 0 end return n", "i", "n"),
+    (b"if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end", "s", "v"),
+    (b"local v = redis.call('lpop', KEYS[1]) if v then redis.call('rpush', KEYS[2], v) end return v", "ll", ""),
+    (b"for i = 1, #KEYS do redis.call('append', KEYS[i], ARGV[i]) end return redis.call('mget', unpack(KEYS))", "sss", "vvv"),
+    (b"return {redis.call('type', KEYS[1]), redis.call('exists', KEYS[2]), redis.call('llen', KEYS[3])}", "sll", ""),
+    (b"local r = redis.pcall('incr', KEYS[1]) if type(r) == 'table' then return r.err end return r", "s", ""),
+    (b"redis.call('set', KEYS[1], ARGV[1]) redis.call('rename', KEYS[1], KEYS[2]) return redis.call('strlen', KEYS[2])", "ss", "v"),
+    (b"redis.call('del', unpack(KEYS)) return redis.call('rpush', KEYS[1], unpack(ARGV))", "ll", "vvn"),
+    (b"return redis.call('copy', KEYS[1], KEYS[2], 'replace')", "ss", ""),
+    (b"local a, b = KEYS[1], KEYS[2] return {redis.call('getset', a, ARGV[1]), redis.call('get', b)}", "ss", "v"),
+    (b"return redis.call('get', ARGV[1])", "", "k"),
+    (b"redis.call('append', ARGV[1], ARGV[3]) return redis.call('mget', ARGV[1], ARGV[2])", "", "kkv"),
+    (b"redis.call('select', ARGV[1]) redis.call('incr', KEYS[1]) return redis.call('get', ARGV[2])", "i", "dk"),
+    (b"return {#redis.call('keys', 'i*'), redis.call('exists', ARGV[1])}", "", "k"),
+    (b"redis.setresp(3) return {redis.call('get', KEYS[1]) == nil, cjson.encode(redis.call('lrange', KEYS[2], 0, 5)) ~= nil}", "sl", ""),
+    (b"redis.call('lpush', KEYS[1], ARGV[1]) return nothing", "l", "v"),
+    (b"return cmsgpack.unpack(cmsgpack.pack({ARGV[1], redis.call('strlen', KEYS[1])}))", "s", "n"),
+]
 
 
 def cased(rng, word):
@@ -148,6 +173,17 @@ class Grammar(SortedSets):
             out.append(rng.choice(WORDS))
         return out
 
+    def script(self):
+        rng = self.rng
+        body, kinds, args = rng.choice(SCRIPTS)
+        keys = [self.key(k) for k in kinds]
+        make = {"v": self.small, "n": self.integer, "k": self.any_key, "d": self.db}
+        name = b"EVAL" if rng.random() < 0.8 else b"EVAL_RO"
+        if rng.random() < 0.2:
+            name, body = name.replace(b"EVAL", b"EVALSHA"), hashlib.sha1(body).hexdigest().encode()
+        count = b"%d" % len(keys) if rng.random() < 0.98 else rng.choice((b"-1", b"100", b"x", b"1"))
+        return [name, body, count] + keys + [make[a]() for a in args]
+
     # -- commands
 
     def _table(self):
@@ -226,6 +262,7 @@ class Grammar(SortedSets):
             (6, lambda: [b"KEYS", rng.choice((b"i*", b"l?", b"s[0-9]", b"*", b"c\\*", b"[^s]*", b"nothing"))]),
             (3, lambda: [b"RANDOMKEY"]),
             (12, lambda: [b"SELECT", self.odd_db()]),
+            (40, self.script),
             (2, lambda: [b"ECHO", self.value()]),
             (2, lambda: [b"PING"] + [self.small()] * rng.randint(0, 1)),
             (1, lambda: [rng.choice((b"NOSUCH", b"GETT", b"", b"object", b"lpushy\r\nx"))] + many(self.small)),

@@ -133,6 +133,10 @@ static void test_key_positions(void **state)
     check_keys("georadius k 1 2 3 m", "1");
     check_keys("georadius k 1 2 3 m store d withdist storedist e", "1 7 10");
     check_keys("georadiusbymember_ro k m 3 m store d", "1");
+    check_keys("eval x 2 a b c", "3 4");
+    check_keys("eval_ro x 0 a", "");
+    check_keys("evalsha x 3 a b", "bad");
+    check_keys("eval x y a b", "bad");
 }
 
 static void test_at_most_max_keys(void **state)
