@@ -191,6 +191,8 @@ uint64_t disk_settled_event(const struct disk *d);
 /* The events of this thread between the two are atomic. Begin before any shard lock is
  * taken (it may wait, shortly, for a commit to be put together), end after they were let go. */
 void disk_group_begin(struct disk *d);
+/* The same, if it need not wait for a commit that is being put together; else false. */
+bool disk_group_try(struct disk *d);
 void disk_group_end(struct disk *d);
 
 /* Records the incarnation of a database; durable with the next commit, in order with

@@ -453,6 +453,15 @@ void disk_group_begin(struct disk *d)
     pthread_mutex_unlock(&d->mu);
 }
 
+bool disk_group_try(struct disk *d)
+{
+    pthread_mutex_lock(&d->mu);
+    bool may = !d->taking;
+    d->groups += may;
+    pthread_mutex_unlock(&d->mu);
+    return may;
+}
+
 void disk_group_end(struct disk *d)
 {
     pthread_mutex_lock(&d->mu);

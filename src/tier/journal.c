@@ -145,9 +145,9 @@ void tier_flush_owed(struct worker *w)
 
     if (LIKELY(atomic_load_explicit(&tw->owed_n, memory_order_relaxed) == 0)) /* only this thread adds */
         return;
-    /* What was noted first may be written last: no commit is to come between. */
-    if (!tw->in_group)
-        disk_group_begin(w->tier->disk);
+    /* What was noted first may be written last: no commit is to come between. While one is put together nothing is owed. */
+    if (!tw->in_group && !disk_group_try(w->tier->disk))
+        return;
     pay_noted(tw, w->stats, &tw->serial, &ok);
     if (!tw->in_group)
         disk_group_end(w->tier->disk);

@@ -415,6 +415,12 @@ void disk_group_begin(struct disk *d)
     pthread_mutex_unlock(&d->mu);
 }
 
+bool disk_group_try(struct disk *d)
+{
+    disk_group_begin(d);
+    return true;
+}
+
 void disk_group_end(struct disk *d)
 {
     pthread_mutex_lock(&d->mu);
