@@ -108,7 +108,8 @@ BENCH_OBJS := $(BENCH_SRCS:%.c=$(BUILD)/obj/%.o)
 HIT_RATIO := $(BUILD)/tiercel-hit-ratio
 HIT_RATIO_SRCS := $(sort $(wildcard bench/hit_ratio/*.c))
 HIT_RATIO_OBJS := $(HIT_RATIO_SRCS:%.c=$(BUILD)/obj/%.o)
-UNIT_SRCS := $(sort $(wildcard tests/unit/test_*.c))
+# UNIT_SKIP: names of unit tests to leave out
+UNIT_SRCS := $(filter-out $(UNIT_SKIP:%=tests/unit/test_%.c),$(sort $(wildcard tests/unit/test_*.c)))
 UNIT_BINS := $(UNIT_SRCS:tests/unit/%.c=$(BUILD)/unit/%)
 FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(BUILD)/fuzz/%)

@@ -10,6 +10,8 @@ import pytest
 
 from harness import BINARY, free_port, scaled
 
+pytestmark = pytest.mark.sequential
+
 TOOL = BINARY.parent / "tiercel-bench"
 
 

@@ -3,6 +3,8 @@ import pytest
 
 from rawconn import RespError
 
+pytestmark = pytest.mark.sequential
+
 # Subcommands that redis-server has and this version does not.
 LEFT_OUT = {"client|caching", "client|getredir", "client|tracking", "client|trackinginfo"}
 # Those of later Redis versions: fields of a hash that expire.

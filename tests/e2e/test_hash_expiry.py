@@ -7,6 +7,8 @@ from harness import wait_until
 from rawconn import RespError
 from test_notify import Listener
 
+pytestmark = pytest.mark.sequential
+
 SOON = "60"  # ms
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from harness import Redis, Tiercel
 
+pytestmark = pytest.mark.sequential
+
 SIZES = (1, 7, 200, 3000)
 
 

@@ -271,6 +271,7 @@ BOMBS = ["local t = {} while true do t[#t + 1] = string.rep('x', 1000000) .. #t 
          "return setmetatable({}, {__index = function(t, k) return t[k] end}).x", "while true do collectgarbage('stop') local s = {} for i = 1, 1e8 do s = {s, s} end end"]
 
 
+@pytest.mark.heavy
 def test_bombs(tiercel):
     t = tiercel(threads=2, maxmemory="100mb")
     with t.raw() as c:
@@ -319,6 +320,7 @@ def test_cache(tiercel):
     assert str(t.call("EVALSHA", sha, "0", "x")).startswith("NOSCRIPT")
 
 
+@pytest.mark.heavy
 def test_out_of_memory(tiercel):
     t = tiercel(maxmemory="4mb", maxmemory_policy="noeviction", disk="no")
     c = t.client()

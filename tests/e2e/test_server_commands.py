@@ -10,6 +10,8 @@ from harness import wait_until
 from rawconn import RawConn, RespError, encode
 from test_command import tree
 
+pytestmark = pytest.mark.sequential
+
 
 @pytest.fixture
 def pair(tiercel, redis_server):

@@ -2,7 +2,11 @@
 import random
 import time
 
+import pytest
+
 from rawconn import RespError
+
+pytestmark = pytest.mark.sequential
 
 
 def fill(conn, key, seed):
@@ -29,6 +33,7 @@ def full(conn, key):
     return conn.ask("XINFO", "STREAM", key, "FULL", "COUNT", "0")
 
 
+@pytest.mark.heavy
 def test_dump_and_restore_in_both_directions(tiercel, redis_server):
     with tiercel().raw() as ours, redis_server().raw() as theirs:
         for seed in range(40):

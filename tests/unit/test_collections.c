@@ -224,7 +224,7 @@ static void test_listpack_bytes(void **state)
 static void test_listpack_noise(void **state)
 {
     (void)state;
-    for (int i = 0; i < 200000; i++) {
+    for (int i = 0; i < 60000; i++) {
         unsigned char *lp = listpack_new(0);
         for (size_t n = below(4); n > 0; n--) {
             struct slice elem = random_elem();

@@ -94,7 +94,6 @@ static uint64_t version_of(struct worker *w, const struct object *o)
 {
     char scratch[OBJ_SCRATCH];
     struct slice s;
-    uint64_t v = 0;
 
     if (o->type == OBJ_LIST) {
         struct qlist_pos at;
