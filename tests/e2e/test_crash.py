@@ -169,8 +169,8 @@ def test_what_save_promises():
 
 def test_expiry_is_judged():
     key = Key(0, b"e")
-    state = State(((key.label, 1, 50),), expiry=[5000, 5010, 1000])
-    for value, pttl, at, ok in ((state.value(), 500, 4500, True), (state.value(), 900, 4500, False),
-                                (state.value(), -1, 4500, False), (None, -2, 4500, False), (None, -2, 5005, True),
-                                (None, -2, 9000, True), (state.value(), 10, 9000, False)):
+    state = State(((key.label, 1, 50),), expiry=[50000, 50010, 10000])
+    for value, pttl, at, ok in ((state.value(), 5000, 45000, True), (state.value(), 9000, 45000, False),
+                                (state.value(), -1, 45000, False), (None, -2, 45000, False), (None, -2, 50005, True),
+                                (None, -2, 90000, True), (state.value(), 10, 90000, False)):
         assert state.matches(Seen(value, pttl, at, at)) == ok, (value, pttl, at)

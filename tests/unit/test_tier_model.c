@@ -873,7 +873,10 @@ static void settle_accounts(void)
     uint64_t cursor = 0, next;
 
     do {
-        mem_scan_locked(wd->mem, mem_shard_of(wd->mem, cursor), cursor, &next, census_wrapped, &c);
+        struct mem_shard *shard = mem_shard_of(wd->mem, cursor);
+        mem_lock(shard);
+        mem_scan_locked(wd->mem, shard, cursor, &next, census_wrapped, &c);
+        mem_unlock(shard);
         tier_scan_step(w, false, cursor, &cursor, census_mem, census_disk, &c);
     } while (cursor != 0);
     CHECK(c.wrapped == 0);
