@@ -35,6 +35,11 @@ static void use_list(struct object *o)
     CHECK(qlist_len(o) == 1);
 }
 
+static void touch(size_t *sum, struct slice s)
+{
+    *sum += s.len + (s.len ? (size_t)(unsigned char)s.ptr[s.len - 1] : 0);
+}
+
 /* Walks over all of it, changes it, and says the same again. */
 static void use_stream(struct object *o)
 {
