@@ -7,8 +7,9 @@
 #define BITS_MIN 2
 #define CURSOR_BITS 48
 #define MOVE 4            /* buckets moved with each change; as many as 2 are enough to be done in time */
-#define RANDOM_SAMPLE 15  /* entries of which one is taken */
-#define RANDOM_TRIES 1024 /* empty buckets in a row before the next one that is not is taken */
+#define RANDOM_PLACES 8   /* of a bucket; chains are hardly ever longer */
+#define RANDOM_TRIES 4096 /* places without an entry, before those near one are looked at */
+#define RANDOM_SAMPLE 15  /* of these one is taken */
 
 static uint64_t seed;
 
@@ -215,12 +216,17 @@ void dict_each(const struct dict *d, bool (*fn)(void *arg, struct dict_entry *e)
     while (cursor != 0 && !c.stop);
 }
 
+/* The one that has the bucket of that cursor. */
+static const struct dict_table *table_at(const struct dict *d, uint64_t cursor)
+{
+    return d->next.bucket && index_in(&d->now, cursor << (64 - CURSOR_BITS)) < d->moved ? &d->next : &d->now;
+}
+
 /* The first entry of the bucket of that cursor, and the cursor of the next. */
 static struct dict_entry *bucket_at(const struct dict *d, uint64_t *cursor)
 {
-    uint64_t hash = *cursor << (64 - CURSOR_BITS);
-    const struct dict_table *t = d->next.bucket && index_in(&d->now, hash) < d->moved ? &d->next : &d->now;
-    size_t i = index_in(t, hash);
+    const struct dict_table *t = table_at(d, *cursor);
+    size_t i = index_in(t, *cursor << (64 - CURSOR_BITS));
 
     *cursor = i + 1 == buckets(t) ? 0 : (uint64_t)(i + 1) << (CURSOR_BITS - t->bits);
     return t->bucket[i];
@@ -237,21 +243,37 @@ struct dict_entry *dict_next(struct dict_iter *it)
     return it->e;
 }
 
-struct dict_entry *dict_random(const struct dict *d, uint64_t *rng)
+/* Some of those that are near a place at random. */
+static struct dict_entry *random_nearby(const struct dict *d, uint64_t *rng)
 {
     struct dict_entry *some[RANDOM_SAMPLE];
     size_t n = 0;
 
-    if (d->count == 0)
-        return NULL;
-    /* Entries that share a bucket are met together: of several buckets' one is taken. */
     uint64_t cursor = rng_next(rng) >> (64 - CURSOR_BITS);
-    size_t want = d->count < RANDOM_SAMPLE ? d->count : RANDOM_SAMPLE;
-    for (size_t tries = 0; n < want && (n == 0 || tries < RANDOM_TRIES); tries++) {
+    while (n == 0)
         for (struct dict_entry *e = bucket_at(d, &cursor); e && n < RANDOM_SAMPLE; e = e->next)
             some[n++] = e;
-    }
     return some[rng_next(rng) % n];
+}
+
+/* A place in a bucket at random, until there is an entry at it: so all are as likely, whatever they share a bucket
+ * with. While the table is moved, buckets of the smaller one have twice as many places. */
+struct dict_entry *dict_random(const struct dict *d, uint64_t *rng)
+{
+    unsigned bits = d->next.bucket && d->next.bits > d->now.bits ? d->next.bits : d->now.bits;
+
+    if (d->count == 0)
+        return NULL;
+    for (int tries = 0; tries < RANDOM_TRIES; tries++) {
+        uint64_t cursor = rng_next(rng) >> (64 - CURSOR_BITS);
+        size_t place = rng_next(rng) % ((size_t)RANDOM_PLACES << (bits - table_at(d, cursor)->bits));
+        struct dict_entry *e = bucket_at(d, &cursor);
+        for (; e && place > 0; place--)
+            e = e->next;
+        if (e)
+            return e;
+    }
+    return random_nearby(d, rng); /* it is nearly empty */
 }
 
 /* One walk: each is taken as often as there are still to be taken of those that are left. */
