@@ -26,12 +26,14 @@ struct tier_big {
     pthread_t thread;
     _Atomic(const struct object *) current; /* what is being serialised; compared under its shard's lock */
     _Atomic bool stale;
+    _Atomic(const struct object *) refused; /* what the disk did not take: the loops see to it, as to what is small */
     struct stats_block *stats;
 };
 
 bool tier_is_big(const struct tier *t, const struct object *o)
 {
-    return o->type != OBJ_STRING && t->big && object_stored_len(o) >= BIG_BYTES;
+    return o->type != OBJ_STRING && t->big && object_stored_len(o) >= BIG_BYTES &&
+           atomic_load_explicit(&t->big->refused, memory_order_relaxed) != o;
 }
 
 void tier_big_leaves_locked(struct tier *t, const struct object *o)
@@ -46,6 +48,7 @@ void tier_demote_big_locked(struct tier *t, const struct key *key, struct object
     struct big *job = mem_alloc(MEM_OTHER, sizeof(*job));
 
     *job = (struct big){.hash = key->hash, .obj = o, .bytes = (int64_t)object_bytes(o)};
+    tier_big_leaves_locked(t, o);
     o->flags |= OBJ_F_LEAVING;
     atomic_fetch_add_explicit(&t->demoting_bytes, job->bytes, memory_order_relaxed);
     pthread_mutex_lock(&b->mu);
@@ -75,8 +78,10 @@ static void job_append_locked(struct tier *t, struct object *o, struct rcbuf *se
     mem_object_key(t->mem, o, &key);
     tier_fill_head(t, &key, o, &rec);
     rec.payload_ref = serial;
-    if (tier_append_leaving_locked(t, t->big->stats, o, &rec) != ST_OK)
-        o->flags &= (uint8_t)~OBJ_F_LEAVING; /* it is picked again when there is room */
+    if (tier_append_leaving_locked(t, t->big->stats, o, &rec) == ST_OK)
+        return;
+    o->flags &= (uint8_t)~OBJ_F_LEAVING; /* when it is picked again, there is room, or it is dropped */
+    atomic_store(&t->big->refused, o);
 }
 
 static void job_run(struct tier *t, const struct big *job, struct buf *serial)

@@ -442,6 +442,21 @@ static void test_large_list_leaves(void **state)
     assert_true(known_to_disk("big"));
 }
 
+/* The disk does not take it: it is not serialised again and again, but dropped, where that is allowed. */
+static void test_large_list_is_refused(void **state)
+{
+    (void)state;
+    put_list("big", 400000);
+    wd->disk->append_st = ST_TOO_LARGE;
+    squeeze();
+    wait_until_none_is_demoted();
+    assert_true(in_memory("big"));
+    squeeze();
+    assert_false(in_memory("big"));
+    assert_false(known_to_disk("big"));
+    wd->disk->append_st = ST_OK;
+}
+
 /* Changed, deleted, or made anew while it is to leave: what is there stays. */
 static void test_large_list_stays(void **state)
 {
@@ -588,6 +603,7 @@ int main(void)
         ROW(test_failures_are_told, with_journal),
         ROW(test_groups, with_journal),
         ROW(test_large_list_leaves, with_disk),
+        ROW(test_large_list_is_refused, with_disk),
         ROW(test_large_list_stays, with_disk),
         ROW(test_what_was_held_back_is_told, with_journal),
         ROW(test_save, with_disk),
