@@ -338,6 +338,7 @@ enum status tier_load_rdb(struct worker *w, const char *path, const struct obj_l
  * the disk queue is full, or all that could go is in use: try again when tier_wait_room() says
  * so, at the latest after a tick. */
 enum status tier_make_room(struct worker *w);
+bool tier_has_room(struct worker *w); /* surely: nothing has to be made */
 /* Called once, on this worker's thread, when the disk queue has room again. */
 struct tier_room_wait {
     struct list link;

@@ -99,7 +99,8 @@ static inline uint64_t fold64(uint64_t v)
     return v | upper >> 2;
 }
 
-static inline bool name_key_make(struct slice name, int container, struct name_key *k)
+/* As it was written. */
+static inline bool name_key_read(struct slice name, int container, struct name_key *k)
 {
     size_t n = name.len;
     uint64_t head, tail = 0;
@@ -114,11 +115,19 @@ static inline bool name_key_make(struct slice name, int container, struct name_k
         head =
             (uint8_t)name.ptr[0] | (uint64_t)(uint8_t)name.ptr[n / 2] << 8 | (uint64_t)(uint8_t)name.ptr[n - 1] << 16;
     }
-    k->head = fold64(head);
-    k->tail = fold64(tail);
-    k->len = (uint32_t)n;
-    k->container = container;
+    *k = (struct name_key){head, tail, (uint32_t)n, container};
     return true;
+}
+
+static inline void name_key_fold(struct name_key *k)
+{
+    k->head = fold64(k->head);
+    k->tail = fold64(k->tail);
+}
+
+static inline bool name_key_eq(const struct name_key *a, const struct name_key *b)
+{
+    return a->head == b->head && a->tail == b->tail && a->len == b->len && a->container == b->container;
 }
 
 static inline unsigned name_key_slot(const struct name_key *k)
@@ -128,17 +137,15 @@ static inline unsigned name_key_slot(const struct name_key *k)
     return (unsigned)(h >> 40) & (FIND_SLOTS - 1);
 }
 
-static const struct command *find(struct slice name, int container)
+/* name: what the key was made from. */
+static const struct command *find(struct name_key *k, struct slice name)
 {
-    struct name_key k;
-    if (UNLIKELY(!name_key_make(name, container, &k)))
-        return NULL;
-    for (unsigned i = name_key_slot(&k);; i = (i + 1) & (FIND_SLOTS - 1)) {
+    name_key_fold(k);
+    for (unsigned i = name_key_slot(k);; i = (i + 1) & (FIND_SLOTS - 1)) {
         const struct find_slot *slot = &find_table[i];
         if (!slot->cmd)
             return NULL;
-        if (slot->key.head == k.head && slot->key.tail == k.tail && slot->key.len == k.len &&
-            slot->key.container == k.container && (LIKELY(k.len <= NAME_WORDS_LEN) || slice_is(name, slot->cmd->name)))
+        if (name_key_eq(&slot->key, k) && (LIKELY(k->len <= NAME_WORDS_LEN) || slice_is(name, slot->cmd->name)))
             return slot->cmd;
     }
 }
@@ -149,7 +156,8 @@ __attribute__((constructor)) static void find_table_fill(void)
     for (int i = 0; i < command_count; i++) {
         const struct command *cmd = &command_table[i];
         struct name_key k;
-        CHECK(name_key_make(slice_str(cmd->name), cmd->container, &k));
+        CHECK(name_key_read(slice_str(cmd->name), cmd->container, &k));
+        name_key_fold(&k);
         unsigned at = name_key_slot(&k);
         while (find_table[at].cmd)
             at = (at + 1) & (FIND_SLOTS - 1);
@@ -159,12 +167,24 @@ __attribute__((constructor)) static void find_table_fill(void)
 
 const struct command *command_find(struct slice name)
 {
-    return find(name, -1);
+    static _Thread_local struct find_slot last; /* requests come in runs of one command */
+    struct name_key k;
+
+    if (UNLIKELY(!name_key_read(name, -1, &k)))
+        return NULL;
+    if (LIKELY(name_key_eq(&k, &last.key)))
+        return last.cmd;
+    struct name_key as_written = k;
+    const struct command *cmd = find(&k, name);
+    if (LIKELY(cmd != NULL && k.len <= NAME_WORDS_LEN))
+        last = (struct find_slot){as_written, cmd};
+    return cmd;
 }
 
 const struct command *command_find_sub(const struct command *container, struct slice name)
 {
-    return find(name, container->id);
+    struct name_key k;
+    return name_key_read(name, container->id, &k) ? find(&k, name) : NULL;
 }
 
 /* ---- what follows from a row ---- */

@@ -709,6 +709,15 @@ static bool runs_while_busy(const struct command *cmd)
     }
 }
 
+static enum status make_room(struct worker *w)
+{
+    enum status st = tier_make_room(w);
+
+    if (LIKELY(w->mono_us != 0)) /* evicting is not the time of the command that follows */
+        w->mono_us = clock_mono_us();
+    return st;
+}
+
 static enum dispatch_rc process(struct call *c)
 {
     struct session *s = c->s;
@@ -735,9 +744,7 @@ static enum dispatch_rc process(struct call *c)
         if (!known(c))
             return reject(c);
     } else if (c->cmd->flags & (CMD_DENYOOM | CMD_SCRIPT) || c->cmd->id == CMDID_exec) {
-        enum status st = tier_make_room(c->w);
-        if (LIKELY(c->w->mono_us != 0)) /* evicting is not the time of the command that follows */
-            c->w->mono_us = clock_mono_us();
+        enum status st = LIKELY(tier_has_room(c->w)) ? ST_OK : make_room(c->w);
         if (UNLIKELY(st == ST_PENDING) && !(s->flags & SESSION_MULTI))
             return wait_again(c, 0);
         c->oom = st == ST_FULL;

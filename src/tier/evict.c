@@ -484,6 +484,16 @@ static bool too_many_tracked(const struct tier *t)
     return t->has_upstream && t->tracked_keys - t->demoting_tracked > t->limit.tracked_keys_max;
 }
 
+bool tier_has_room(struct worker *w)
+{
+    struct tier *t = w->tier;
+    int64_t limit = atomic_load_explicit(&t->limit.maxmemory, memory_order_relaxed);
+
+    if (UNLIKELY(atomic_load_explicit(&t->limit.journal, memory_order_relaxed)) || t->has_upstream)
+        return false;
+    return limit <= 0 || mem_class_bytes(MEM_DATA) <= limit - room_beside(t, limit);
+}
+
 /* What is being demoted will be free soon, and is not counted against the lower mark; so
  * writes seldom meet the upper one, maxmemory itself, where they must wait. */
 enum status tier_make_room(struct worker *w)
