@@ -115,7 +115,7 @@ FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 C_FILES    = $(shell find src include tests bench -name '*.[ch]')
 
-.PHONY: all run test unit e2e differential fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-spikes bench-disk bench-hit-ratio soak \
+.PHONY: all run test unit e2e differential fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-spikes bench-large bench-disk bench-hit-ratio soak \
         install uninstall clean deps deps-test help FORCE
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -225,6 +225,9 @@ bench: all  ## beside redis-server and its kind: CPU, memory, latency (ARGS="--r
 
 bench-spikes: all  ## latency of reads while the table grows, keys expire, are evicted or flushed (ARGS="--scale 0.1")
 	@TIERCEL_BIN=$(BIN) $(PYTHON) bench/spikes.py $(ARGS)
+
+bench-large: all  ## latency of reads while a value of a million elements comes and goes (ARGS="--types hash --scale 0.1")
+	@TIERCEL_BIN=$(BIN) $(PYTHON) bench/large.py $(ARGS)
 
 bench-disk: all  ## the disk tier beside redis-server (ARGS="--parts a --scale 0.1" for a quick look)
 	@TIERCEL_BIN=$(BIN) $(PYTHON) bench/disk.py $(ARGS)
