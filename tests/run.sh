@@ -154,6 +154,7 @@ stage_soak() {
     run_make CC=gcc all || return 1
     export TIERCEL_BIN=${TIERCEL_BIN:-build/tiercel}
     run_pytest -m "soak" tests/e2e || rc=1
+    PYTHONPATH=tests/e2e${PYTHONPATH:+:$PYTHONPATH} run_pytest -m "soak" tests/differential || rc=1
     soak_load asan address || rc=1
     soak_load tsan thread || rc=1
     run_make FUZZ_SECONDS="${SOAK_SECONDS:-1800}" fuzz || rc=1

@@ -1,4 +1,5 @@
-"""Runs differential.py with fixed seeds. For more: differential.py --commands N, with any seed."""
+"""Runs differential.py, with the seeds from DIFFERENTIAL_SEED (1) on; `make soak` with new ones. For more:
+differential.py --commands N --seed S."""
 import os
 import pathlib
 
@@ -7,20 +8,30 @@ import pytest
 import differential
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARY = str(ROOT / os.environ.get("TIERCEL_BIN", "build/tiercel"))
+SEED = int(os.environ.get("DIFFERENTIAL_SEED", 1))
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_same_replies_as_redis(seed):
-    binary = ROOT / os.environ.get("TIERCEL_BIN", "build/tiercel")
-    compared, failure = differential.run(10000, seed, str(binary))
-    assert failure is None, failure
-    assert compared > 10000
+def compare(commands, seed, **options):
+    print("seed", seed)
+    compared, failure = differential.run(commands, seed, BINARY, **options)
+    assert failure is None, "seed %d: %s" % (seed, failure)
+    assert compared > commands
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", range(5))
+def test_same_replies_as_redis(part):
+    compare(20_000, SEED + part)
 
 
 @pytest.mark.timeout(300)
 def test_what_was_acknowledged_survives_a_kill():
-    binary = ROOT / os.environ.get("TIERCEL_BIN", "build/tiercel")
-    compared, failure = differential.run(5000, 4, str(binary), appendonly=True)
-    assert failure is None, failure
-    assert compared > 5000
+    compare(5_000, SEED + 5, appendonly=True)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(20))
+def test_same_replies_for_long(part):
+    compare(100_000, int.from_bytes(os.urandom(4), "big"), threads=4)
