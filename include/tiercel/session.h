@@ -44,7 +44,8 @@ enum session_flags {
     SESSION_BLOCKED = 1 << 7,
     SESSION_READONLY = 1 << 8,
     SESSION_SKIP_NEXT = 1 << 9,
-    SESSION_MONITOR = 1 << 10
+    SESSION_MONITOR = 1 << 10,
+    SESSION_UNWATCH = 1 << 11 /* it has let go of its watched keys, but a script has some of their shards */
 };
 
 struct session {

@@ -34,6 +34,7 @@ struct block {
     void *data;
     struct mbox_timer *timer;
     _Atomic int state;
+    bool failed;    /* it was answered with an error */
     bool orphan;    /* the client went while a message was under way, which frees it */
     uint64_t since; /* see session_wrote() */
     struct chain reply;
@@ -109,6 +110,7 @@ static void reply_served(struct call *c, void *arg)
 {
     struct block *b = arg;
 
+    c->failed = b->failed;
     session_wrote(c->s, b->since);
     chain_move(c->r.out, &b->reply);
 }
@@ -349,6 +351,7 @@ static void serve(struct worker *w, struct block *b, struct call *c)
 {
     b->since = atomic_load_explicit(&w->tier->settled_event, memory_order_relaxed);
     b->kind->serve(c, b->data);
+    b->failed = c->failed;
     if (UNLIKELY(atomic_load_explicit(&w->tier->limit.journal_always, memory_order_relaxed)))
         for (int i = 0; i < c->nkeys; i++)
             tier_pay_locked(w, &c->keys[i].key);
@@ -377,6 +380,7 @@ static bool serve_entry(struct worker *w, struct block_entry *e, const struct ca
         if (block_take(b, BLOCK_SERVED)) {
             b->since = atomic_load_explicit(&w->tier->settled_event, memory_order_relaxed);
             b->kind->gone(&c, b->data);
+            b->failed = c.failed;
             block_send(b, reply_served);
         }
         return true;

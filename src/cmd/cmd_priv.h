@@ -55,6 +55,7 @@ struct parked {
     int argc;
     struct slice *argv; /* in its own memory */
     size_t bytes;
+    int64_t us; /* that its handler has worked */
     int faults;
     struct tier_request treq;
     struct tier_wait *waits; /* one per key; NULL before the first fault */
@@ -107,6 +108,7 @@ enum status dispatch_resolve(struct worker *w, struct call_key *keys, int nkeys,
 void dispatch_call(struct call *c);
 /* Its statistics; it began then. */
 void dispatch_ran(struct call *c, int64_t start_us);
+void dispatch_completed(struct call *c); /* those of a suspended one */
 /* Its keys could not be resolved, and nothing is locked: try again? */
 bool dispatch_resolve_again(struct call *c, enum status st, bool *tried);
 void dispatch_fault_error(struct call *c, enum status st);
@@ -121,11 +123,13 @@ void multi_abort(struct session *s);       /* a command could not be queued */
 int multi_length(const struct session *s); /* -1: not in MULTI */
 size_t multi_bytes(const struct session *s);
 void multi_discard(struct session *s); /* forgets commands and watches (RESET, a client that went) */
+void multi_unwatch(struct session *s); /* what a slow script does not let go of stays, with SESSION_UNWATCH */
 void multi_destroy(struct session *s);
 int multi_exec_keys(struct session *s, struct call_key *keys, int max, bool *all);
 bool multi_needs_all_shards(const struct command *cmd); /* walks or changes the whole key space */
-void watch_touch_db(struct worker *w, int db);          /* all shards locked: before a flush or swap of this database */
-void watch_rehash(struct worker *w);                    /* all shards locked: after it */
+/* All shards locked: before a flush or swap of this database; and after a swap, which may have brought keys. */
+void watch_touch_db(struct worker *w, int db, bool swapped);
+void watch_rehash(struct worker *w); /* all shards locked: after it */
 /* tier.change, arg = struct cmd *. */
 void cmd_key_changed(void *arg, const struct key *key, enum tier_change why);
 
@@ -280,6 +284,8 @@ enum command_category {
     CAT_SCRIPTING = 1 << 20,
     CAT_COUNT = 21
 };
+/* A write, or one that redis-server here takes for one: PUBLISH, and PFCOUNT, which may store what it has counted. */
+bool command_may_replicate(const struct command *cmd);
 /* Those of its row and those that follow from its flags. Any thread. */
 uint32_t command_categories(const struct command *cmd);
 

@@ -189,6 +189,12 @@ const struct command *command_find_sub(const struct command *container, struct s
 
 /* ---- what follows from a row ---- */
 
+bool command_may_replicate(const struct command *cmd)
+{
+    return cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || cmd->id == CMDID_publish || cmd->id == CMDID_spublish ||
+           cmd->id == CMDID_pfcount;
+}
+
 static int keys_behind(int argc, const struct slice *argv, int at, int *pos, int max)
 {
     int64_t n;

@@ -300,9 +300,21 @@ void dispatch_ran(struct call *c, int64_t start_us)
     struct worker *w = c->w;
     int64_t end = clock_mono_us();
 
-    account(c, end - start_us);
+    if (LIKELY(c->parked == NULL)) {
+        account(c, end - start_us);
+    } else {
+        c->parked->us += end - start_us;
+        if (!c->suspended)
+            account(c, c->parked->us);
+    }
     if (LIKELY(w->mono_us != 0))
         w->mono_us = end;
+}
+
+void dispatch_completed(struct call *c)
+{
+    if (LIKELY(c->cmd != NULL)) /* only the upstream knows it */
+        account(c, c->parked->us);
 }
 
 void dispatch_fault_error(struct call *c, enum status st)
@@ -610,6 +622,17 @@ struct later {
     struct parked *p;
 };
 
+static void later_ends(struct later *l)
+{
+    struct session *s = l->p->s;
+
+    if (l->timer) {
+        s->flags &= ~(uint32_t)SESSION_BLOCKED;
+        stats_add(s->w->stats, STAT_blocked_clients, (uint64_t)-1);
+    }
+    mem_free(MEM_CLIENT, l);
+}
+
 static void later_cancel(void *arg)
 {
     struct later *l = arg;
@@ -618,8 +641,7 @@ static void later_cancel(void *arg)
         mbox_timer_cancel(l->timer);
     else
         tier_cancel_room(&l->room);
-    l->p->s->flags &= ~(uint32_t)SESSION_BLOCKED;
-    mem_free(MEM_CLIENT, l);
+    later_ends(l);
 }
 
 static const struct suspend_ops later_ops = {later_cancel};
@@ -628,8 +650,7 @@ static void later_again(struct later *l)
 {
     struct parked *p = l->p;
 
-    mem_free(MEM_CLIENT, l);
-    p->s->flags &= ~(uint32_t)SESSION_BLOCKED;
+    later_ends(l);
     p->state = PARKED_NEW;
     session_run(p->s);
 }
@@ -651,6 +672,7 @@ static enum dispatch_rc wait_again(struct call *c, int64_t pause_ms)
     l->p = call_suspend(c, &later_ops, l);
     if (pause_ms > 0) {
         c->s->flags |= SESSION_BLOCKED; /* who hangs up meanwhile is not kept, and its request does not run */
+        stats_inc(c->w->stats, STAT_blocked_clients);
         l->timer = mbox_timer_start(c->w->mbox, pause_ms, pause_over, l);
     } else {
         l->room.ready = room_ready;
@@ -670,7 +692,7 @@ static int64_t paused_ms(const struct call *c)
         return 0;
     if (c->cmd && (c->cmd->id == CMDID_client_unpause || c->cmd->id == CMDID_client_pause))
         return 0;
-    bool writes = !c->cmd || c->cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE | CMD_SCRIPT) || c->cmd->id == CMDID_exec;
+    bool writes = !c->cmd || command_may_replicate(c->cmd) || c->cmd->flags & CMD_SCRIPT || c->cmd->id == CMDID_exec;
     if (!atomic_load(&cmd->pause_all) && !writes)
         return 0;
     return until - c->now_ms < PAUSE_STEP_MS ? until - c->now_ms : PAUSE_STEP_MS;
@@ -785,6 +807,8 @@ enum dispatch_rc dispatch_run(struct session *s, int argc, const struct slice *a
     /* Sent ahead of its turn, it must not answer ahead of it. */
     struct chain *out = UNLIKELY(p && s->queue.next != &p->link) ? &p->reply : &s->out;
     c.r = (struct reply){out, s->proto};
+    if (UNLIKELY(s->flags & SESSION_UNWATCH))
+        multi_unwatch(s);
     if (UNLIKELY(withhold)) {
         chain_init(&withheld);
         c.r.out = &withheld;

@@ -1,5 +1,6 @@
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -377,12 +378,21 @@ static double percentile_us(const struct cmd_stat_sum *s, double percent)
 
 static void section_latencystats(struct info *in)
 {
+    const char *percentiles = in->c->w->conf->latency_tracking_info_percentiles;
     for (int id = 0; id < command_count; id++) {
         struct cmd_stat_sum s;
+        struct buf text;
         cmd_stat_sum(in->cmd, id, &s);
-        if (s.samples)
-            line(in, "latency_percentiles_usec_%s:p50=%.3f,p99=%.3f,p99.9=%.3f", command_table[id].full,
-                 percentile_us(&s, 50), percentile_us(&s, 99), percentile_us(&s, 99.9));
+        if (!s.samples)
+            continue;
+        buf_init(&text, MEM_OTHER);
+        for (const char *p = percentiles, *end; *p; p = end) { /* as conf/value.c writes them */
+            double percent = strtod(p, (char **)(uintptr_t)&end);
+            p += *p == ' ';
+            buf_printf(&text, "%sp%.*s=%.3f", text.len ? "," : "", (int)(end - p), p, percentile_us(&s, percent));
+        }
+        line(in, "latency_percentiles_usec_%s:%.*s", command_table[id].full, (int)text.len, text.len ? text.ptr : "");
+        buf_deinit(&text);
     }
 }
 

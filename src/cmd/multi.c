@@ -1,4 +1,5 @@
 /* Transactions: MULTI EXEC DISCARD WATCH UNWATCH (https://redis.io/docs/interact/transactions). */
+#include "tiercel/clock.h"
 #include "tiercel/num.h"
 #include "tiercel/stats.h"
 
@@ -95,44 +96,63 @@ static void commands_free(struct multi *m)
 
 /* ---- watching ---- */
 
-static void unwatch_all(struct session *s)
+/* The shard that has the watch, locked. NULL: not while a script takes so long, and `wait` is false. */
+static struct mem_shard *lock_watch(struct worker *w, const struct watch *watch, bool wait)
+{
+    for (;;) { /* a flush moves watches between shards, under all locks: look again once locked */
+        uint64_t hash = __atomic_load_n(&watch->key.hash, __ATOMIC_RELAXED);
+        struct mem_shard *shard = mem_shard_of(w->tier->mem, hash);
+        if (wait)
+            mem_lock(shard);
+        else if (!mem_lock_unless(shard, &w->cmd->slow_scripts))
+            return NULL;
+        if (watch->key.hash == hash)
+            return shard;
+        mem_unlock(shard);
+    }
+}
+
+/* false: some of them later. */
+static bool unwatch(struct session *s, bool wait)
 {
     struct multi *m = s->multi;
-    struct tier *t = s->w->tier;
-    struct list *l;
 
-    while (m && (l = list_pop_front(&m->watches))) {
-        struct watch *watch = LIST_ENTRY(l, struct watch, own);
-        /* A flush moves watches between shards, under all locks: look again once locked. */
-        struct mem_shard *shard;
-        for (;;) {
-            uint64_t hash = __atomic_load_n(&watch->key.hash, __ATOMIC_RELAXED);
-            shard = mem_shard_of(t->mem, hash);
-            mem_lock(shard);
-            if (watch->key.hash == hash)
-                break;
-            mem_unlock(shard);
-        }
+    while (m && !list_empty(&m->watches)) {
+        struct watch *watch = LIST_ENTRY(m->watches.next, struct watch, own);
+        struct mem_shard *shard = lock_watch(s->w, watch, wait);
+        if (UNLIKELY(!shard))
+            return false;
         list_remove(&watch->link);
-        t->shard[shard->index].watched--;
+        s->w->tier->shard[shard->index].watched--;
         mem_unlock(shard);
+        list_remove(&watch->own);
         mem_free(MEM_CLIENT, watch);
     }
     if (m)
         atomic_store(&m->dirty, false);
+    return true;
+}
+
+void multi_unwatch(struct session *s)
+{
+    if (LIKELY(unwatch(s, false)))
+        s->flags &= ~(uint32_t)SESSION_UNWATCH;
+    else
+        s->flags |= SESSION_UNWATCH;
 }
 
 void multi_discard(struct session *s)
 {
     if (s->multi)
         commands_free(s->multi);
-    unwatch_all(s);
+    multi_unwatch(s);
     s->flags &= ~(uint32_t)(SESSION_MULTI | SESSION_DIRTY_EXEC);
 }
 
 void multi_destroy(struct session *s)
 {
     multi_discard(s);
+    unwatch(s, true);
     if (s->multi)
         mem_free(MEM_CLIENT, s->multi->cmds);
     mem_free(MEM_CLIENT, s->multi);
@@ -182,7 +202,7 @@ void cmd_unwatch(struct call *c)
         reply_simple(&c->r, "OK");
         return;
     }
-    unwatch_all(c->s);
+    multi_unwatch(c->s);
     reply_simple(&c->r, "OK");
 }
 
@@ -199,7 +219,7 @@ void cmd_key_changed(void *arg, const struct key *key, enum tier_change why)
     notify_change(cmd, key, why);
 }
 
-void watch_touch_db(struct worker *w, int db)
+void watch_touch_db(struct worker *w, int db, bool swapped)
 {
     struct tier *t = w->tier;
 
@@ -210,9 +230,12 @@ void watch_touch_db(struct worker *w, int db)
             struct tier_found found;
             if (watch->key.db != db)
                 continue;
+            bool dirty = atomic_load(&watch->multi->dirty);
             enum status st = tier_resolve_locked(w, &t->mem->shard[i], &watch->key, TIER_PRESENCE, NULL, &found);
             if (st != ST_OK || found.obj || found.on_disk)
                 atomic_store(&watch->multi->dirty, true);
+            else if (swapped) /* one that came expired goes: as if it had not come */
+                atomic_store(&watch->multi->dirty, dirty);
         }
     }
 }
@@ -340,7 +363,8 @@ static void exec_finish(struct call *c, bool aborted)
     multi_discard(c->s);
 }
 
-enum dispatch_rc multi_exec(struct call *c)
+/* ST_PENDING: it has to wait for keys. */
+static enum status exec(struct call *c)
 {
     struct session *s = c->s;
     struct lockset set;
@@ -349,17 +373,17 @@ enum dispatch_rc multi_exec(struct call *c)
 
     if (!(s->flags & SESSION_MULTI)) {
         call_error(c, "ERR EXEC without MULTI");
-        return DISPATCH_DONE;
+        return ST_OK;
     }
     if (s->flags & SESSION_DIRTY_EXEC) {
         call_error(c, "EXECABORT Transaction discarded because of previous errors.");
         multi_discard(s);
-        return DISPATCH_DONE;
+        return ST_OK;
     }
     struct multi *m = multi_of(s);
     if (atomic_load(&m->dirty)) {
         exec_finish(c, true);
-        return DISPATCH_DONE;
+        return ST_OK;
     }
     int max = multi_exec_keys(s, NULL, 0, &all);
     struct call_key *keys = mem_alloc(MEM_CLIENT, (size_t)(max + 1) * sizeof(*keys));
@@ -391,15 +415,24 @@ enum dispatch_rc multi_exec(struct call *c)
     }
     tier_group_end(c->w);
     mem_free(MEM_CLIENT, keys);
-    if (st == ST_PENDING)
-        return DISPATCH_FAULT;
     if (UNLIKELY(st == ST_BUSY)) {
         call_error(c, "EXECABORT Transaction discarded because of: " SCRIPT_BUSY);
         multi_discard(s);
-    } else if (st != ST_OK) {
+    } else if (UNLIKELY(st != ST_OK && st != ST_PENDING)) {
         dispatch_fault_error(c, st);
         multi_discard(s);
     }
+    return st;
+}
+
+enum dispatch_rc multi_exec(struct call *c)
+{
+    struct worker *w = c->w;
+    int64_t start = LIKELY(w->mono_us != 0) ? w->mono_us : clock_mono_us();
+
+    if (exec(c) == ST_PENDING)
+        return DISPATCH_FAULT;
+    dispatch_ran(c, start);
     return DISPATCH_DONE;
 }
 

@@ -634,7 +634,7 @@ static bool flush_options(struct call *c)
 /* Whoever called the handler moves the watches to where the new names of their keys are. */
 static void flush_db(struct call *c, int db)
 {
-    watch_touch_db(c->w, db);
+    watch_touch_db(c->w, db, false);
     tier_flush_db_locked(c->w, (unsigned)db);
 }
 
@@ -676,12 +676,12 @@ void cmd_swapdb(struct call *c)
         return;
     }
     if (a != b) {
-        watch_touch_db(c->w, (int)a);
-        watch_touch_db(c->w, (int)b);
+        watch_touch_db(c->w, (int)a, false);
+        watch_touch_db(c->w, (int)b, false);
         tier_swap_db_locked(c->w, (unsigned)a, (unsigned)b);
         watch_rehash(c->w); /* a key that came with the other database is a change too */
-        watch_touch_db(c->w, (int)a);
-        watch_touch_db(c->w, (int)b);
+        watch_touch_db(c->w, (int)a, true);
+        watch_touch_db(c->w, (int)b, true);
     }
     reply_simple(&c->r, "OK");
 }

@@ -536,8 +536,15 @@ bool session_feed_busy(struct session *s, const struct request *req)
         c.cmd->run(&c);
     } else if (known && c.cmd->id == CMDID_auth && req->argc >= 2) {
         c.cmd->run(&c);
+    } else if (!(s->flags & SESSION_AUTHENTICATED)) {
+        call_error(&c, "NOAUTH Authentication required.");
+    } else if (known && c.cmd->id == CMDID_multi && req->argc == 1) {
+        c.cmd->run(&c); /* what is queued is refused, and so none of it runs when the script has ended */
+    } else if (known && c.cmd->id == CMDID_exec && s->flags & SESSION_MULTI) {
+        call_error(&c, "EXECABORT Transaction discarded because of: " SCRIPT_BUSY);
+        multi_discard(s);
     } else {
-        call_error(&c, s->flags & SESSION_AUTHENTICATED ? SCRIPT_BUSY : "NOAUTH Authentication required.");
+        call_error(&c, SCRIPT_BUSY);
         multi_abort(s);
     }
     return true;

@@ -76,12 +76,6 @@ static bool arity_fits(const struct command *cmd, int argc)
     return cmd->arity >= 0 ? argc == cmd->arity : argc >= -cmd->arity;
 }
 
-/* PUBLISH, and PFCOUNT, which may store what it has counted, are writes to redis-server here. */
-static bool may_write(const struct command *cmd)
-{
-    return cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || cmd->id == CMDID_publish || cmd->id == CMDID_pfcount;
-}
-
 /* NULL, or why the command may not run. */
 static const char *refusal(const struct script_worker *sw, const struct command *cmd, int argc)
 {
@@ -93,7 +87,7 @@ static const char *refusal(const struct script_worker *sw, const struct command 
         return "ERR Wrong number of args calling Redis command from script";
     if (cmd->flags & (CMD_NOSCRIPT | CMD_NO_MULTI))
         return "ERR This Redis command is not allowed from script";
-    if (run->read_only && may_write(cmd))
+    if (run->read_only && command_may_replicate(cmd))
         return "ERR Write commands are not allowed from read-only scripts.";
     if (cmd->flags & CMD_WRITE && run->may_write == ST_IO)
         return "MISCONF Errors writing to the AOF file";

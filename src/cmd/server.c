@@ -87,6 +87,7 @@ void cmd_shutdown(struct call *c)
 struct nap {
     struct parked *parked;
     struct mbox_timer *timer;
+    int64_t begin_us;
 };
 
 static void nap_cancel(void *arg)
@@ -100,16 +101,16 @@ static const struct suspend_ops nap_ops = {nap_cancel};
 
 static void nap_finish(struct call *c, void *arg)
 {
-    (void)arg;
+    struct nap *nap = arg;
+    c->parked->us += clock_mono_us() - nap->begin_us;
+    mem_free(MEM_OTHER, nap);
     reply_simple(&c->r, "OK");
 }
 
 static void nap_over(void *arg)
 {
     struct nap *nap = arg;
-    struct parked *parked = nap->parked;
-    mem_free(MEM_OTHER, nap);
-    call_complete(parked, nap_finish, NULL);
+    call_complete(nap->parked, nap_finish, nap);
 }
 
 #define NAP_MAX_S (365.0 * 86400)
@@ -122,6 +123,7 @@ static void debug_sleep(struct call *c)
         return;
     }
     struct nap *nap = mem_calloc(MEM_OTHER, sizeof(*nap));
+    nap->begin_us = clock_mono_us();
     nap->parked = call_suspend(c, &nap_ops, nap);
     nap->timer = mbox_timer_start(c->w->mbox, (int64_t)(fminl(seconds, NAP_MAX_S) * 1000), nap_over, nap);
 }

@@ -371,6 +371,7 @@ void call_complete(struct parked *p, void (*finish)(struct call *c, void *arg), 
     c.now_ms = s->w->now_ms;
     bool closing = s->close_after_reply;
     finish(&c, arg);
+    dispatch_completed(&c);
     if (s->close_after_reply && !closing) { /* after this reply, which has to get its turn first */
         s->close_after_reply = false;
         p->last = true;

@@ -197,7 +197,7 @@ static enum status apply(struct loader *l, struct slice name, int nvalues, const
         return fail(l);
     }
     bool multi = id >= 0 && (conf_rows[conf_target((enum conf_id)id)].flags & CONF_MULTI);
-    if (nvalues == 0)
+    if (nvalues == 0 && id != CONF_ID_save) /* which, alone, says never */
         return fail_text(l, "%.*s needs a value", SLICE_FMT(name));
     if (nvalues > 1 && !multi)
         return fail_text(l, "%.*s takes one value, got %d (quote a value with blanks)", SLICE_FMT(name), nvalues);

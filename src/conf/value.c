@@ -161,6 +161,41 @@ static const char *check_save(struct conf *c)
     return ok ? NULL : "Invalid save parameters";
 }
 
+/* With up to six decimals, as Redis has them. */
+static void append_percentile(struct buf *out, double v)
+{
+    if (out->len)
+        buf_byte(out, ' ');
+    buf_printf(out, "%.6f", v);
+    while (out->ptr[out->len - 1] == '0')
+        out->len--;
+    out->len -= out->ptr[out->len - 1] == '.';
+}
+
+static const char *check_percentiles(struct conf *c)
+{
+    const char *why = NULL;
+    struct line line;
+    struct buf out;
+    if (!line_split(slice_str(c->latency_tracking_info_percentiles), &line))
+        return "Invalid latency-tracking-info-percentiles parameters";
+    buf_init(&out, MEM_OTHER);
+    for (int i = 0; !why && i < line.nwords; i++) {
+        long double v;
+        if (!num_parse_f64(line.words[i], &v))
+            why = "Invalid latency-tracking-info-percentiles parameters";
+        else if (!(v >= 0 && v <= 100))
+            why = "latency-tracking-info-percentiles parameters should sit between [0.0,100.0]";
+        else
+            append_percentile(&out, (double)v);
+    }
+    if (!why)
+        conf_string_set(&c->latency_tracking_info_percentiles, out.ptr, out.len);
+    buf_deinit(&out);
+    line_free(&line);
+    return why;
+}
+
 static const char *check_unixsocketperm(struct conf *c)
 {
     const char *p = c->unixsocketperm;
@@ -173,6 +208,7 @@ static const char *check_unixsocketperm(struct conf *c)
 
 static const check_fn checks[CONF_COUNT] = {
     [CONF_ID_hz] = check_hz,
+    [CONF_ID_latency_tracking_info_percentiles] = check_percentiles,
     [CONF_ID_notify_keyspace_events] = conf_check_notify,
     [CONF_ID_save] = check_save,
     [CONF_ID_unixsocketperm] = check_unixsocketperm,
