@@ -48,6 +48,7 @@ bool acl_admit(struct call *c)
     enum acl_verdict why = check(c, &at);
     if (why == ACL_OK)
         return true;
+    s->last_cmd = c->cmd;
     log_denied(c, why, s->flags & SESSION_MULTI ? ACL_MULTI : ACL_TOPLEVEL, at);
     struct slice name = object_of(c, ACL_COMMAND, 0);
     char text[192];
@@ -235,8 +236,9 @@ void cmd_acl_deluser(struct call *c)
             call_error(c, "ERR The 'default' user cannot be removed");
             return;
         }
-        n += acl_delete(a, c->argv[i]);
     }
+    for (int i = 2; i < c->argc; i++)
+        n += acl_delete(a, c->argv[i]);
     if (n)
         kick(c, n);
     else

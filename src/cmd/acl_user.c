@@ -197,11 +197,6 @@ static const char *add_key_pattern(struct acl_selector *s, struct slice rule)
     struct slice text = after(rule, at);
     if (has_blanks(text))
         return bad_syntax;
-    if (rights == (ACL_READ | ACL_WRITE) && text.len == 1 && text.ptr[0] == '*') {
-        keys_drop(s);
-        s->all_keys = true;
-        return NULL;
-    }
     for (int i = 0; i < s->nkeys; i++) {
         if (slice_eq(s->keys[i].text, text)) {
             s->keys[i].rights |= rights;
