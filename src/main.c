@@ -325,12 +325,11 @@ static bool load_dump(struct server *sv, struct worker *w, char err[256])
 
 static bool start(struct server *sv, const char *executable, char err[256])
 {
-    int threads = derive_settings(sv);
-    int64_t maxclients = sv->conf->maxclients;
-
     sv->acl = acl_create(sv->conf);
     if (!acl_load_start(sv->acl, sv->conf, err))
         return false;
+    int threads = derive_settings(sv);
+    int64_t maxclients = sv->conf->maxclients;
     if (net_listen(sv->conf, threads, &sv->net, &maxclients, err) != ST_OK)
         return false;
     if (maxclients != sv->conf->maxclients)

@@ -738,13 +738,11 @@ void cmd_sunsubscribe(struct call *c)
 
 void pubsub_session_each(const struct session *s, void (*fn)(void *arg, struct slice name, bool is_pattern), void *arg)
 {
-    const struct pubsub_client *pc = s->pubsub;
-    for (enum kind k = CHANNEL; pc && k < KINDS; k++) {
-        for (struct list *l = pc->subs[k].next; l != &pc->subs[k]; l = l->next) {
+    for (enum kind k = CHANNEL; s->pubsub && k < KINDS; k++)
+        for (struct list *l = s->pubsub->subs[k].next; l != &s->pubsub->subs[k]; l = l->next) {
             const struct local_topic *t = LIST_ENTRY(l, struct sub, in_client)->topic;
             fn(arg, SLICE(t->name, t->len), k == PATTERN);
         }
-    }
 }
 
 void pubsub_unsubscribe_all(struct session *s)

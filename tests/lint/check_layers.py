@@ -63,8 +63,9 @@ LIBRARIES = [
     (r"(lua|lualib|lauxlib|luaconf|lua-cjson|lua-bitop)\.h|luajit.*", r"src/cmd/script[^/]*\.[ch]", "cmd/script"),
     (r"systemd/.*", r"$^", "no module: sd_notify is written by hand"),
 ]
-# Private headers beside a module's one: what includes a library that the rest of the module must not see.
-MORE_HEADERS = {"src/cmd/script_priv.h"}
+# Private headers beside a module's one: what includes a library that the rest of the module must not see, and what the
+# files about users have among themselves.
+MORE_HEADERS = {"src/cmd/script_priv.h", "src/cmd/acl_priv.h"}
 # Headers that may be included by anybody: the C library, the kernel, the compiler.
 SYSTEM = re.compile(
     r"^(assert|ctype|errno|fcntl|fenv|float|getopt|glob|grp|inttypes|iso646|libgen|limits|locale|malloc|math|netdb|poll"
