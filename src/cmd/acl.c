@@ -84,6 +84,11 @@ bool acl_admit_queued(struct call *c)
     return false;
 }
 
+bool acl_may_read_all_keys(const struct call *c)
+{
+    return !(c->s->flags & SESSION_LIMITED) || acl_check_reads_all(c->s->user, c->cmd, c->argc, c->argv);
+}
+
 const char *acl_script_refusal(struct call *c, bool log)
 {
     int at;

@@ -63,6 +63,15 @@ bool acl_channels_shrank(const struct acl_user *was, const struct acl_user *is)
     return false;
 }
 
+/* Does it allow to read whatever the key is called? */
+static bool reads_all_keys(const struct acl_selector *s)
+{
+    for (int i = 0; i < s->nkeys; i++)
+        if (s->keys[i].rights & ACL_READ && slice_eq(s->keys[i].text, SLICE_LIT("*")))
+            return true;
+    return s->all_keys;
+}
+
 /* The keys of a command line, found once for all selectors. */
 struct line_keys {
     int n; /* -1: it says wrongly where they are */
@@ -171,4 +180,18 @@ enum acl_verdict acl_check(const struct acl_user *u, const struct command *cmd, 
     }
     keys_free(&keys);
     return worst;
+}
+
+bool acl_check_reads_all(const struct acl_user *u, const struct command *cmd, int argc, const struct slice *argv)
+{
+    struct line_keys keys;
+    bool allowed = u->everything;
+    int at;
+
+    keys_find(&keys, cmd, argc, argv);
+    for (int i = 0; i < u->nselectors && !allowed; i++)
+        allowed =
+            selector_check(u->selectors[i], cmd, argc, argv, &keys, &at) == ACL_OK && reads_all_keys(u->selectors[i]);
+    keys_free(&keys);
+    return allowed;
 }

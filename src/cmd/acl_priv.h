@@ -106,6 +106,7 @@ enum acl_verdict { ACL_OK, ACL_COMMAND, ACL_KEY, ACL_AUTH, ACL_CHANNEL };
 /* cmd NULL: one that only an upstream knows. *at: the argument at fault. */
 enum acl_verdict acl_check(const struct acl_user *u, const struct command *cmd, int argc, const struct slice *argv,
                            int *at);
+bool acl_check_reads_all(const struct acl_user *u, const struct command *cmd, int argc, const struct slice *argv);
 bool acl_channel_allowed(const struct acl_user *u, struct slice channel, bool is_pattern);
 /* May somebody who could listen to something as `was` not do so as `is`? */
 bool acl_channels_shrank(const struct acl_user *was, const struct acl_user *is);

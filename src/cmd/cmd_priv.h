@@ -511,6 +511,8 @@ static inline bool acl_allows(struct call *c)
 }
 /* The same for a queued command when its turn comes in EXEC. */
 bool acl_admit_queued(struct call *c);
+/* For a command that reads keys which its arguments only describe (SORT BY, GET): may its user read all there are? */
+bool acl_may_read_all_keys(const struct call *c);
 /* For one that a script calls: NULL, or the error. With no log and no counter: redis.acl_check_cmd(). */
 const char *acl_script_refusal(struct call *c, bool log);
 /* AUTH and HELLO: the session is that user's from now on. false: no, which is logged. */

@@ -216,6 +216,28 @@ static void test_checks(void **state)
     verdict("+mget ~a (+mget ~b)", "mget a b", ACL_KEY, 2); /* one selector has to allow all of it */
 }
 
+static void reads_all(const char *rules, bool want)
+{
+    struct acl_user *u = acl_user_create(SLICE_LIT("u"), false);
+    struct slice argv[] = {SLICE_LIT("get"), SLICE_LIT("k")};
+
+    assert_null(apply(u, rules));
+    assert_int_equal(acl_check_reads_all(u, command_find(argv[0]), 2, argv), want);
+    acl_user_unref(u);
+}
+
+static void test_reading_all_keys(void **state)
+{
+    (void)state;
+    reads_all("+@all ~* &*", true);
+    reads_all("+get ~*", true);
+    reads_all("+get %R~*", true);
+    reads_all("+get ~k %W~*", false);
+    reads_all("+get ~k*", false);
+    reads_all("~* (+get ~k)", false);
+    reads_all("(+get %R~*)", true);
+}
+
 /* What a user is described as makes the same user. */
 static void test_descriptions_are_rules(void **state)
 {
@@ -317,6 +339,7 @@ int main(void)
         cmocka_unit_test(test_passwords),
         cmocka_unit_test(test_descriptions_are_rules),
         cmocka_unit_test(test_channels_shrink),
+        cmocka_unit_test(test_reading_all_keys),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
