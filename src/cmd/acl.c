@@ -314,32 +314,32 @@ void cmd_acl_getuser(struct call *c)
 void cmd_acl_list(struct call *c)
 {
     struct buf b;
-    int n;
-    struct acl_user **users = acl_all(c->w->cmd->acl, &n);
+    struct acl_names users;
 
+    acl_all(c->w->cmd->acl, &users);
     buf_init(&b, MEM_OTHER);
-    reply_array(&c->r, n);
-    for (int i = 0; i < n; i++) {
+    reply_array(&c->r, users.n);
+    for (int i = 0; i < users.n; i++) {
         b.len = 0;
         buf_printf(&b, "user ");
-        buf_slice_append(&b, users[i]->name);
+        buf_slice_append(&b, users.user[i]->name);
         buf_byte(&b, ' ');
-        acl_describe(users[i], &b);
+        acl_describe(users.user[i], &b);
         reply_bulk(&c->r, buf_slice(&b));
     }
     buf_deinit(&b);
-    acl_all_free(users, n);
+    acl_names_deinit(&users);
 }
 
 void cmd_acl_users(struct call *c)
 {
-    int n;
-    struct acl_user **users = acl_all(c->w->cmd->acl, &n);
+    struct acl_names users;
 
-    reply_array(&c->r, n);
-    for (int i = 0; i < n; i++)
-        reply_bulk(&c->r, users[i]->name);
-    acl_all_free(users, n);
+    acl_all(c->w->cmd->acl, &users);
+    reply_array(&c->r, users.n);
+    for (int i = 0; i < users.n; i++)
+        reply_bulk(&c->r, users.user[i]->name);
+    acl_names_deinit(&users);
 }
 
 void cmd_acl_whoami(struct call *c)

@@ -10,39 +10,9 @@
 #define FILE_MAX_BYTES (64u << 20)
 
 struct loading {
-    struct acl_user **users;
-    int n, cap;
+    struct acl_names users;
     bool all_channels;
 };
-
-static void loading_add(struct loading *l, struct acl_user *u)
-{
-    if (l->n == l->cap) {
-        l->cap = l->cap ? l->cap * 2 : 8;
-        l->users = mem_realloc(MEM_OTHER, l->users, (size_t)l->cap * sizeof(*l->users));
-    }
-    l->users[l->n++] = u;
-}
-
-static struct acl_user *loading_find(const struct loading *l, struct slice name)
-{
-    for (int i = 0; i < l->n; i++)
-        if (slice_eq(l->users[i]->name, name))
-            return l->users[i];
-    return NULL;
-}
-
-/* A file without it has the default user as it is by itself. */
-static void loading_finish(struct loading *l)
-{
-    if (!loading_find(l, SLICE_LIT("default")))
-        loading_add(l, acl_default_user());
-}
-
-static void loading_drop(struct loading *l)
-{
-    acl_all_free(l->users, l->n);
-}
 
 /* The words between blanks; freed with mem_free(MEM_OTHER). */
 static struct slice *split(struct slice text, int *n)
@@ -110,13 +80,13 @@ static void file_line(struct loading *l, struct slice text, const char *path, in
         buf_printf(err, "%s:%d should start with user keyword followed by the username. ", path, line);
     } else if (bad_name(words[1])) {
         buf_printf(err, "'%s:%d: username '%.*s' contains invalid characters. ", path, line, SLICE_FMT(words[1]));
-    } else if (loading_find(l, words[1])) {
+    } else if (acl_names_find(&l->users, words[1])) {
         buf_printf(err, "WARNING: Duplicate user '%.*s' found on line %d. ", SLICE_FMT(words[1]), line);
     } else if (!acl_words_init(&w, n - 2, words + 2, &at)) {
         buf_printf(err, "%s:%d: Unmatched parenthesis in selector definition.", path, line);
     } else {
         struct acl_user *u = acl_user_create(words[1], l->all_channels);
-        loading_add(l, u);
+        acl_names_add(&l->users, u);
         file_rules(l, u, &w, path, line, err);
         acl_words_deinit(&w);
     }
@@ -148,11 +118,11 @@ bool acl_file_load(struct acl *a, const char *path, bool all_channels, struct bu
         ok = false;
     }
     if (ok) {
-        loading_finish(&l);
-        acl_replace(a, l.users, l.n);
-    } else {
-        loading_drop(&l);
+        if (!acl_names_find(&l.users, SLICE_LIT("default"))) /* as it is by itself */
+            acl_names_add(&l.users, acl_default_user());
+        acl_replace(a, &l.users);
     }
+    acl_names_deinit(&l.users);
     if (text.len)
         explicit_bzero(text.ptr, text.len);
     buf_deinit(&text);
@@ -172,13 +142,13 @@ static void user_line(const struct acl_user *u, struct buf *out)
 bool acl_file_save(struct acl *a, const char *path)
 {
     struct buf text;
-    int n;
-    struct acl_user **users = acl_all(a, &n);
+    struct acl_names users;
 
+    acl_all(a, &users);
     buf_init(&text, MEM_OTHER);
-    for (int i = 0; i < n; i++)
-        user_line(users[i], &text);
-    acl_all_free(users, n);
+    for (int i = 0; i < users.n; i++)
+        user_line(users.user[i], &text);
+    acl_names_deinit(&users);
     bool ok = conf_file_replace(path, buf_slice(&text)) == ST_OK;
     int error = errno;
     buf_deinit(&text);
@@ -210,13 +180,13 @@ void acl_config_lines(struct acl *a, const struct conf *conf, struct buf *out)
         return;
     struct acl *plain = acl_create(conf);
     struct acl_user *by_itself = acl_get(plain, SLICE_LIT("default"));
-    int n;
-    struct acl_user **users = acl_all(a, &n);
+    struct acl_names users;
 
-    for (int i = 0; i < n; i++)
-        if (!slice_eq(users[i]->name, by_itself->name) || !equal_rules(users[i], by_itself))
-            user_line(users[i], out);
-    acl_all_free(users, n);
+    acl_all(a, &users);
+    for (int i = 0; i < users.n; i++)
+        if (!slice_eq(users.user[i]->name, by_itself->name) || !equal_rules(users.user[i], by_itself))
+            user_line(users.user[i], out);
+    acl_names_deinit(&users);
     acl_user_unref(by_itself);
     acl_destroy(plain);
 }
@@ -236,7 +206,7 @@ static bool conf_line(void *arg, const char *where, struct slice text)
 
     if (n == 0 || bad_name(words[0]) || words[0].ptr != text.ptr)
         why = "Spaces not allowed in ACL usernames";
-    else if (loading_find(&cl->l, words[0]))
+    else if (acl_names_find(&cl->l.users, words[0]))
         why = acl_duplicate_user;
     else if (!acl_words_init(&w, n - 1, words + 1, &at))
         why = "Unmatched parenthesis";
@@ -244,7 +214,7 @@ static bool conf_line(void *arg, const char *where, struct slice text)
         struct acl_user *u = acl_user_create(words[0], cl->l.all_channels);
         if (slice_eq(words[0], SLICE_LIT("default"))) /* it has all channels unless its line says otherwise */
             CHECK(!acl_user_rule(u, SLICE_LIT("reset"), cl->l.all_channels));
-        loading_add(&cl->l, u);
+        acl_names_add(&cl->l.users, u);
         why = acl_user_rules(u, &w, cl->l.all_channels, &at);
         if (!why && !u->on)
             log_warning("acl",
@@ -274,8 +244,8 @@ bool acl_load_start(struct acl *a, const struct conf *conf, char err[256])
         return ok;
     }
     bool ok = conf_users_each(conf, conf_line, &cl);
-    for (int i = 0; i < cl.l.n && ok; i++)
-        acl_put(a, acl_user_ref(cl.l.users[i]));
-    loading_drop(&cl.l);
+    for (int i = 0; i < cl.l.users.n && ok; i++)
+        acl_put(a, acl_user_ref(cl.l.users.user[i]));
+    acl_names_deinit(&cl.l.users);
     return ok;
 }

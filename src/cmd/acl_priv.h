@@ -114,10 +114,18 @@ bool acl_channels_shrank(const struct acl_user *was, const struct acl_user *is);
 /* ---- all users (acl_table.c) ---- */
 struct acl_log;
 
+/* Sorted by name; each with a reference. */
+struct acl_names {
+    struct acl_user **user;
+    int n, cap;
+};
+struct acl_user *acl_names_find(const struct acl_names *names, struct slice name); /* NULL: none */
+void acl_names_add(struct acl_names *names, struct acl_user *u);                   /* none has its name */
+void acl_names_deinit(struct acl_names *names);
+
 struct acl {
     pthread_mutex_t lock; /* guards what follows, but the atomics */
-    struct acl_user **users;
-    int n, cap; /* by name */
+    struct acl_names users;
     uint64_t next_id;
     _Atomic uint64_t *generation; /* cmd.acl_generation, once there is one */
     _Atomic uint64_t first_generation;
@@ -132,10 +140,10 @@ bool acl_put(struct acl *a, struct acl_user *u);
 /* SETUSER, and the line of a file: with that user's rules, or a new one. */
 struct acl_user *acl_edit(struct acl *a, struct slice name, bool all_channels);
 bool acl_delete(struct acl *a, struct slice name);
-/* All users are replaced; the array is taken. One of them is the default user. */
-void acl_replace(struct acl *a, struct acl_user **users, int n);
-struct acl_user **acl_all(struct acl *a, int *n); /* with references; freed by acl_all_free() */
-void acl_all_free(struct acl_user **users, int n);
+/* All users are replaced by these, which are taken. One of them is the default user. */
+void acl_replace(struct acl *a, struct acl_names *users);
+/* All of them, as they are now. */
+void acl_all(struct acl *a, struct acl_names *out);
 /* AUTH: the session is that user's now. */
 bool acl_session_authenticate(struct session *s, struct slice name, struct slice password);
 /* The newest rules of its user. false: there is no such user any more, or it listens to what it may not: the client has to

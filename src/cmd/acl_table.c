@@ -16,50 +16,69 @@ static int compare(struct slice a, struct slice b)
 }
 
 /* Where it is, or would be. */
-static int find_locked(const struct acl *a, struct slice name, bool *found)
+static int place(const struct acl_names *names, struct slice name, bool *found)
 {
-    int lo = 0, hi = a->n;
+    int lo = 0, hi = names->n;
 
     while (lo < hi) {
         int mid = lo + (hi - lo) / 2;
-        if (compare(a->users[mid]->name, name) < 0)
+        if (compare(names->user[mid]->name, name) < 0)
             lo = mid + 1;
         else
             hi = mid;
     }
-    *found = lo < a->n && slice_eq(a->users[lo]->name, name);
+    *found = lo < names->n && slice_eq(names->user[lo]->name, name);
     return lo;
 }
 
-static void changed_locked(struct acl *a)
+struct acl_user *acl_names_find(const struct acl_names *names, struct slice name)
 {
     bool found;
-    int i = find_locked(a, DEFAULT_NAME, &found);
+    int i = place(names, name, &found);
 
-    CHECK(found);
-    atomic_store_explicit(&a->default_nopass, a->users[i]->nopass, memory_order_relaxed);
-    atomic_store_explicit(&a->default_on, a->users[i]->on, memory_order_relaxed);
-    atomic_fetch_add_explicit(a->generation, 1, memory_order_release);
+    return found ? names->user[i] : NULL;
 }
 
-static void insert_locked(struct acl *a, int i, struct acl_user *u)
+void acl_names_add(struct acl_names *names, struct acl_user *u)
 {
-    if (a->n == a->cap) {
-        a->cap = a->cap ? a->cap * 2 : 8;
-        a->users = mem_realloc(MEM_OTHER, a->users, (size_t)a->cap * sizeof(*a->users));
+    bool found;
+    int i = place(names, u->name, &found);
+
+    CHECK(!found);
+    if (names->n == names->cap) {
+        names->cap = names->cap ? names->cap * 2 : 8;
+        names->user = mem_realloc(MEM_OTHER, names->user, (size_t)names->cap * sizeof(*names->user));
     }
-    memmove(a->users + i + 1, a->users + i, (size_t)(a->n - i) * sizeof(*a->users));
-    a->users[i] = u;
-    a->n++;
+    memmove(names->user + i + 1, names->user + i, (size_t)(names->n - i) * sizeof(*names->user));
+    names->user[i] = u;
+    names->n++;
+}
+
+void acl_names_deinit(struct acl_names *names)
+{
+    for (int i = 0; i < names->n; i++)
+        acl_user_unref(names->user[i]);
+    mem_free(MEM_OTHER, names->user);
+    *names = (struct acl_names){.n = 0};
+}
+
+/* ---- the table ---- */
+
+static void changed_locked(struct acl *a)
+{
+    const struct acl_user *u = acl_names_find(&a->users, DEFAULT_NAME);
+
+    atomic_store_explicit(&a->default_nopass, u->nopass, memory_order_relaxed);
+    atomic_store_explicit(&a->default_on, u->on, memory_order_relaxed);
+    atomic_fetch_add_explicit(a->generation, 1, memory_order_release);
 }
 
 struct acl_user *acl_get(struct acl *a, struct slice name)
 {
-    bool found;
-
     pthread_mutex_lock(&a->lock);
-    int i = find_locked(a, name, &found);
-    struct acl_user *u = found ? acl_user_ref(a->users[i]) : NULL;
+    struct acl_user *u = acl_names_find(&a->users, name);
+    if (u)
+        acl_user_ref(u);
     pthread_mutex_unlock(&a->lock);
     return u;
 }
@@ -71,15 +90,15 @@ bool acl_put(struct acl *a, struct acl_user *u)
 
     acl_user_ready(u);
     pthread_mutex_lock(&a->lock);
-    int i = find_locked(a, u->name, &found);
+    int i = place(&a->users, u->name, &found);
     if (found) {
-        old = a->users[i];
+        old = a->users.user[i];
         u->id = old->id;
         shrank = acl_channels_shrank(old, u);
-        a->users[i] = u;
+        a->users.user[i] = u;
     } else {
         u->id = ++a->next_id;
-        insert_locked(a, i, u);
+        acl_names_add(&a->users, u);
     }
     changed_locked(a);
     pthread_mutex_unlock(&a->lock);
@@ -98,15 +117,16 @@ struct acl_user *acl_edit(struct acl *a, struct slice name, bool all_channels)
 
 bool acl_delete(struct acl *a, struct slice name)
 {
+    struct acl_names *names = &a->users;
     struct acl_user *gone = NULL;
     bool found;
 
     pthread_mutex_lock(&a->lock);
-    int i = find_locked(a, name, &found);
+    int i = place(names, name, &found);
     if (found) {
-        gone = a->users[i];
-        a->n--;
-        memmove(a->users + i, a->users + i + 1, (size_t)(a->n - i) * sizeof(*a->users));
+        gone = names->user[i];
+        names->n--;
+        memmove(names->user + i, names->user + i + 1, (size_t)(names->n - i) * sizeof(*names->user));
         changed_locked(a);
     }
     pthread_mutex_unlock(&a->lock);
@@ -115,46 +135,30 @@ bool acl_delete(struct acl *a, struct slice name)
 }
 
 /* Whoever was a user before is none now, but for the default one. */
-void acl_replace(struct acl *a, struct acl_user **users, int n)
+void acl_replace(struct acl *a, struct acl_names *users)
 {
-    struct acl old = {.n = 0};
-    bool found;
-
     pthread_mutex_lock(&a->lock);
-    uint64_t default_id = a->n ? a->users[find_locked(a, DEFAULT_NAME, &found)]->id : 0;
-    old.users = a->users;
-    old.n = a->n;
-    a->users = NULL;
-    a->n = a->cap = 0;
-    for (int i = 0; i < n; i++) {
-        int at = find_locked(a, users[i]->name, &found);
-        CHECK(!found);
-        acl_user_ready(users[i]);
-        users[i]->id = slice_eq(users[i]->name, DEFAULT_NAME) && default_id ? default_id : ++a->next_id;
-        insert_locked(a, at, users[i]);
+    struct acl_names old = a->users;
+    uint64_t default_id = acl_names_find(&old, DEFAULT_NAME)->id;
+    for (int i = 0; i < users->n; i++) {
+        acl_user_ready(users->user[i]);
+        users->user[i]->id = slice_eq(users->user[i]->name, DEFAULT_NAME) ? default_id : ++a->next_id;
     }
+    a->users = *users;
     changed_locked(a);
     pthread_mutex_unlock(&a->lock);
-    acl_all_free(old.users, old.n);
-    mem_free(MEM_OTHER, users);
+    *users = (struct acl_names){.n = 0};
+    acl_names_deinit(&old);
 }
 
-struct acl_user **acl_all(struct acl *a, int *n)
+void acl_all(struct acl *a, struct acl_names *out)
 {
     pthread_mutex_lock(&a->lock);
-    struct acl_user **users = mem_alloc(MEM_OTHER, (size_t)(a->n + 1) * sizeof(*users));
-    for (int i = 0; i < a->n; i++)
-        users[i] = acl_user_ref(a->users[i]);
-    *n = a->n;
+    *out = (struct acl_names){.n = a->users.n, .cap = a->users.n};
+    out->user = mem_alloc(MEM_OTHER, (size_t)(out->n + 1) * sizeof(*out->user));
+    for (int i = 0; i < out->n; i++)
+        out->user[i] = acl_user_ref(a->users.user[i]);
     pthread_mutex_unlock(&a->lock);
-    return users;
-}
-
-void acl_all_free(struct acl_user **users, int n)
-{
-    for (int i = 0; i < n; i++)
-        acl_user_unref(users[i]);
-    mem_free(MEM_OTHER, users);
 }
 
 /* ---- the default user ---- */
@@ -231,7 +235,7 @@ void acl_destroy(struct acl *a)
 {
     if (!a)
         return;
-    acl_all_free(a->users, a->n);
+    acl_names_deinit(&a->users);
     acl_log_destroy(a->log);
     pthread_mutex_destroy(&a->lock);
     mem_free(MEM_OTHER, a);
