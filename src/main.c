@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "tiercel/acl.h"
 #include "tiercel/check.h"
 #include "tiercel/clock.h"
 #include "tiercel/cmd.h"
@@ -34,6 +35,7 @@
 
 struct server {
     struct conf *conf;
+    struct acl *acl; /* the command layer's, once that is there */
     struct mem *mem;
     struct disk *disk;
     struct tier *tier;
@@ -323,9 +325,11 @@ static bool load_dump(struct server *sv, struct worker *w, char err[256])
 
 static bool start(struct server *sv, const char *executable, char err[256])
 {
+    sv->acl = acl_create(sv->conf);
+    if (!acl_load_start(sv->acl, sv->conf, err))
+        return false;
     int threads = derive_settings(sv);
     int64_t maxclients = sv->conf->maxclients;
-
     if (net_listen(sv->conf, threads, &sv->net, &maxclients, err) != ST_OK)
         return false;
     if (maxclients != sv->conf->maxclients)
@@ -333,7 +337,7 @@ static bool start(struct server *sv, const char *executable, char err[256])
     if (!make_tiers(sv, threads, err))
         return false;
     struct cmd_server_ops ops = {.shutdown = on_shutdown_command, .arg = sv, .serve_while_busy = net_serve_while_busy};
-    sv->cmd = cmd_create(sv->tier, sv->conf, &ops);
+    sv->cmd = cmd_create(sv->tier, sv->conf, sv->acl, &ops);
     sv->cmd->tcp_port = net_port(sv->net);
     sv->cmd->executable = executable;
     sv->loops = loops_create(threads, sv->conf);

@@ -16,6 +16,7 @@
 
 /* What the command layer shares between workers, and its part of each worker. */
 
+struct acl;
 struct slowlog;
 struct latency;
 struct pubsub;
@@ -61,8 +62,10 @@ struct cmd {
     struct pubsub *pubsub;
     struct warm *warm;
     struct persist *persist;
-    struct scripts *scripts;  /* script.c */
-    _Atomic int slow_scripts; /* over busy-reply-threshold: nobody waits for what they have locked */
+    struct scripts *scripts; /* script.c */
+    struct acl *acl;
+    _Atomic uint64_t acl_generation; /* raised by each change of users */
+    _Atomic int slow_scripts;        /* over busy-reply-threshold: nobody waits for what they have locked */
 };
 
 #define CMD_HIST_BUCKETS 32 /* powers of two in microseconds, as LATENCY HISTOGRAM shows them */
@@ -89,8 +92,8 @@ struct cmd_worker {
     struct buf locked;                    /* uint32_t: shards locked to serve those (block.c) */
 };
 
-/* Before the loops run; the main thread. */
-struct cmd *cmd_create(struct tier *tier, struct conf *conf, const struct cmd_server_ops *ops);
+/* Before the loops run; the main thread. Takes the users. */
+struct cmd *cmd_create(struct tier *tier, struct conf *conf, struct acl *acl, const struct cmd_server_ops *ops);
 void cmd_destroy(struct cmd *cmd);
 void cmd_worker_init(struct cmd *cmd, struct worker *w);
 void cmd_worker_deinit(struct worker *w);

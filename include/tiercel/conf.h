@@ -109,9 +109,19 @@ bool conf_notify_parse(const char *text, unsigned *classes);
 /* maxmemory-clients in bytes: a share is taken of `maxmemory`, what main resolved it to. */
 int64_t conf_maxmemory_clients(const struct conf *c, int64_t maxmemory);
 
+/* The lines `user NAME RULE...` of the sources, in the snapshot that conf_load() made: fn gets "file:3" and
+ * "NAME RULE...". Goes on until fn says false, and returns what it said. */
+bool conf_users_each(const struct conf *c, bool (*fn)(void *arg, const char *where, struct slice text), void *arg);
+
+/* Reads a file of at most `max` bytes. false: *err is one line, and errno says why. */
+bool conf_file_read(const char *path, size_t max, struct buf *out, struct buf *err);
+/* The new file replaces the old one whole or not at all, with the old one's mode. ST_IO: errno. */
+enum status conf_file_replace(const char *path, struct slice text);
+
 /* CONFIG REWRITE: keeps comments and order of the file; writes a new file and renames it.
  * ST_NOT_FOUND: started without a file. ST_IO: errno. */
-enum status conf_rewrite(const struct conf *c);
+/* users: lines `user ...` that take the place of the file's. */
+enum status conf_rewrite(const struct conf *c, struct slice users);
 const char *conf_file(const struct conf *c); /* "" = none */
 
 /* The sample configuration (conf/tiercel.conf), the README's table (markdown) and what

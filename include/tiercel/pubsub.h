@@ -45,6 +45,8 @@ bool pubsub_active(const struct session *s);
 bool pubsub_allows(const struct session *s, const struct command *cmd);
 /* Replies what a command gets that may not. */
 void pubsub_refuse(struct call *c);
+/* Whatever it has subscribed to. */
+void pubsub_session_each(const struct session *s, void (*fn)(void *arg, struct slice name, bool is_pattern), void *arg);
 /* CLIENT LIST's sub and psub. */
 size_t pubsub_session_channels(const struct session *s);
 size_t pubsub_session_patterns(const struct session *s);

@@ -45,7 +45,8 @@ enum session_flags {
     SESSION_READONLY = 1 << 8,
     SESSION_SKIP_NEXT = 1 << 9,
     SESSION_MONITOR = 1 << 10,
-    SESSION_UNWATCH = 1 << 11 /* it has let go of its watched keys, but a script has some of their shards */
+    SESSION_UNWATCH = 1 << 11, /* it has let go of its watched keys, but a script has some of their shards */
+    SESSION_LIMITED = 1 << 12  /* its user may not do everything */
 };
 
 struct session {
@@ -81,6 +82,9 @@ struct session {
     /* appendfsync always: writes whose replies wait in `out` for the disk. */
     bool unsynced, holding; /* unsynced: there may be new ones; holding: `sync` waits */
     struct tier_sync_wait sync;
+
+    struct acl_user *user; /* as it was at that generation of the users (acl.h); never NULL */
+    uint64_t acl_seen;
 
     struct multi *multi;          /* queued commands and watched keys (multi.c); NULL until used */
     struct pubsub_client *pubsub; /* subscriptions (pubsub.c); NULL until used */

@@ -5,7 +5,7 @@
 #include "tiercel/clock.h"
 #include "tiercel/pubsub.h"
 
-#include "cmd/cmd_priv.h"
+#include "cmd/acl_priv.h"
 
 /* CLIENT. Sessions belong to their workers, so LIST, KILL and UNBLOCK visit all of them with a
  * message and reply when it came back. */
@@ -39,7 +39,7 @@ static void append_flags(struct buf *b, const struct session *s)
         buf_byte(b, 'N');
 }
 
-static void append_client(struct buf *b, const struct session *s)
+void client_describe(const struct session *s, struct buf *b)
 {
     int64_t now_ms = clock_wall_ms();
     size_t out = s->out.bytes;
@@ -50,8 +50,9 @@ static void append_client(struct buf *b, const struct session *s)
     buf_printf(b, " db=%d sub=%zu psub=%zu ssub=%zu multi=%d qbuf=%zu qbuf-free=%zu argv-mem=%zu multi-mem=%zu", s->db,
                pubsub_session_channels(s), pubsub_session_patterns(s), pubsub_session_shard_channels(s),
                multi_length(s), s->query_bytes, s->query_free, s->queued_bytes, multi_bytes(s));
-    buf_printf(b, " rbs=0 rbp=0 obl=0 oll=%d omem=%zu tot-mem=%zu events=%s cmd=%s user=default redir=-1 resp=%d\n",
-               out > 0, out, session_bytes(s), out ? "rw" : "r", s->last_cmd ? s->last_cmd->full : "NULL", s->proto);
+    buf_printf(b, " rbs=0 rbp=0 obl=0 oll=%d omem=%zu tot-mem=%zu events=%s cmd=%s user=%.*s redir=-1 resp=%d\n",
+               out > 0, out, session_bytes(s), out ? "rw" : "r", s->last_cmd ? s->last_cmd->full : "NULL",
+               SLICE_FMT(acl_session_user(s)), s->proto);
 }
 
 /* ---- which clients ---- */
@@ -80,7 +81,8 @@ struct filter {
     uint64_t *ids; /* in the argument order of LIST, or one of KILL's */
     int nids;
     char addr[64], laddr[64];
-    uint64_t skip; /* the caller, under SKIPME */
+    struct acl_user *user; /* NULL: any; a reference */
+    uint64_t skip;         /* the caller, under SKIPME */
 };
 
 static bool filter_match(const struct filter *f, const struct session *s)
@@ -90,7 +92,8 @@ static bool filter_match(const struct filter *f, const struct session *s)
     for (int i = 0; i < f->nids && !listed; i++)
         listed = f->ids[i] == s->id;
     return listed && (f->type == TYPE_ANY || f->type == type) && (!f->addr[0] || strcmp(f->addr, s->addr) == 0) &&
-           (!f->laddr[0] || strcmp(f->laddr, s->laddr) == 0) && s->id != f->skip;
+           (!f->laddr[0] || strcmp(f->laddr, s->laddr) == 0) &&
+           (!f->user || slice_eq(f->user->name, acl_session_user(s))) && s->id != f->skip;
 }
 
 /* ---- a visit of all workers ---- */
@@ -134,6 +137,7 @@ static struct visit *visit_new(struct call *c)
 static void visit_free(struct visit *v)
 {
     mem_free(MEM_OTHER, v->filter.ids);
+    acl_user_unref(v->filter.user);
     buf_deinit(&v->text);
     buf_deinit(&v->lines);
     mem_free(MEM_OTHER, v);
@@ -201,7 +205,7 @@ static void list_each(struct visit *v, struct worker *w)
         if (!filter_match(&v->filter, s))
             continue;
         struct line line = {s->id, v->text.len, 0};
-        append_client(&v->text, s);
+        client_describe(s, &v->text);
         line.len = v->text.len - line.at;
         buf_append(&v->lines, &line, sizeof(line));
     }
@@ -269,7 +273,7 @@ void cmd_client_info(struct call *c)
 {
     struct buf b;
     buf_init(&b, MEM_CLIENT);
-    append_client(&b, c->s);
+    client_describe(c->s, &b);
     reply_verbatim(&c->r, buf_slice(&b), "txt");
     buf_deinit(&b);
 }
@@ -334,7 +338,9 @@ static bool kill_option(struct call *c, int i, struct filter *f, bool *skip_me)
     } else if (call_arg_is(c, i, "laddr")) {
         set_addr(f->laddr, value);
     } else if (call_arg_is(c, i, "user")) {
-        if (!slice_eq(value, SLICE_LIT("default"))) {
+        acl_user_unref(f->user);
+        f->user = acl_get(c->w->cmd->acl, value);
+        if (!f->user) {
             call_errorf(c, "ERR No such user '%.*s'", SLICE_FMT(value));
             return false;
         }

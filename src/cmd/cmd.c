@@ -1,6 +1,7 @@
 /* The command layer's life, shared and per worker. */
 #include <stdio.h>
 
+#include "tiercel/acl.h"
 #include "tiercel/clock.h"
 #include "tiercel/hash.h"
 #include "tiercel/pubsub.h"
@@ -18,7 +19,7 @@ static void make_run_id(char out[41])
         snprintf(out + 2 * i, 3, "%02x", raw[i]);
 }
 
-struct cmd *cmd_create(struct tier *tier, struct conf *conf, const struct cmd_server_ops *ops)
+struct cmd *cmd_create(struct tier *tier, struct conf *conf, struct acl *acl, const struct cmd_server_ops *ops)
 {
     struct cmd *cmd = mem_calloc(MEM_OTHER, sizeof(*cmd));
     unsigned shards = tier->mem->shards;
@@ -40,6 +41,8 @@ struct cmd *cmd_create(struct tier *tier, struct conf *conf, const struct cmd_se
         list_init(&cmd->registry[i].watches);
         list_init(&cmd->registry[i].blocked);
     }
+    cmd->acl = acl;
+    acl_share_generation(acl, &cmd->acl_generation);
     cmd->slowlog = slowlog_create();
     cmd->latency = latency_create();
     cmd->pubsub = pubsub_create();
@@ -58,6 +61,7 @@ void cmd_destroy(struct cmd *cmd)
     pubsub_destroy(cmd->pubsub);
     latency_destroy(cmd->latency);
     slowlog_destroy(cmd->slowlog);
+    acl_destroy(cmd->acl);
     mem_free(MEM_OTHER, cmd->registry);
     mem_free(MEM_OTHER, cmd->workers);
     conf_unref(cmd->conf);

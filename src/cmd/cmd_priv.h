@@ -111,6 +111,9 @@ void dispatch_ran(struct call *c, int64_t start_us);
 void dispatch_completed(struct call *c); /* those of a suspended one */
 /* Its keys could not be resolved, and nothing is locked: try again? */
 bool dispatch_resolve_again(struct call *c, enum status st, bool *tried);
+void dispatch_rejected(const struct call *c); /* counts it */
+/* An error before it runs. EXEC refused is the end of its transaction. */
+void dispatch_refuse(struct call *c, const char *text);
 void dispatch_fault_error(struct call *c, enum status st);
 void dispatch_deinit(struct worker *w);
 void *dispatch_scratch_keys(struct worker *w, int n);
@@ -300,6 +303,10 @@ int cmd_keys_stored_2(int argc, const struct slice *argv, int *pos,
 int cmd_georadius_keys(int argc, const struct slice *argv, int *pos, int max);
 enum key_access cmd_georadius_access(int argc, const struct slice *argv);
 int cmd_xread_keys(int argc, const struct slice *argv, int *pos, int max);
+
+/* How many key specs a row has; and how key i of a command line is used, in the words of its spec (introspect.c). */
+int command_key_specs(const struct command *cmd);
+struct slice command_key_flags(const struct command *cmd, int i, int argc, const struct slice *argv);
 
 /* By COMMAND's names: "get", "client", "client|list". NULL: unknown. */
 const struct command *command_find_full(struct slice name);
@@ -495,7 +502,31 @@ struct persist *persist_create(struct cmd *cmd);
 void persist_destroy(struct persist *p);
 void persist_get_figures(struct persist *p, struct persist_figures *out);
 
+/* ---- users (acl.c; acl.h says what they are) ---- */
+
+/* The session's user may run the command. false: the error was replied, or the client is closed because there is no such
+ * user any more. Call it by acl_allows(). */
+bool acl_admit(struct call *c);
+static inline bool acl_allows(struct call *c)
+{
+    const struct session *s = c->s;
+
+    return LIKELY(s->acl_seen == atomic_load_explicit(&c->w->cmd->acl_generation, memory_order_relaxed) &&
+                  !(s->flags & SESSION_LIMITED)) ||
+           acl_admit(c);
+}
+/* The same for a queued command when its turn comes in EXEC. */
+bool acl_admit_queued(struct call *c);
+/* For a command that reads keys which its arguments only describe (SORT BY, GET): may its user read all there are? */
+bool acl_may_read_all_keys(const struct call *c);
+/* For one that a script calls: NULL, or the error. With no log and no counter: redis.acl_check_cmd(). */
+const char *acl_script_refusal(struct call *c, bool log);
+/* AUTH and HELLO: the session is that user's from now on. false: no, which is logged. */
+bool acl_authenticate(struct call *c, struct slice user, struct slice password);
+
 /* ---- clients (connection.c, client.c) ---- */
+
+void client_describe(const struct session *s, struct buf *b); /* its line of CLIENT LIST */
 
 bool client_set_name(struct call *c, struct slice name); /* false: an error was replied */
 /* Timeouts of clients in ms: its texts for what is no number, negative, or too large. false: replied. */

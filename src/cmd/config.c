@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "tiercel/acl.h"
 #include "tiercel/stats.h"
 #include "tiercel/tier.h"
 
@@ -112,6 +113,8 @@ static bool set_locked(struct cmd *cmd, int npairs, const struct slice *pairs, s
         return false;
     struct conf *old = cmd->conf;
     cmd->conf = next;
+    if (strcmp(old->requirepass, next->requirepass) != 0)
+        acl_set_requirepass(cmd->acl, slice_str(next->requirepass));
     conf_unref(old);
     tier_conf_changed(cmd->tier, next);
     notify_conf_changed(cmd, next);
@@ -143,10 +146,14 @@ void cmd_config_set(struct call *c)
 void cmd_config_rewrite(struct call *c)
 {
     struct cmd *cmd = c->w->cmd;
+    struct buf users;
+    buf_init(&users, MEM_OTHER);
     pthread_mutex_lock(&cmd->conf_lock);
-    enum status st = conf_rewrite(cmd->conf);
+    acl_config_lines(cmd->acl, cmd->conf, &users);
+    enum status st = conf_rewrite(cmd->conf, buf_slice(&users));
     int error = errno;
     pthread_mutex_unlock(&cmd->conf_lock);
+    buf_deinit(&users);
     if (st == ST_OK)
         reply_simple(&c->r, "OK");
     else if (st == ST_NOT_FOUND)

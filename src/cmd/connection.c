@@ -1,7 +1,7 @@
 #include <stdio.h>
 
+#include "tiercel/acl.h"
 #include "tiercel/pubsub.h"
-#include "tiercel/stats.h"
 #include "tiercel/version.h"
 
 #include "cmd/cmd_priv.h"
@@ -10,24 +10,10 @@
 
 /* ---- authentication ---- */
 
-/* Takes as long for a wrong password as for the right one. */
-static bool same_secret(struct slice given, const char *wanted)
-{
-    size_t n = strlen(wanted);
-    volatile unsigned char differs = given.len != n;
-    for (size_t i = 0; i < given.len; i++)
-        differs |= (unsigned char)(given.ptr[i] ^ (n ? wanted[i % n] : 1));
-    return !differs;
-}
-
 static bool authenticate(struct call *c, struct slice user, struct slice password)
 {
-    const char *wanted = c->w->conf->requirepass;
-    if (slice_eq(user, SLICE_LIT("default")) && (wanted[0] == '\0' || same_secret(password, wanted))) {
-        c->s->flags |= SESSION_AUTHENTICATED;
+    if (acl_authenticate(c, user, password))
         return true;
-    }
-    stats_inc(c->w->stats, STAT_acl_access_denied_auth);
     call_error(c, "WRONGPASS invalid username-password pair or user is disabled.");
     return false;
 }
@@ -38,7 +24,7 @@ void cmd_auth(struct call *c)
         call_syntax(c);
         return;
     }
-    if (c->argc == 2 && c->w->conf->requirepass[0] == '\0') {
+    if (c->argc == 2 && acl_default_nopass(c->w->cmd->acl)) {
         call_error(c, "ERR AUTH <password> called without any password configured for the default user. "
                       "Are you sure your configuration is correct?");
         return;
@@ -118,7 +104,7 @@ void cmd_hello(struct call *c)
     if (!hello_options(c))
         return;
     if (!(c->s->flags & SESSION_AUTHENTICATED)) {
-        call_error(c, "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> "
+        call_error(c, "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO "
                       "AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol "
                       "version at the same time");
         return;
@@ -170,10 +156,9 @@ void cmd_reset(struct call *c)
     monitor_leave(s);
     pubsub_unsubscribe_all(s);
     forward_drop(s);
-    s->flags &= ~(uint32_t)(SESSION_REPLY_OFF | SESSION_REPLY_SKIP | SESSION_SKIP_NEXT | SESSION_READONLY |
-                            SESSION_NO_EVICT | SESSION_AUTHENTICATED);
-    if (c->w->conf->requirepass[0] == '\0')
-        s->flags |= SESSION_AUTHENTICATED;
+    s->flags &=
+        ~(uint32_t)(SESSION_REPLY_OFF | SESSION_REPLY_SKIP | SESSION_SKIP_NEXT | SESSION_READONLY | SESSION_NO_EVICT);
+    acl_session_start(s);
     s->db = 0;
     s->proto = c->r.proto = 2;
     s->name.len = 0;

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "tiercel/acl.h"
 #include "tiercel/clock.h"
 #include "tiercel/pubsub.h"
 #include "tiercel/stats.h"
@@ -543,7 +544,7 @@ static void unknown_subcommand(struct call *c)
 }
 
 /* Refuses a command before it runs. EXEC refused is the end of its transaction. */
-static void refuse(struct call *c, const char *text)
+void dispatch_refuse(struct call *c, const char *text)
 {
     if (LIKELY(!c->cmd || c->cmd->id != CMDID_exec)) {
         call_error(c, text);
@@ -567,7 +568,7 @@ static void refuse_unknown(struct call *c)
     } else {
         char text[128];
         snprintf(text, sizeof(text), "ERR wrong number of arguments for '%s' command", c->cmd->full);
-        refuse(c, text);
+        dispatch_refuse(c, text);
     }
 }
 
@@ -586,14 +587,19 @@ static bool allowed(struct call *c)
 {
     struct session *s = c->s;
 
-    if (UNLIKELY(!(s->flags & SESSION_AUTHENTICATED)) && !(c->cmd->flags & CMD_NO_AUTH)) {
-        refuse(c, "NOAUTH Authentication required.");
+    if (UNLIKELY(!(s->flags & SESSION_AUTHENTICATED)) && !(c->cmd && c->cmd->flags & CMD_NO_AUTH) &&
+        !acl_default_open(c->w->cmd->acl)) {
+        dispatch_refuse(c, "NOAUTH Authentication required.");
         return false;
     }
-    if (UNLIKELY(s->flags & SESSION_MULTI) && c->cmd->flags & CMD_NO_MULTI) {
+    if (UNLIKELY(s->flags & SESSION_MULTI) && c->cmd && c->cmd->flags & CMD_NO_MULTI) {
         call_error(c, "ERR Command not allowed inside a transaction");
         return false;
     }
+    if (UNLIKELY(!acl_allows(c)))
+        return false;
+    if (UNLIKELY(!c->cmd))
+        return true;
     if (UNLIKELY(s->pubsub != NULL || s->pin != NULL) && !(pubsub_allows(s, c->cmd) && forward_allows(s, c->cmd))) {
         pubsub_refuse(c);
         return false;
@@ -700,11 +706,16 @@ static int64_t paused_ms(const struct call *c)
 
 /* ---- the way of a request ---- */
 
+void dispatch_rejected(const struct call *c)
+{
+    if (c->cmd)
+        stat_add64(&c->w->cmd_worker->stat[c->cmd->id].rejected, 1);
+}
+
 static enum dispatch_rc reject(struct call *c)
 {
     multi_abort(c->s);
-    if (c->cmd)
-        stat_add64(&c->w->cmd_worker->stat[c->cmd->id].rejected, 1);
+    dispatch_rejected(c);
     return DISPATCH_DONE;
 }
 
@@ -715,7 +726,7 @@ static enum dispatch_rc disk_refuses(struct call *c)
 
     disk_problem(c->w->tier->disk, problem);
     snprintf(text, sizeof(text), "MISCONF Errors writing to the AOF file: %s", problem);
-    refuse(c, text);
+    dispatch_refuse(c, text);
     return reject(c);
 }
 
@@ -749,11 +760,11 @@ static enum dispatch_rc process(struct call *c)
     /* What is unknown here an upstream may know. */
     if (UNLIKELY(!t->has_upstream || !(s->flags & SESSION_AUTHENTICATED)) && UNLIKELY(!known(c)))
         return reject(c);
-    if (UNLIKELY(c->cmd && !allowed(c)))
+    if (UNLIKELY(!allowed(c)))
         return reject(c);
     if (UNLIKELY(atomic_load_explicit(&c->w->cmd->slow_scripts, memory_order_relaxed) != 0) && c->cmd &&
         !runs_while_busy(c->cmd)) {
-        refuse(c, SCRIPT_BUSY);
+        dispatch_refuse(c, SCRIPT_BUSY);
         return reject(c);
     }
     int64_t pause = paused_ms(c);

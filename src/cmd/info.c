@@ -303,6 +303,9 @@ static void section_stats(struct info *in)
     stat_field(in, STAT_client_query_buffer_limit_disconnections);
     stat_field(in, STAT_client_output_buffer_limit_disconnections);
     stat_field(in, STAT_acl_access_denied_auth);
+    stat_field(in, STAT_acl_access_denied_cmd);
+    stat_field(in, STAT_acl_access_denied_key);
+    stat_field(in, STAT_acl_access_denied_channel);
 }
 
 static void section_replication(struct info *in)

@@ -1,4 +1,4 @@
-#include "cmd/cmd_priv.h"
+#include "cmd/acl_priv.h"
 
 #include <stdio.h>
 
@@ -130,7 +130,7 @@ static const struct {
 };
 #define NFLAGS (sizeof(flag_names) / sizeof(flag_names[0]))
 
-static const char *const category_names[CAT_COUNT] = {
+const char *const acl_category_names[CAT_COUNT] = {
     "keyspace", "read",   "write",       "set",       "sortedset",  "list",        "hash",
     "string",   "bitmap", "hyperloglog", "geo",       "stream",     "pubsub",      "admin",
     "fast",     "slow",   "blocking",    "dangerous", "connection", "transaction", "scripting",
@@ -155,7 +155,7 @@ static void reply_categories(struct reply *r, uint32_t categories)
         char text[32];
         if (!(categories & 1u << i))
             continue;
-        snprintf(text, sizeof(text), "@%s", category_names[i]);
+        snprintf(text, sizeof(text), "@%s", acl_category_names[i]);
         reply_simple(r, text);
     }
 }
@@ -170,7 +170,7 @@ static void reply_tips(struct reply *r, const char *tips)
         reply_bulk(r, word);
 }
 
-static int count_specs(const struct command *cmd)
+int command_key_specs(const struct command *cmd)
 {
     int n = 0;
     struct slice spec;
@@ -261,7 +261,7 @@ static void reply_key_spec(struct reply *r, const struct command *cmd, const str
 /* Where a row has several specs, each stands for one key, and the last for the rest of them. */
 static void reply_key_specs(struct reply *r, const struct command *cmd)
 {
-    int n = count_specs(cmd);
+    int n = command_key_specs(cmd);
     reply_set(r, n);
     for (int i = 0; i < n; i++) {
         struct key_spec spec = key_spec(cmd, i);
@@ -362,7 +362,7 @@ static bool list_filter_parse(struct call *c, struct list_filter *f)
         f->kind = FILTER_ACLCAT;
         f->category = 0;
         for (int i = 0; i < CAT_COUNT; i++)
-            f->category |= slice_is(c->argv[4], category_names[i]) ? 1u << i : 0;
+            f->category |= slice_is(c->argv[4], acl_category_names[i]) ? 1u << i : 0;
     } else {
         return false;
     }
@@ -405,15 +405,29 @@ void cmd_command_list(struct call *c)
 
 /* ---- COMMAND GETKEYS, GETKEYSANDFLAGS ---- */
 
-/* How key `i` of a command line is used, in the words of its key spec. SET reads the old
- * value only when it is told to. */
-static struct slice key_flags_of(const struct command *cmd, int i, int argc, const struct slice *argv)
+/* BITFIELD with nothing but GET, and what of it can be understood, only reads. */
+static bool bitfield_writes(int argc, const struct slice *argv)
 {
-    int n = count_specs(cmd);
+    for (int i = 2; i < argc; i++) {
+        if (slice_is(argv[i], "get") && i + 2 < argc)
+            i += 2;
+        else if (slice_is(argv[i], "overflow") && i + 1 < argc)
+            i++;
+        else
+            return true;
+    }
+    return false;
+}
+
+struct slice command_key_flags(const struct command *cmd, int i, int argc, const struct slice *argv)
+{
+    int n = command_key_specs(cmd);
     struct slice flags = key_spec(cmd, i < n ? i : n - 1).flags;
     if (!memmem(flags.ptr, flags.len, "variable_flags", 14))
         return flags;
-    for (int a = 3; a < argc; a++) {
+    if (cmd->id == CMDID_bitfield)
+        return bitfield_writes(argc, argv) ? SLICE_LIT("RW access update") : SLICE_LIT("RO access");
+    for (int a = 3; a < argc; a++) { /* SET reads the old value only when it is told to */
         if (slice_is(argv[a], "get"))
             return SLICE_LIT("RW access update");
     }
@@ -429,7 +443,7 @@ static void getkeys(struct call *c, bool with_flags)
         call_error(c, "ERR Invalid command specified");
         return;
     }
-    if (count_specs(cmd) == 0) {
+    if (command_key_specs(cmd) == 0) {
         call_error(c, "ERR The command has no key arguments");
         return;
     }
@@ -450,7 +464,7 @@ static void getkeys(struct call *c, bool with_flags)
             reply_array(&c->r, 2);
         reply_bulk(&c->r, argv[pos[i]]);
         if (with_flags)
-            reply_words(&c->r, key_flags_of(cmd, i, argc, argv));
+            reply_words(&c->r, command_key_flags(cmd, i, argc, argv));
     }
     mem_free(MEM_OTHER, pos);
 }

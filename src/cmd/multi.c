@@ -344,6 +344,8 @@ static void exec_commands(struct call *c, struct call_key *keys)
         sub.nkeys = dispatch_key_count(q->cmd, q->argc);
         if (sub.nkeys)
             sub.nkeys = dispatch_keys(c->w, q->cmd, q->argc, q->argv, s->db, keys, sub.nkeys);
+        if (UNLIKELY(!acl_admit_queued(&sub)))
+            continue;
         enum status st = dispatch_resolve(c->w, keys, sub.nkeys, NULL);
         if (st == ST_OK)
             dispatch_call(&sub);

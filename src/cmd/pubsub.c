@@ -736,6 +736,15 @@ void cmd_sunsubscribe(struct call *c)
     unsubscribe(c, SHARD, "sunsubscribe");
 }
 
+void pubsub_session_each(const struct session *s, void (*fn)(void *arg, struct slice name, bool is_pattern), void *arg)
+{
+    for (enum kind k = CHANNEL; s->pubsub && k < KINDS; k++)
+        for (struct list *l = s->pubsub->subs[k].next; l != &s->pubsub->subs[k]; l = l->next) {
+            const struct local_topic *t = LIST_ENTRY(l, struct sub, in_client)->topic;
+            fn(arg, SLICE(t->name, t->len), k == PATTERN);
+        }
+}
+
 void pubsub_unsubscribe_all(struct session *s)
 {
     struct pubsub_client *pc = s->pubsub;

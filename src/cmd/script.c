@@ -7,7 +7,7 @@
 #include "tiercel/hash.h"
 #include "tiercel/log.h"
 #include "tiercel/num.h"
-#include "tiercel/sha1.h"
+#include "tiercel/digest.h"
 #include "tiercel/stats.h"
 
 #include "cmd/script_priv.h"
@@ -533,7 +533,8 @@ bool session_feed_busy(struct session *s, const struct request *req)
     c.r = (struct reply){&s->out, s->proto};
     if (known && s->flags & SESSION_AUTHENTICATED && !(s->flags & SESSION_MULTI) &&
         ((c.cmd->id == CMDID_script_kill && req->argc == 2) || c.cmd->id == CMDID_shutdown)) {
-        c.cmd->run(&c);
+        if (acl_allows(&c))
+            c.cmd->run(&c);
     } else if (known && c.cmd->id == CMDID_auth && req->argc >= 2) {
         c.cmd->run(&c);
     } else if (!(s->flags & SESSION_AUTHENTICATED)) {

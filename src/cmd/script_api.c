@@ -4,7 +4,7 @@
 
 #include "tiercel/log.h"
 #include "tiercel/num.h"
-#include "tiercel/sha1.h"
+#include "tiercel/digest.h"
 #include "tiercel/stats.h"
 #include "tiercel/version.h"
 
@@ -77,9 +77,11 @@ static bool arity_fits(const struct command *cmd, int argc)
 }
 
 /* NULL, or why the command may not run. */
-static const char *refusal(const struct script_worker *sw, const struct command *cmd, int argc)
+static const char *refusal(const struct script_worker *sw, struct call *c)
 {
     const struct script_run *run = sw->run;
+    const struct command *cmd = c->cmd;
+    int argc = c->argc;
 
     if (!cmd || (cmd->flags & CMD_CONTAINER && argc > 1))
         return "ERR Unknown Redis command called from script";
@@ -87,6 +89,9 @@ static const char *refusal(const struct script_worker *sw, const struct command 
         return "ERR Wrong number of args calling Redis command from script";
     if (cmd->flags & (CMD_NOSCRIPT | CMD_NO_MULTI))
         return "ERR This Redis command is not allowed from script";
+    const char *denied = acl_script_refusal(c, true);
+    if (UNLIKELY(denied != NULL))
+        return denied;
     if (run->read_only && command_may_replicate(cmd))
         return "ERR Write commands are not allowed from read-only scripts.";
     if (cmd->flags & CMD_WRITE && run->may_write == ST_IO)
@@ -165,9 +170,6 @@ static int call_command(lua_State *L, bool raise)
     if (UNLIKELY(text != NULL))
         return fail(L, raise, text);
     const struct command *cmd = dispatch_find(argc, sw->argv);
-    text = refusal(sw, cmd, argc);
-    if (UNLIKELY(text != NULL))
-        return fail_counted(sw, L, raise, text);
     struct call sub = {.w = sw->w,
                        .s = run->c->s,
                        .cmd = cmd,
@@ -176,6 +178,9 @@ static int call_command(lua_State *L, bool raise)
                        .now_ms = run->c->now_ms,
                        .in_exec = true,
                        .in_script = true};
+    text = refusal(sw, &sub);
+    if (UNLIKELY(text != NULL))
+        return fail_counted(sw, L, raise, text);
     if (UNLIKELY(!keys_resolve(sw, L, &sub)))
         return fail_counted(sw, L, raise, "ERR a key of this script could not be had");
     if (UNLIKELY(sw->out.head != NULL)) /* what an error of Lua's left there */
@@ -321,7 +326,6 @@ static int api_debug(lua_State *L)
     return 0;
 }
 
-/* There are no lists of what users may do: a client that is served may do everything. */
 static int api_acl_check_cmd(lua_State *L)
 {
     struct script_worker *sw = script_of(L);
@@ -333,7 +337,8 @@ static int api_acl_check_cmd(lua_State *L)
     const struct command *cmd = dispatch_find(argc, sw->argv);
     if (!cmd || (cmd->flags & CMD_CONTAINER && argc > 1))
         return fail(L, true, "ERR Invalid command passed to redis.acl_check_cmd()");
-    lua_pushboolean(L, 1);
+    struct call sub = {.w = sw->w, .s = sw->run->c->s, .cmd = cmd, .argc = argc, .argv = sw->argv};
+    lua_pushboolean(L, acl_script_refusal(&sub, false) == NULL);
     return 1;
 }
 

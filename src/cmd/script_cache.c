@@ -1,6 +1,6 @@
 /* The sources of scripts, which the process shares, and what each worker has compiled of them. */
 #include "tiercel/hash.h"
-#include "tiercel/sha1.h"
+#include "tiercel/digest.h"
 
 #include "cmd/script_priv.h"
 

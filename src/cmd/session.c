@@ -1,4 +1,5 @@
 /* Sessions: requests in order, those that must wait in a queue, fetches ahead of their turn. */
+#include "tiercel/acl.h"
 #include "tiercel/clock.h"
 #include "tiercel/pubsub.h"
 #include "tiercel/stats.h"
@@ -19,8 +20,7 @@ struct session *session_create(struct worker *w, const struct session_ops *ops, 
     s->proto = 2;
     s->fd = -1;
     s->created_ms = s->last_ms = w->now_ms;
-    if (w->conf->requirepass[0] == '\0')
-        s->flags |= SESSION_AUTHENTICATED;
+    acl_session_start(s);
     chain_init(&s->out);
     s->out.pool = &s->w->cmd_worker->replies;
     buf_init(&s->name, MEM_CLIENT);
@@ -338,6 +338,7 @@ void session_destroy(struct session *s)
     monitor_leave(s);
     pubsub_session_gone(s);
     forward_drop(s);
+    acl_session_end(s);
     list_remove(&s->link);
     chain_deinit(&s->out);
     buf_deinit(&s->name);

@@ -71,6 +71,8 @@ bool command_arg_is_secret(const struct slice *argv, int i)
         return (i >= 2 && slice_is(argv[i - 1], "auth")) || (i >= 3 && slice_is(argv[i - 2], "auth"));
     if (slice_is(argv[0], "config") && slice_is(argv[1], "set"))
         return i >= 3 && slice_is(argv[i - 1], "requirepass");
+    if (slice_is(argv[0], "acl") && slice_is(argv[1], "setuser"))
+        return i >= 2;
     return false;
 }
 

@@ -158,9 +158,23 @@ void conf_unref(struct conf *c)
         }
         mem_free(MEM_OTHER, c->priv->secret_file[id]);
     }
+    for (int i = 0; i < c->priv->nusers; i++) {
+        mem_free(MEM_OTHER, c->priv->users[i].where);
+        explicit_bzero(c->priv->users[i].text, strlen(c->priv->users[i].text));
+        mem_free(MEM_OTHER, c->priv->users[i].text);
+    }
+    mem_free(MEM_OTHER, c->priv->users);
     mem_free(MEM_OTHER, c->priv->file);
     mem_free(MEM_OTHER, c->priv);
     mem_free(MEM_OTHER, c);
+}
+
+bool conf_users_each(const struct conf *c, bool (*fn)(void *arg, const char *where, struct slice text), void *arg)
+{
+    for (int i = 0; i < c->priv->nusers; i++)
+        if (!fn(arg, c->priv->users[i].where, slice_str(c->priv->users[i].text)))
+            return false;
+    return true;
 }
 
 const char *conf_file(const struct conf *c)

@@ -33,7 +33,15 @@ struct conf_row {
 
 extern const struct conf_row conf_rows[CONF_COUNT];
 
+/* A line `user NAME RULE...`. */
+struct conf_user {
+    char *where; /* "file:3" */
+    char *text;  /* "NAME RULE..." */
+};
+
 struct conf_priv {
+    struct conf_user *users; /* of the first snapshot only */
+    int nusers;
     char *file;                    /* absolute path of the configuration file, "" = none */
     char *secret_file[CONF_COUNT]; /* where the value of a CONF_SECRET row was read from, or NULL */
 };
@@ -44,7 +52,6 @@ struct conf *conf_copy(const struct conf *c);
 int conf_find(struct slice name);          /* id, or -1; ASCII case is ignored */
 enum conf_id conf_target(enum conf_id id); /* of an alias the row that it names */
 void conf_string_set(const char **field, const char *ptr, size_t len);
-bool conf_file_read(const char *path, size_t max, struct buf *out, struct buf *err);
 void conf_print_clean(struct buf *out, struct slice text); /* for messages: one line, printable, cut */
 
 /* value.c */

@@ -186,11 +186,34 @@ static enum status include(struct loader *l, const char *pattern)
     return st;
 }
 
+static enum status add_user(struct loader *l, int nwords, const struct slice *words)
+{
+    struct conf_priv *priv = l->c->priv;
+    struct buf text;
+
+    if (nwords == 0)
+        return fail_text(l, "user needs a name");
+    buf_init(&text, MEM_OTHER);
+    for (int i = 0; i < nwords; i++) {
+        if (i > 0)
+            buf_byte(&text, ' ');
+        buf_slice_append(&text, words[i]);
+    }
+    buf_append(&text, "", 1);
+    priv->users = mem_realloc(MEM_OTHER, priv->users, (size_t)(priv->nusers + 1) * sizeof(*priv->users));
+    priv->users[priv->nusers++] = (struct conf_user){mem_strdup(MEM_OTHER, l->where), mem_strdup(MEM_OTHER, text.ptr)};
+    explicit_bzero(text.ptr, text.len);
+    buf_deinit(&text);
+    return ST_OK;
+}
+
 /* One setting with its values, from a line or the command line. */
 static enum status apply(struct loader *l, struct slice name, int nvalues, const struct slice *values)
 {
     int id = conf_find(name), secret = id < 0 ? find_secret_file(name) : -1;
     bool is_include = slice_is(name, "include");
+    if (slice_is(name, "user"))
+        return add_user(l, nvalues, values);
     if (id < 0 && secret < 0 && !is_include) {
         l->err->len = 0;
         print_unknown(l->err, name);
@@ -334,7 +357,8 @@ static enum status load_args(struct loader *l, int argc, char **argv)
         const char *eq = strchr(arg, '=');
         struct slice name = eq != NULL ? SLICE(arg + 2, (size_t)(eq - arg) - 2) : slice_str(arg + 2);
         int id = conf_find(name), n = 0;
-        bool multi = id >= 0 && (conf_rows[conf_target((enum conf_id)id)].flags & CONF_MULTI);
+        bool multi =
+            slice_is(name, "user") || (id >= 0 && (conf_rows[conf_target((enum conf_id)id)].flags & CONF_MULTI));
         struct slice *values = mem_alloc(MEM_OTHER, sizeof(*values) * (size_t)(argc + 1));
         if (eq != NULL)
             values[n++] = slice_str(eq + 1);

@@ -18,6 +18,7 @@ struct old_line {
     struct slice text;
     enum conf_id id; /* an alias's target */
     bool setting;    /* else: a comment, an include, or empty */
+    bool user;
     bool keep;
     struct buf replacement; /* when len != 0: instead of the text */
 };
@@ -60,7 +61,10 @@ static void add_old(struct rewrite *r, struct slice text)
     if (blank == text.len || text.ptr[blank] == '#' || !line_split(text, &line))
         return;
     int id = line_row(line.words[0]);
-    if (id >= 0) {
+    old->user = slice_is(line.words[0], "user");
+    if (old->user) {
+        old->keep = false;
+    } else if (id >= 0) {
         old->id = (enum conf_id)id;
         old->setting = true;
         old->keep = false; /* until a line of the new settings takes its place */
@@ -143,6 +147,19 @@ static bool in_file(const struct rewrite *r, enum conf_id id)
     return false;
 }
 
+/* Users go where the first of the old ones was, or to the end. */
+static void place_users(struct rewrite *r, struct slice users)
+{
+    for (size_t i = 0; i < r->nlines && users.len > 0; i++) {
+        if (!r->lines[i].user)
+            continue;
+        r->lines[i].keep = true;
+        buf_append(&r->lines[i].replacement, users.ptr, users.len - 1); /* the last newline is the line's */
+        return;
+    }
+    buf_slice_append(&r->added, users);
+}
+
 static void write_all(struct rewrite *r, struct buf *out)
 {
     bool marked = false;
@@ -180,8 +197,7 @@ static bool write_fd(int fd, struct slice text)
     return fsync(fd) == 0;
 }
 
-/* The new file replaces the old one whole or not at all, with the old one's mode. */
-static enum status replace_file(const char *path, struct slice text)
+enum status conf_file_replace(const char *path, struct slice text)
 {
     char tmp[PATH_MAX], dir[PATH_MAX];
     struct stat st;
@@ -218,7 +234,7 @@ static enum status replace_file(const char *path, struct slice text)
     return ST_OK;
 }
 
-enum status conf_rewrite(const struct conf *c)
+enum status conf_rewrite(const struct conf *c, struct slice users)
 {
     if (c->priv->file[0] == '\0')
         return ST_NOT_FOUND;
@@ -235,8 +251,9 @@ enum status conf_rewrite(const struct conf *c)
         struct rewrite r = {.c = c, .defaults = conf_create()};
         buf_init(&r.added, MEM_OTHER);
         split_old(&r, buf_slice(&old));
+        place_users(&r, users);
         write_all(&r, &out);
-        st = replace_file(c->priv->file, buf_slice(&out));
+        st = conf_file_replace(c->priv->file, buf_slice(&out));
         int saved = errno;
         for (size_t i = 0; i < r.nlines; i++)
             buf_deinit(&r.lines[i].replacement);

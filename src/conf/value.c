@@ -278,6 +278,10 @@ void conf_value_format(const struct conf *c, enum conf_id id, struct buf *out)
 
 const char *conf_conflict(const struct conf *c, enum conf_id *id)
 {
+    if (c->aclfile[0] && c->priv->nusers > 0) {
+        *id = CONF_ID_aclfile;
+        return "users are given as lines and by an aclfile at once: define them in one place";
+    }
     *id = CONF_ID_appendonly;
     return c->appendonly && !c->disk ? "appendonly yes needs the disk tier, and disk is no" : NULL;
 }

@@ -6,8 +6,10 @@
 #include <netinet/in.h>
 #include <unistd.h>
 
+#include "tiercel/acl.h"
 #include "tiercel/check.h"
 #include "tiercel/clock.h"
+#include "tiercel/cmd.h"
 #include "tiercel/log.h"
 #include "tiercel/mbox.h"
 
@@ -62,7 +64,7 @@ static bool fd_admit(struct net_worker *nw, int fd, bool is_unix)
         fd_refuse(nw, fd, max_clients_text, sizeof(max_clients_text) - 1);
         return false;
     }
-    if (!is_unix && conf->protected_mode && !conf->requirepass[0] && !peer_is_loopback(fd)) {
+    if (!is_unix && conf->protected_mode && acl_default_nopass(nw->w->cmd->acl) && !peer_is_loopback(fd)) {
         atomic_fetch_sub_explicit(&nw->net->clients, 1, memory_order_relaxed);
         fd_refuse(nw, fd, protected_text, sizeof(protected_text) - 1);
         return false;

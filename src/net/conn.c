@@ -17,8 +17,10 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "tiercel/acl.h"
 #include "tiercel/check.h"
 #include "tiercel/clock.h"
+#include "tiercel/cmd.h"
 #include "tiercel/codec.h"
 #include "tiercel/log.h"
 
@@ -259,7 +261,7 @@ static void flush_and_resume(struct conn *c);
 
 static bool must_authenticate(const struct conn *c)
 {
-    return c->nw->w->conf->requirepass[0] && !(c->s->flags & SESSION_AUTHENTICATED);
+    return UNLIKELY(!(c->s->flags & SESSION_AUTHENTICATED)) && !acl_default_open(c->nw->w->cmd->acl);
 }
 
 static void limits_of(const struct conn *c, struct resp_limits *lim)
