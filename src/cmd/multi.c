@@ -394,7 +394,7 @@ enum dispatch_rc multi_exec(struct call *c)
     if (st == ST_PENDING)
         return DISPATCH_FAULT;
     if (UNLIKELY(st == ST_BUSY)) {
-        call_error(c, "EXECABORT Transaction discarded because of: " SCRIPT_BUSY);
+        call_errorf(c, "EXECABORT Transaction discarded because of: %s", script_busy(c->w->cmd));
         multi_discard(s);
     } else if (st != ST_OK) {
         dispatch_fault_error(c, st);

@@ -336,3 +336,9 @@ bool script_is_declared(struct slice source)
     mem_free(MEM_OTHER, ts.at);
     return good;
 }
+
+bool library_is_declared(struct slice source)
+{
+    (void)source;
+    return false;
+}
