@@ -41,14 +41,15 @@ static bool may_load(struct functions *fs, struct slice source, bool replace, st
 }
 
 /* The library, with a reference; NULL: *err says why. */
-static struct function_lib *load_one(struct worker *w, struct slice source, bool replace, bool in_time, struct buf *err)
+static struct function_lib *load_one(struct worker *w, struct slice source, bool replace, int64_t until_us,
+                                     struct buf *err)
 {
     struct functions *fs = w->cmd->functions;
     struct function_lib *lib = NULL;
     int ref;
 
     if (may_load(fs, source, replace, err))
-        lib = library_new(w, source, in_time, &ref, err);
+        lib = library_new(w, source, until_us, &ref, err);
     if (!lib)
         return NULL;
     if (functions_change(fs, &lib, 1, replace ? FUNCTION_REPLACE : FUNCTION_APPEND, err)) {
@@ -73,7 +74,7 @@ void cmd_function_load(struct call *c)
         replace = true;
     }
     buf_init(&err, MEM_OTHER);
-    struct function_lib *lib = load_one(c->w, c->argv[c->argc - 1], replace, true, &err);
+    struct function_lib *lib = load_one(c->w, c->argv[c->argc - 1], replace, clock_mono_us() + LIBRARY_LOAD_US, &err);
     if (lib)
         reply_bulk_str(&c->r, lib->name);
     else
@@ -118,7 +119,7 @@ void cmd_function_flush(struct call *c)
 
 struct restoring {
     struct worker *w;
-    bool in_time;
+    int64_t until_us;
     struct buf *err;
     struct function_lib **lib;
     int *ref;
@@ -129,8 +130,18 @@ static bool restore_one(void *arg, struct slice source)
 {
     struct restoring *r = arg;
     int ref;
-    struct function_lib *lib = library_new(r->w, source, r->in_time, &ref, r->err);
+    struct function_lib *lib = r->n < LIBRARIES_MAX ? library_new(r->w, source, r->until_us, &ref, r->err) : NULL;
 
+    for (int i = 0; lib && i < r->n; i++)
+        if (strcmp(r->lib[i]->name, lib->name) == 0)
+            buf_printf(r->err, "Library '%s' already exists", lib->name);
+    if (lib && r->err->len > 0) {
+        library_drop(r->w, ref);
+        function_lib_unref(lib);
+        return false;
+    }
+    if (!lib && r->n == LIBRARIES_MAX)
+        buf_printf(r->err, "there would be more than %d libraries", LIBRARIES_MAX);
     if (!lib)
         return false;
     if (r->n == r->cap) {
@@ -143,10 +154,10 @@ static bool restore_one(void *arg, struct slice source)
     return true;
 }
 
-static bool restore_all(struct worker *w, struct slice payload, enum function_policy policy, bool in_time,
+static bool restore_all(struct worker *w, struct slice payload, enum function_policy policy, int64_t until_us,
                         struct buf *err)
 {
-    struct restoring r = {.w = w, .in_time = in_time, .err = err};
+    struct restoring r = {.w = w, .until_us = until_us, .err = err};
     bool ok =
         function_undump(payload, restore_one, &r, err) && functions_change(w->cmd->functions, r.lib, r.n, policy, err);
 
@@ -182,7 +193,7 @@ void cmd_function_restore(struct call *c)
         }
     }
     buf_init(&err, MEM_OTHER);
-    if (restore_all(c->w, c->argv[2], policy, true, &err))
+    if (restore_all(c->w, c->argv[2], policy, clock_mono_us() + LIBRARY_LOAD_US, &err))
         reply_simple(&c->r, "OK");
     else
         reply_reason(c, &err);
@@ -210,7 +221,7 @@ enum status cmd_functions_open(struct worker *w, const char *dir, char err[256])
     buf_init(&why, MEM_OTHER);
     snprintf(path, sizeof(path), "%s/functions.rdb", dir);
     enum status st = function_file_read(path, &payload, &why);
-    if (st == ST_OK && !restore_all(w, buf_slice(&payload), FUNCTION_FLUSH, false, &why))
+    if (st == ST_OK && !restore_all(w, buf_slice(&payload), FUNCTION_FLUSH, 0, &why))
         st = ST_CORRUPT;
     if (st == ST_OK || st == ST_NOT_FOUND)
         functions_keep(w->cmd->functions, path);
@@ -226,7 +237,7 @@ bool cmd_functions_add(struct worker *w, struct slice source, char err[256])
     struct buf why;
 
     buf_init(&why, MEM_OTHER);
-    struct function_lib *lib = load_one(w, source, false, false, &why);
+    struct function_lib *lib = load_one(w, source, false, 0, &why);
     if (!lib)
         snprintf(err, 256, "%.*s", why.len < 200 ? (int)why.len : 200, why.ptr);
     function_lib_unref(lib);

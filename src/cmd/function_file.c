@@ -44,7 +44,7 @@ bool function_undump(struct slice payload, bool (*fn)(void *arg, struct slice so
             continue;
         }
         buf_printf(err, "%s",
-                   op == OP_FUNCTION         ? "Failed loading library data"
+                   op == OP_FUNCTION         ? "Failed loading library payload"
                    : op == OP_FUNCTION_EARLY ? "Pre-GA function format not supported"
                                              : "given type is not a function");
         ok = false;

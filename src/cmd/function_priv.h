@@ -11,7 +11,9 @@
  *   function.c        FUNCTION
  *   script_library.c  what is Lua's of it, and FCALL */
 
+#define LIBRARIES_MAX 10000
 #define LIBRARIES_BYTES_MAX ((size_t)64 << 20) /* sources and names */
+#define LIBRARY_LOAD_US 500000                 /* to register functions */
 
 struct function {
     char *name;
@@ -80,9 +82,9 @@ void function_running_end(struct worker *w, struct function_running **running);
 void functions_running(struct functions *fs, void (*fn)(void *arg, const struct function_running *running), void *arg);
 
 /* ---- script_library.c ---- */
-/* Loads a library here, to see what it registers; in_time: not longer than Redis lets it. Its code stays, at *ref, until
- * library_keep() or library_drop(). NULL: *err says why. */
-struct function_lib *library_new(struct worker *w, struct slice source, bool in_time, int *ref, struct buf *err);
+/* Loads a library here, to see what it registers; by until_us, or 0. Its code stays, at *ref, until library_keep() or
+ * library_drop(). NULL: *err says why. */
+struct function_lib *library_new(struct worker *w, struct slice source, int64_t until_us, int *ref, struct buf *err);
 void library_keep(struct worker *w, const struct function_lib *lib, int ref); /* it is published */
 void library_drop(struct worker *w, int ref);
 

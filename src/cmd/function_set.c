@@ -264,7 +264,9 @@ static bool set_check(const struct function_set *set, struct function_lib *const
         buf_printf(err, "Function %s already exists", function_at(set, is_new)->name);
         return false;
     }
-    if (set->bytes > LIBRARIES_BYTES_MAX)
+    if (set->nlibs > LIBRARIES_MAX)
+        buf_printf(err, "there would be more than %d libraries", LIBRARIES_MAX);
+    else if (set->bytes > LIBRARIES_BYTES_MAX)
         buf_printf(err, "the libraries would be larger than %zu bytes together", LIBRARIES_BYTES_MAX);
     return err->len == 0;
 }

@@ -9,8 +9,6 @@
 #include "cmd/function_priv.h"
 #include "cmd/script_priv.h"
 
-#define LOAD_US 500000 /* to register functions */
-
 struct library_load {
     struct function_lib *lib;
     int ref;          /* the functions by name */
@@ -180,12 +178,11 @@ static void load_error(lua_State *L, const char *what, struct buf *err)
 
 /* Its functions are left in the registry at *ref. NULL: *err says why. */
 static struct function_lib *library_load(struct script_worker *sw, struct slice name, struct slice source, size_t skip,
-                                         int64_t limit_us, int *ref, struct buf *err)
+                                         int64_t until_us, int *ref, struct buf *err)
 {
     lua_State *L = sw->lua;
-    struct library_load load = {function_lib_create(name, source, skip), LUA_NOREF, 0};
+    struct library_load load = {function_lib_create(name, source, skip), LUA_NOREF, until_us};
 
-    load.until_us = limit_us ? clock_mono_us() + limit_us : 0;
     script_lua_begin(sw);
     lua_newtable(L);
     load.ref = luaL_ref(L, LUA_REGISTRYINDEX);
@@ -215,7 +212,7 @@ static struct function_lib *library_load(struct script_worker *sw, struct slice 
     return load.lib;
 }
 
-struct function_lib *library_new(struct worker *w, struct slice source, bool in_time, int *ref, struct buf *err)
+struct function_lib *library_new(struct worker *w, struct slice source, int64_t until_us, int *ref, struct buf *err)
 {
     struct script_worker *sw = library_worker(w);
     struct function_lib *lib = NULL;
@@ -226,9 +223,13 @@ struct function_lib *library_new(struct worker *w, struct slice source, bool in_
         buf_printf(err, "the library is larger than %zu bytes", LIBRARIES_BYTES_MAX);
         return NULL;
     }
+    if (until_us && clock_mono_us() >= until_us) {
+        buf_printf(err, "FUNCTION LOAD timeout");
+        return NULL;
+    }
     buf_init(&name, MEM_OTHER);
     if (function_header(source, &name, &skip, err))
-        lib = library_load(sw, buf_slice(&name), source, skip, in_time ? LOAD_US : 0, ref, err);
+        lib = library_load(sw, buf_slice(&name), source, skip, until_us, ref, err);
     buf_deinit(&name);
     return lib;
 }
@@ -309,8 +310,8 @@ static bool compiled_here(struct script_worker *sw, struct call *c, int which)
     if (LIKELY(sw->refs[which] != LUA_NOREF))
         return true;
     buf_init(&err, MEM_OTHER);
-    struct function_lib *again =
-        library_load(sw, slice_str(lib->name), lib->source, lib->skip, LOAD_US, &sw->refs[which], &err);
+    struct function_lib *again = library_load(sw, slice_str(lib->name), lib->source, lib->skip,
+                                              clock_mono_us() + LIBRARY_LOAD_US, &sw->refs[which], &err);
     if (!again)
         call_errorf(c, "ERR %.*s", (int)err.len, err.ptr);
     function_lib_unref(again);
