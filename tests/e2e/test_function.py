@@ -124,7 +124,7 @@ def test_full_memory(servers):
 
 
 def load(s, name, body, *options):
-    return s.call("FUNCTION", "LOAD", *options, "#!lua name=%s\nredis.register_function('%s', function(keys, args) %s end)" % (name, name, body))
+    assert s.call("FUNCTION", "LOAD", *options, "#!lua name=%s\nredis.register_function('%s', function(keys, args) %s end)" % (name, name, body)) == name.encode()
 
 
 def test_restore(servers):
@@ -134,7 +134,7 @@ def test_restore(servers):
         for s in servers:
             s.call("FUNCTION", "FLUSH")
         for name in ("one", "two", "three"):
-            load(source, name, "return '%s'%s" % (name, " -- " + "x" * 5000))
+            load(source, name, "local long = '%s' return '%s'" % ("x" * 5000, name))
         with source.raw() as r:
             payload = r.call("FUNCTION", "DUMP").split(b"\r\n", 1)[1][:-2]
         with target.raw() as r:
