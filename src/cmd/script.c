@@ -439,7 +439,10 @@ static struct script_worker *worker_prepared(struct call *c, struct script_targe
     bool function = is_function(c->cmd);
     struct script_worker *sw = function ? library_worker(c->w) : script_worker(c->w);
 
-    return (function ? library_prepare(sw, c, t, nkeys) : prepare(sw, c, t, nkeys)) ? sw : NULL;
+    if (function ? library_prepare(sw, c, t, nkeys) : prepare(sw, c, t, nkeys))
+        return sw;
+    monitor_script(c); /* what does not run is shown, too */
+    return NULL;
 }
 
 enum dispatch_rc script_eval(struct call *c)

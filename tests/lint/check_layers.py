@@ -64,7 +64,7 @@ LIBRARIES = [
     (r"systemd/.*", r"$^", "no module: sd_notify is written by hand"),
 ]
 # Private headers beside a module's one: what includes a library that the rest of the module must not see.
-MORE_HEADERS = {"src/cmd/script_priv.h"}
+MORE_HEADERS = {"src/cmd/script_priv.h", "src/cmd/function_priv.h"}
 # Headers that may be included by anybody: the C library, the kernel, the compiler.
 SYSTEM = re.compile(
     r"^(assert|ctype|errno|fcntl|fenv|float|getopt|glob|grp|inttypes|iso646|libgen|limits|locale|malloc|math|netdb|poll"
