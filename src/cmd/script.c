@@ -223,7 +223,7 @@ bool script_over_time(struct script_worker *sw)
     return atomic_load(&sw->die) || (atomic_load(&sw->kill) && !atomic_load(&sw->wrote));
 }
 
-static void collect(struct script_worker *sw)
+void script_collect(struct script_worker *sw)
 {
     if (sw->bytes > sw->collect) {
         if (!sw->functions) {
@@ -281,7 +281,7 @@ static void run_locked(struct script_worker *sw, const struct script_target *t, 
         function_running_end(sw->w, &sw->running);
     }
     sw->run = NULL;
-    collect(sw);
+    script_collect(sw);
 }
 
 /* ---- EVAL on its own ---- */

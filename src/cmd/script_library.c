@@ -201,9 +201,10 @@ static struct function_lib *library_load(struct script_worker *sw, struct slice 
     sw->strict = false;
     script_lua_show(sw, false);
     lua_settop(L, STACK_GLOBALS);
-    atomic_store_explicit(&sw->bytes_seen, sw->bytes, memory_order_relaxed);
-    if (err->len > 0) {
+    if (err->len > 0)
         luaL_unref(L, LUA_REGISTRYINDEX, load.ref);
+    script_collect(sw);
+    if (err->len > 0) {
         function_lib_unref(load.lib);
         return NULL;
     }

@@ -161,6 +161,7 @@ void scripts_add(struct scripts *ss, struct script *s);           /* the caller 
 void scripts_flush(struct scripts *ss);
 
 /* ---- script.c ---- */
+void script_collect(struct script_worker *sw); /* after a run: cleans a state that has grown */
 /* Now and then while a script runs: true when it was told to end. */
 bool script_over_time(struct script_worker *sw);
 
