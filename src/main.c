@@ -301,11 +301,16 @@ static bool start_http(struct server *sv, char err[256])
     return sv->conf->http_port == 0 || http_start(&opt, &sv->http, err) == ST_OK;
 }
 
+static bool add_library(void *arg, struct slice source, char err[256])
+{
+    return cmd_functions_add(arg, source, err);
+}
+
 /* What a Redis left in dir, where there is nothing of ours. With an upstream it would not be its data. */
-static bool load_dump(struct server *sv, struct worker *w, char err[256])
+static bool load_dump(struct server *sv, struct worker *w, bool libraries, char err[256])
 {
     struct tier_figures f;
-    struct tier_load loaded;
+    struct tier_load loaded = {.library = libraries ? add_library : NULL, .arg = w};
     char path[PATH_MAX], why[256];
 
     tier_get_figures(sv->tier, &f);
@@ -315,8 +320,8 @@ static bool load_dump(struct server *sv, struct worker *w, char err[256])
     struct obj_limits lim = cmd_obj_limits(sv->conf);
     switch (tier_load_rdb(w, path, &lim, &loaded, why)) {
     case ST_OK:
-        log_notice("main", "%.180s: %lld keys loaded, %lld have expired", path, (long long)loaded.keys,
-                   (long long)loaded.expired);
+        log_notice("main", "%.180s: %lld keys and %lld libraries of functions loaded, %lld keys have expired", path,
+                   (long long)loaded.keys, (long long)loaded.libraries, (long long)loaded.expired);
         return true;
     case ST_NOT_FOUND: return true;
     default: snprintf(err, 256, "%.100s: %.150s", path, why); return false;
@@ -349,7 +354,9 @@ static bool start(struct server *sv, const char *executable, char err[256])
             return false;
     }
     struct worker *w = loops_prepare(sv->loops, sv->cmd, sv->tier, sv->net, sv->has_upstream ? &sv->upstream : NULL);
-    if (!load_dump(sv, w, err))
+    /* Functions are the upstream's, where there is one. */
+    enum status kept = sv->disk && !sv->has_upstream ? cmd_functions_open(w, sv->conf->dir, err) : ST_NOT_FOUND;
+    if ((kept != ST_OK && kept != ST_NOT_FOUND) || !load_dump(sv, w, kept == ST_NOT_FOUND, err))
         return false;
     if (loops_start(sv->loops) != ST_OK) {
         snprintf(err, 256, "a worker could not listen");

@@ -23,6 +23,7 @@ struct pubsub;
 struct warm;
 struct persist;
 struct scripts;
+struct functions;
 struct script_worker;
 struct lockset;
 
@@ -62,10 +63,12 @@ struct cmd {
     struct pubsub *pubsub;
     struct warm *warm;
     struct persist *persist;
-    struct scripts *scripts; /* script.c */
+    struct scripts *scripts;     /* script.c */
+    struct functions *functions; /* function_set.c */
     struct acl *acl;
     _Atomic uint64_t acl_generation; /* raised by each change of users */
     _Atomic int slow_scripts;        /* over busy-reply-threshold: nobody waits for what they have locked */
+    _Atomic int slow_functions;      /* those of them that are functions */
 };
 
 #define CMD_HIST_BUCKETS 32 /* powers of two in microseconds, as LATENCY HISTOGRAM shows them */
@@ -83,13 +86,14 @@ struct cmd_worker {
     struct cmd_stat *stat;  /* [command_count] */
     struct errstat *errors; /* error codes seen, for INFO errorstats (errstat.c) */
     struct pubsub_worker *pubsub;
-    struct dispatch_scratch *scratch;     /* dispatch.c */
-    struct chain_pool replies;            /* of the sessions' `out` */
-    const struct request *ahead;          /* what runs, while it is in the reader's hands: its key may be hashed */
-    struct script_worker *_Atomic script; /* its worker's; figures and SCRIPT KILL look at it */
-    const struct lockset *locks;          /* within EXEC: its own */
-    struct buf ready;                     /* struct key: what somebody may wait for, of this command (block.c) */
-    struct buf locked;                    /* uint32_t: shards locked to serve those (block.c) */
+    struct dispatch_scratch *scratch;      /* dispatch.c */
+    struct chain_pool replies;             /* of the sessions' `out` */
+    const struct request *ahead;           /* what runs, while it is in the reader's hands: its key may be hashed */
+    struct script_worker *_Atomic script;  /* its worker's; figures and SCRIPT KILL look at it */
+    struct script_worker *_Atomic library; /* the same for functions */
+    const struct lockset *locks;           /* within EXEC: its own */
+    struct buf ready;                      /* struct key: what somebody may wait for, of this command (block.c) */
+    struct buf locked;                     /* uint32_t: shards locked to serve those (block.c) */
 };
 
 /* Before the loops run; the main thread. Takes the users. */
@@ -97,6 +101,12 @@ struct cmd *cmd_create(struct tier *tier, struct conf *conf, struct acl *acl, co
 void cmd_destroy(struct cmd *cmd);
 void cmd_worker_init(struct cmd *cmd, struct worker *w);
 void cmd_worker_deinit(struct worker *w);
+
+/* Libraries of functions, before the loops run; the main thread, with a worker to try them in. */
+
+/* Keeps them in a file of `dir` from now on, and reads what that has. ST_NOT_FOUND: it has none yet. */
+enum status cmd_functions_open(struct worker *w, const char *dir, char err[256]);
+bool cmd_functions_add(struct worker *w, struct slice source, char err[256]); /* one library */
 
 /* The encodings' limits, as the settings say. */
 struct obj_limits cmd_obj_limits(const struct conf *conf);

@@ -73,6 +73,8 @@ struct object *rdb_parse(struct slice in, const struct obj_limits *lim, const st
                          uint64_t origin);
 /* DUMP's payload: the value, RDB_VERSION in 2 bytes, CRC-64. codec: for a packed string. false: that is damaged. */
 bool rdb_dump(const struct object *o, struct codec *codec, struct buf *out);
+/* What payloads end with: the version and the checksum of what `out` has from `start` on. */
+void rdb_put_foot(struct buf *out, size_t start);
 /* Takes the version and checksum off a payload of RESTORE; false: they are not right. */
 bool rdb_undump(struct slice payload, struct slice *value);
 /* CRC-64 by Jones's polynomial, reflected, from 0: what DUMP and RDB files end with. */

@@ -325,7 +325,10 @@ void tier_get_save_figures(struct tier *t, struct tier_save_figures *out); /* an
 /* ---- a file of Redis (load.c) ---- */
 
 struct tier_load {
-    int64_t keys, expired; /* loaded; left out, for their time has come */
+    /* What to do with a library of functions. false: *err says why the file cannot be loaded. NULL: they are left out. */
+    bool (*library)(void *arg, struct slice source, char err[256]);
+    void *arg;
+    int64_t keys, expired, libraries; /* loaded; keys left out, for their time has come */
 };
 /* Before the loops run, as worker `w`: loads an RDB file of Redis, up to 7.0's version. ST_NOT_FOUND: there is none. Else
  * err says why not, and some of its keys may be there. */

@@ -49,12 +49,14 @@ struct cmd *cmd_create(struct tier *tier, struct conf *conf, struct acl *acl, co
     cmd->warm = warm_create(tier);
     cmd->persist = persist_create(cmd);
     cmd->scripts = scripts_create();
+    cmd->functions = functions_create();
     notify_conf_changed(cmd, conf);
     return cmd;
 }
 
 void cmd_destroy(struct cmd *cmd)
 {
+    functions_destroy(cmd->functions);
     scripts_destroy(cmd->scripts);
     persist_destroy(cmd->persist);
     warm_destroy(cmd->warm);

@@ -94,7 +94,7 @@ int dispatch_key_count(const struct command *cmd, int argc); /* an upper bound *
 const struct command *dispatch_find(int argc, const struct slice *argv);
 enum tier_need dispatch_need(const struct worker *w, enum key_access access);
 /* Locks the shards of all keys, in order; `all` locks every shard. false: a script has some of them and takes too
- * long; nothing is locked, and SCRIPT_BUSY is to be replied. */
+ * long; nothing is locked, and script_busy() is to be replied. */
 struct lockset {
     bool all;
     int n;
@@ -239,15 +239,22 @@ enum dispatch_rc script_eval(struct call *c);
 bool script_wants_all(struct worker *w, const struct command *cmd, int argc, const struct slice *argv);
 void script_prepare(struct parked *p); /* dispatch_prepare() of such a request */
 void script_forget(struct parked *p);
-enum script_kill { SCRIPT_KILL_NONE, SCRIPT_KILL_WRITTEN, SCRIPT_KILL_DONE };
-/* whatever: even those that have written (a SHUTDOWN that does not save). Any thread. */
-enum script_kill script_kill(const struct cmd *cmd, bool whatever);
+/* SCRIPT KILL and FUNCTION KILL. */
+void script_kill(struct call *c, bool functions);
+void script_kill_all(const struct cmd *cmd); /* whatever they have done (a SHUTDOWN that does not save) */
+const char *script_busy(const struct cmd *cmd);
 struct script_figures {
     int64_t scripts, bytes, vm_bytes;
+    int64_t libraries, functions, function_bytes, vm_functions;
 };
 void script_figures(const struct cmd *cmd, struct script_figures *f); /* any thread */
 int cmd_eval_keys(int argc, const struct slice *argv, int *pos, int max);
-#define SCRIPT_BUSY "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."
+
+/* ---- functions (function_set.c, script_library.c) ---- */
+struct functions *functions_create(void);
+void functions_destroy(struct functions *fs);
+void functions_figures(struct functions *fs, struct script_figures *f); /* any thread */
+void library_worker_deinit(struct worker *w);
 
 /* ---- an upstream behind us (forward.c) ---- */
 enum forward_route { ROUTE_LOCAL, ROUTE_NEAR, ROUTE_WRITE_LINK, ROUTE_PIN };

@@ -323,7 +323,7 @@ void dispatch_fault_error(struct call *c, enum status st)
     const char *text = c->parked ? c->parked->treq.error : "";
 
     switch (st) {
-    case ST_BUSY: call_error(c, SCRIPT_BUSY); break;
+    case ST_BUSY: call_error(c, script_busy(c->w->cmd)); break;
     case ST_TIMEOUT: call_error(c, "UPSTREAMTIMEOUT the upstream did not answer in time"); break;
     case ST_BAD: /* its own words: LOADING, NOPERM, ... */
         call_errorf(c, "%s", text[0] ? text : "ERR the upstream refused the request");
@@ -764,7 +764,7 @@ static enum dispatch_rc process(struct call *c)
         return reject(c);
     if (UNLIKELY(atomic_load_explicit(&c->w->cmd->slow_scripts, memory_order_relaxed) != 0) && c->cmd &&
         !runs_while_busy(c->cmd)) {
-        dispatch_refuse(c, SCRIPT_BUSY);
+        dispatch_refuse(c, script_busy(c->w->cmd));
         return reject(c);
     }
     int64_t pause = paused_ms(c);

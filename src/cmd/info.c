@@ -127,7 +127,6 @@ static void section_clients(struct info *in)
 
 static void section_memory(struct info *in)
 {
-    static const char *const none[] = {"number_of_functions", "number_of_libraries", "used_memory_vm_functions", NULL};
     struct memory_figures f;
     struct script_figures scripts;
     struct object_lazy lazy;
@@ -152,12 +151,15 @@ static void section_memory(struct info *in)
     human_field(in, "used_memory_lua_human", scripts.vm_bytes);
     field(in, "used_memory_scripts_eval", scripts.bytes);
     field(in, "number_of_cached_scripts", scripts.scripts);
-    zeros(in, none);
-    field(in, "used_memory_vm_total", scripts.vm_bytes);
-    human_field(in, "used_memory_vm_total_human", scripts.vm_bytes);
-    field(in, "used_memory_functions", 0);
-    field(in, "used_memory_scripts", scripts.bytes + scripts.vm_bytes);
-    human_field(in, "used_memory_scripts_human", scripts.bytes + scripts.vm_bytes);
+    field(in, "number_of_functions", scripts.functions);
+    field(in, "number_of_libraries", scripts.libraries);
+    field(in, "used_memory_vm_functions", scripts.vm_functions);
+    field(in, "used_memory_vm_total", scripts.vm_bytes + scripts.vm_functions);
+    human_field(in, "used_memory_vm_total_human", scripts.vm_bytes + scripts.vm_functions);
+    field(in, "used_memory_functions", scripts.function_bytes);
+    int64_t all = scripts.bytes + scripts.vm_bytes + scripts.function_bytes + scripts.vm_functions;
+    field(in, "used_memory_scripts", all);
+    human_field(in, "used_memory_scripts_human", all);
     size_field(in, "maxmemory", atomic_load_explicit(&in->c->w->tier->limit.maxmemory, memory_order_relaxed));
     struct buf policy;
     buf_init(&policy, MEM_OTHER);

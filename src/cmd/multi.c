@@ -418,7 +418,7 @@ static enum status exec(struct call *c)
     tier_group_end(c->w);
     mem_free(MEM_CLIENT, keys);
     if (UNLIKELY(st == ST_BUSY)) {
-        call_error(c, "EXECABORT Transaction discarded because of: " SCRIPT_BUSY);
+        call_errorf(c, "EXECABORT Transaction discarded because of: %s", script_busy(c->w->cmd));
         multi_discard(s);
     } else if (UNLIKELY(st != ST_OK && st != ST_PENDING)) {
         dispatch_fault_error(c, st);

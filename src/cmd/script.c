@@ -1,4 +1,4 @@
-/* EVAL and its kin, SCRIPT. Scripts run as transactions do: the shards of their keys are locked before they start, and
+/* EVAL and its kin, FCALL, SCRIPT. Scripts run as transactions do: the shards of their keys are locked before they start, and
  * what they call runs on them. Whose keys are not all in KEYS runs with every shard locked; if then a key is not in
  * memory, and nothing was written yet, it is stopped, waits for the key without locks, and runs again from its start. */
 #include <stdio.h>
@@ -26,29 +26,56 @@ static bool by_sha(const struct command *cmd)
 
 static bool is_read_only(const struct command *cmd)
 {
-    return cmd->id == CMDID_eval_ro || cmd->id == CMDID_evalsha_ro;
+    return cmd->id == CMDID_eval_ro || cmd->id == CMDID_evalsha_ro || cmd->id == CMDID_fcall_ro;
 }
 
-/* NULL: the error was replied. */
-static struct compiled *prepare(struct script_worker *sw, struct call *c, int *nkeys)
+static bool is_function(const struct command *cmd)
+{
+    return cmd->id == CMDID_fcall || cmd->id == CMDID_fcall_ro;
+}
+
+bool script_flags_allow(struct call *c, unsigned flags)
+{
+    if (!(flags & SCRIPT_HAS_FLAGS) || flags & SCRIPT_NO_WRITES)
+        return true;
+    if (is_read_only(c->cmd)) {
+        call_error(c, "ERR Can not execute a script with write flag using *_ro command.");
+        return false;
+    }
+    if (c->oom && !(flags & SCRIPT_ALLOW_OOM)) {
+        call_error(c, c->in_exec ? "OOM allow-oom flag is not set on the script, can not run it when used memory > "
+                                   "'maxmemory'"
+                                 : "OOM command not allowed when used memory > 'maxmemory'.");
+        return false;
+    }
+    return true;
+}
+
+bool script_arg_keys(struct call *c, const char *err, int64_t *n)
+{
+    if (!call_arg_i64(c, 2, n, err))
+        return false;
+    if (*n > c->argc - 3)
+        call_error(c, "ERR Number of keys can't be greater than number of args");
+    else if (*n < 0)
+        call_error(c, "ERR Number of keys can't be negative");
+    else
+        return true;
+    return false;
+}
+
+/* false: the error was replied. */
+static bool prepare(struct script_worker *sw, struct call *c, struct script_target *t, int *nkeys)
 {
     struct compiled *k;
     int64_t n;
 
     if (by_sha(c->cmd) && c->argv[1].len != 40) {
         call_error(c, no_script);
-        return NULL;
+        return false;
     }
-    if (!call_arg_i64(c, 2, &n, NULL))
-        return NULL;
-    if (n > c->argc - 3) {
-        call_error(c, "ERR Number of keys can't be greater than number of args");
-        return NULL;
-    }
-    if (n < 0) {
-        call_error(c, "ERR Number of keys can't be negative");
-        return NULL;
-    }
+    if (!script_arg_keys(c, NULL, &n))
+        return false;
     *nkeys = (int)n;
     if (by_sha(c->cmd)) {
         k = script_of_sha(sw, c, c->argv[1]);
@@ -58,21 +85,9 @@ static struct compiled *prepare(struct script_worker *sw, struct call *c, int *n
         k = script_of_body(sw, c, c->argv[1]);
     }
     if (!k)
-        return NULL;
-    unsigned flags = k->script->flags;
-    if (flags & SCRIPT_HAS_FLAGS && !(flags & SCRIPT_NO_WRITES)) {
-        if (is_read_only(c->cmd)) {
-            call_error(c, "ERR Can not execute a script with write flag using *_ro command.");
-            return NULL;
-        }
-        if (c->oom && !(flags & SCRIPT_ALLOW_OOM)) {
-            call_error(c, c->in_exec ? "OOM allow-oom flag is not set on the script, can not run it when used memory > "
-                                       "'maxmemory'"
-                                     : "OOM command not allowed when used memory > 'maxmemory'.");
-            return NULL;
-        }
-    }
-    return k;
+        return false;
+    *t = (struct script_target){k->script->sha, k->script->flags, k->script->world, k->ref};
+    return script_flags_allow(c, t->flags);
 }
 
 bool script_wants_all(struct worker *w, const struct command *cmd, int argc, const struct slice *argv)
@@ -80,6 +95,8 @@ bool script_wants_all(struct worker *w, const struct command *cmd, int argc, con
     char sha[41];
     struct script *s = NULL;
 
+    if (is_function(cmd)) /* what it is to be by then nobody knows: it may be loaded anew meanwhile */
+        return true;
     if (argc < 3)
         return false;
     if (by_sha(cmd)) {
@@ -98,15 +115,41 @@ bool script_wants_all(struct worker *w, const struct command *cmd, int argc, con
 
 /* ---- a run ---- */
 
-static void push_strings(lua_State *L, const char *name, const struct slice *argv, int n)
+static void push_strings(lua_State *L, const struct slice *argv, int n)
 {
-    lua_pushstring(L, name);
     lua_createtable(L, n, 0);
     for (int i = 0; i < n; i++) {
         lua_pushlstring(L, argv[i].ptr, argv[i].len);
         lua_rawseti(L, -2, i + 1);
     }
+}
+
+static void set_strings(lua_State *L, const char *name, const struct slice *argv, int n)
+{
+    lua_pushstring(L, name);
+    push_strings(L, argv, n);
     lua_rawset(L, STACK_GLOBALS);
+}
+
+/* The function, and what it is called with: a script finds that in globals. Returns how many arguments. */
+static int push_target(struct script_worker *sw, const struct script_target *t, const struct call *c, int nkeys)
+{
+    const struct slice *keys = c->argv + 3, *args = keys + nkeys;
+    lua_State *L = sw->lua;
+    int nargs = c->argc - 3 - nkeys;
+
+    lua_rawgeti(L, LUA_REGISTRYINDEX, t->ref);
+    if (sw->functions) {
+        lua_pushstring(L, t->name);
+        lua_rawget(L, -2);
+        lua_remove(L, -2);
+        push_strings(L, keys, nkeys);
+        push_strings(L, args, nargs);
+        return 2;
+    }
+    set_strings(L, "KEYS", keys, nkeys);
+    set_strings(L, "ARGV", args, nargs);
+    return 0;
 }
 
 /* The field of the error on top, which stays there: its text, or NULL. Valid as long as the error. */
@@ -135,12 +178,12 @@ static void reply_error_of_run(struct script_worker *sw, lua_State *L, struct ca
         lua_rawget(L, -2);
         counted = lua_toboolean(L, -1);
         lua_pop(L, 1);
-        buf_printf(&text, "%s script: %s", err ? err : "ERR unknown error", sw->run->script->sha);
+        buf_printf(&text, "%s script: %s", err ? err : "ERR unknown error", sw->run->name);
         if (source)
             buf_printf(&text, ", on %s:%d.", source, line);
     } else {
         const char *err = lua_tostring(L, -1);
-        buf_printf(&text, "ERR %s script: %s", err ? err : "unknown error", sw->run->script->sha);
+        buf_printf(&text, "ERR %s script: %s", err ? err : "unknown error", sw->run->name);
     }
     buf_byte(&text, '\0');
     if (counted) {
@@ -161,11 +204,14 @@ bool script_over_time(struct script_worker *sw)
         if (limit <= 0 || clock_mono_us() - sw->run->begin_us < limit * 1000)
             return false;
         atomic_store(&sw->slow, true);
+        if (sw->functions)
+            function_running_note(sw->w, sw->run->name, sw->run->c, sw->run->begin_us, &sw->running);
+        atomic_fetch_add(&w->cmd->slow_functions, sw->functions);
         atomic_fetch_add(&w->cmd->slow_scripts, 1);
-        log_warning(
-            "script",
-            "slow script: still running after %lld ms; SCRIPT KILL ends it if it has not written. Its name is %s",
-            (long long)(clock_mono_us() - sw->run->begin_us) / 1000, sw->run->script->sha);
+        log_warning("script",
+                    "slow script: still running after %lld ms; %s KILL ends it if it has not written. Its name is %s",
+                    (long long)(clock_mono_us() - sw->run->begin_us) / 1000, sw->functions ? "FUNCTION" : "SCRIPT",
+                    sw->run->name);
     }
     int64_t now = clock_mono_us();
     if (w->cmd->ops.serve_while_busy && now - sw->served_us >= SERVE_US) {
@@ -177,11 +223,13 @@ bool script_over_time(struct script_worker *sw)
     return atomic_load(&sw->die) || (atomic_load(&sw->kill) && !atomic_load(&sw->wrote));
 }
 
-static void collect(struct script_worker *sw)
+void script_collect(struct script_worker *sw)
 {
     if (sw->bytes > sw->collect) {
-        push_strings(sw->lua, "KEYS", NULL, 0);
-        push_strings(sw->lua, "ARGV", NULL, 0);
+        if (!sw->functions) {
+            set_strings(sw->lua, "KEYS", NULL, 0);
+            set_strings(sw->lua, "ARGV", NULL, 0);
+        }
         lua_gc(sw->lua, LUA_GCCOLLECT, 0);
         sw->collect = sw->bytes * 2 > SCRIPT_COLLECT_BYTES ? sw->bytes * 2 : SCRIPT_COLLECT_BYTES;
     }
@@ -189,29 +237,29 @@ static void collect(struct script_worker *sw)
 }
 
 /* All that it needs is locked. Replies, unless it is to run again: run->abort. */
-static void run_locked(struct script_worker *sw, struct compiled *k, struct call *c, struct script_run *run, int nkeys)
+static void run_locked(struct script_worker *sw, const struct script_target *t, struct call *c, struct script_run *run,
+                       int nkeys)
 {
     struct session *s = c->s;
     lua_State *L = sw->lua;
     int db = s->db;
 
     run->c = c;
-    run->script = k->script;
+    run->name = t->name;
+    run->flags = t->flags;
     run->main = L;
     run->proto = 2;
     run->abort = ABORT_NOT;
-    run->read_only = is_read_only(c->cmd) || k->script->flags & SCRIPT_NO_WRITES;
+    run->read_only = is_read_only(c->cmd) || t->flags & SCRIPT_NO_WRITES;
     run->begin_us = LIKELY(sw->w->mono_us != 0) ? sw->w->mono_us : clock_mono_us();
     sw->run = run;
     monitor_script(c);
     atomic_store_explicit(&sw->wrote, false, memory_order_relaxed);
     atomic_store_explicit(&sw->kill, false, memory_order_relaxed);
     script_lua_begin(sw);
-    push_strings(L, "KEYS", c->argv + 3, nkeys);
-    push_strings(L, "ARGV", c->argv + 3 + nkeys, c->argc - 3 - nkeys);
-    lua_rawgeti(L, LUA_REGISTRYINDEX, k->ref);
+    int nargs = push_target(sw, t, c, nkeys);
     sw->strict = true;
-    int rc = lua_pcall(L, 0, 1, STACK_ON_ERROR);
+    int rc = lua_pcall(L, nargs, 1, STACK_ON_ERROR);
     sw->strict = false;
     s->db = db;
     s->last_cmd = c->cmd;
@@ -229,16 +277,19 @@ static void run_locked(struct script_worker *sw, struct compiled *k, struct call
     if (UNLIKELY(atomic_load_explicit(&sw->slow, memory_order_relaxed))) {
         atomic_store(&sw->slow, false);
         atomic_fetch_sub(&sw->w->cmd->slow_scripts, 1);
+        atomic_fetch_sub(&sw->w->cmd->slow_functions, sw->functions);
+        function_running_end(sw->w, &sw->running);
     }
     sw->run = NULL;
-    collect(sw);
+    script_collect(sw);
 }
 
 /* ---- EVAL on its own ---- */
 
-static struct script_worker *missing_noted(struct worker *w)
+static struct script_worker *missing_noted(struct worker *w, const struct command *cmd)
 {
-    struct script_worker *sw = atomic_load_explicit(&w->cmd_worker->script, memory_order_relaxed);
+    struct script_worker *sw =
+        atomic_load_explicit(is_function(cmd) ? &w->cmd_worker->library : &w->cmd_worker->script, memory_order_relaxed);
     return sw && sw->missing.len > 0 ? sw : NULL;
 }
 
@@ -271,8 +322,8 @@ static int count_noted(const struct buf *b)
 void script_prepare(struct parked *p)
 {
     struct worker *w = p->s->w;
-    struct script_worker *sw = missing_noted(w);
     const struct command *cmd = dispatch_find(p->argc, p->argv);
+    struct script_worker *sw = missing_noted(w, cmd);
     int n = dispatch_key_count(cmd, p->argc), more;
 
     if (sw) {
@@ -321,7 +372,7 @@ static enum status waits_status(const struct parked *p, int nkeys)
 }
 
 /* The script was stopped. ST_OK: it can run again now; ST_PENDING: it has to wait. */
-static enum status rerun(struct script_worker *sw, struct script_run *run, struct compiled *k, bool *world, int *reruns)
+static enum status rerun(struct script_worker *sw, struct script_run *run, bool *world, int *reruns)
 {
     struct key key;
 
@@ -329,7 +380,6 @@ static enum status rerun(struct script_worker *sw, struct script_run *run, struc
         *world = true;
         return ST_OK;
     }
-    (void)k;
     if (++*reruns >= RERUNS_MAX) {
         run->at_once = true;
         return ST_OK;
@@ -343,12 +393,12 @@ static enum status rerun(struct script_worker *sw, struct script_run *run, struc
 }
 
 /* Locks and runs, until it has run to its end. */
-static enum status eval_locked(struct script_worker *sw, struct compiled *k, struct call *c, int nkeys)
+static enum status eval_locked(struct script_worker *sw, const struct script_target *t, struct call *c, int nkeys)
 {
     struct worker *w = c->w;
     const struct tier_wait *waits = c->parked ? c->parked->waits : NULL;
     struct script_run run = {.oom = c->oom, .may_write = c->unwritable ? ST_IO : ST_OK};
-    bool tried = false, world = k->script->world;
+    bool tried = false, world = t->world;
     int reruns = c->parked ? c->parked->faults : 0;
     struct lockset set;
     enum status st;
@@ -372,30 +422,42 @@ static enum status eval_locked(struct script_worker *sw, struct compiled *k, str
             break;
         }
         run.locks = &set;
-        run_locked(sw, k, c, &run, nkeys);
+        run_locked(sw, t, c, &run, nkeys);
         block_serve(c, &set);
         dispatch_unlock(w, &set);
         if (LIKELY(run.abort == ABORT_NOT || run.abort == ABORT_KILLED))
             break;
-        st = rerun(sw, &run, k, &world, &reruns);
+        st = rerun(sw, &run, &world, &reruns);
     } while (st != ST_PENDING);
     buf_deinit(&run.missing);
     return st;
+}
+
+/* NULL: the error was replied. */
+static struct script_worker *worker_prepared(struct call *c, struct script_target *t, int *nkeys)
+{
+    bool function = is_function(c->cmd);
+    struct script_worker *sw = function ? library_worker(c->w) : script_worker(c->w);
+
+    if (function ? library_prepare(sw, c, t, nkeys) : prepare(sw, c, t, nkeys))
+        return sw;
+    monitor_script(c); /* what does not run is shown, too */
+    return NULL;
 }
 
 enum dispatch_rc script_eval(struct call *c)
 {
     struct worker *w = c->w;
     int64_t start = LIKELY(w->mono_us != 0) ? w->mono_us : clock_mono_us();
-    struct script_worker *sw = script_worker(w);
+    struct script_target t;
     int nkeys;
-    struct compiled *k = prepare(sw, c, &nkeys);
+    struct script_worker *sw = worker_prepared(c, &t, &nkeys);
 
-    if (LIKELY(k != NULL)) {
-        bool writes = !is_read_only(c->cmd) && !(k->script->flags & SCRIPT_NO_WRITES);
+    if (LIKELY(sw != NULL)) {
+        bool writes = !is_read_only(c->cmd) && !(t.flags & SCRIPT_NO_WRITES);
         if (writes || block_groups(w))
             tier_group_begin(w);
-        enum status st = eval_locked(sw, k, c, nkeys);
+        enum status st = eval_locked(sw, &t, c, nkeys);
         tier_group_end(w);
         if (st == ST_PENDING)
             return DISPATCH_FAULT;
@@ -410,14 +472,14 @@ enum dispatch_rc script_eval(struct call *c)
 
 static void eval_in_exec(struct call *c)
 {
-    struct script_worker *sw = script_worker(c->w);
+    struct script_target t;
     int nkeys;
-    struct compiled *k = prepare(sw, c, &nkeys);
+    struct script_worker *sw = worker_prepared(c, &t, &nkeys);
     struct script_run run = {
         .oom = c->oom, .may_write = c->unwritable ? ST_IO : ST_OK, .at_once = true, .locks = c->w->cmd_worker->locks};
 
-    if (k)
-        run_locked(sw, k, c, &run, nkeys);
+    if (sw)
+        run_locked(sw, &t, c, &run, nkeys);
 }
 
 void cmd_eval(struct call *c)
@@ -436,6 +498,16 @@ void cmd_eval_ro(struct call *c)
 }
 
 void cmd_evalsha_ro(struct call *c)
+{
+    eval_in_exec(c);
+}
+
+void cmd_fcall(struct call *c)
+{
+    eval_in_exec(c);
+}
+
+void cmd_fcall_ro(struct call *c)
 {
     eval_in_exec(c);
 }
@@ -487,38 +559,70 @@ void cmd_script_flush(struct call *c)
     reply_simple(&c->r, "OK");
 }
 
-enum script_kill script_kill(const struct cmd *cmd, bool whatever)
-{
-    bool slow = false, written = false;
+static const char busy_script[] =
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.";
+static const char busy_function[] =
+    "BUSY Redis is busy running a script. You can only call FUNCTION KILL or SHUTDOWN NOSAVE.";
 
-    for (int i = 0; i < cmd->nworkers; i++) {
-        struct script_worker *sw = atomic_load(&cmd->workers[i]->cmd_worker->script);
-        if (!sw)
-            continue;
-        if (whatever)
+const char *script_busy(const struct cmd *cmd)
+{
+    int functions = atomic_load(&cmd->slow_functions);
+
+    return functions > 0 && functions == atomic_load(&cmd->slow_scripts) ? busy_function : busy_script;
+}
+
+static struct script_worker *worker_of(const struct cmd *cmd, int i, bool functions)
+{
+    struct cmd_worker *cw = cmd->workers[i]->cmd_worker;
+
+    return atomic_load(functions ? &cw->library : &cw->script);
+}
+
+void script_kill_all(const struct cmd *cmd)
+{
+    for (int i = 0; i < 2 * cmd->nworkers; i++) {
+        struct script_worker *sw = worker_of(cmd, i / 2, i % 2);
+        if (sw)
             atomic_store(&sw->die, true);
-        if (!atomic_load(&sw->slow))
-            continue;
-        slow = true;
-        if (atomic_load(&sw->wrote))
-            written = true;
-        else
-            atomic_store(&sw->kill, true);
     }
-    return !slow ? SCRIPT_KILL_NONE : written ? SCRIPT_KILL_WRITTEN : SCRIPT_KILL_DONE;
+}
+
+void script_kill(struct call *c, bool functions)
+{
+    const struct cmd *cmd = c->w->cmd;
+    bool killed = false, written = false, others = false;
+
+    for (int i = 0; i < 2 * cmd->nworkers; i++) {
+        struct script_worker *sw = worker_of(cmd, i / 2, i % 2);
+        if (!sw || !atomic_load(&sw->slow))
+            continue;
+        if (atomic_load(&sw->wrote)) {
+            written = true;
+        } else if (sw->functions != functions) {
+            others = true;
+        } else {
+            atomic_store(&sw->kill, true);
+            killed = true;
+        }
+    }
+    if (written)
+        call_error(c,
+                   "UNKILLABLE Sorry the script already executed write commands against the dataset. You can either "
+                   "wait the script termination or kill the server in a hard way using the SHUTDOWN NOSAVE command.");
+    else if (killed)
+        reply_simple(&c->r, "OK");
+    else
+        call_error(c, !others ? "NOTBUSY No scripts in execution right now." : functions ? busy_script : busy_function);
 }
 
 void cmd_script_kill(struct call *c)
 {
-    switch (script_kill(c->w->cmd, false)) {
-    case SCRIPT_KILL_NONE: call_error(c, "NOTBUSY No scripts in execution right now."); break;
-    case SCRIPT_KILL_WRITTEN:
-        call_error(c,
-                   "UNKILLABLE Sorry the script already executed write commands against the dataset. You can either "
-                   "wait the script termination or kill the server in a hard way using the SHUTDOWN NOSAVE command.");
-        break;
-    case SCRIPT_KILL_DONE: reply_simple(&c->r, "OK"); break;
-    }
+    script_kill(c, false);
+}
+
+static bool answers_while_busy(const struct command *cmd)
+{
+    return cmd->id == CMDID_script_kill || cmd->id == CMDID_function_kill || cmd->id == CMDID_function_stats;
 }
 
 bool session_feed_busy(struct session *s, const struct request *req)
@@ -532,7 +636,7 @@ bool session_feed_busy(struct session *s, const struct request *req)
         return false;
     c.r = (struct reply){&s->out, s->proto};
     if (known && s->flags & SESSION_AUTHENTICATED && !(s->flags & SESSION_MULTI) &&
-        ((c.cmd->id == CMDID_script_kill && req->argc == 2) || c.cmd->id == CMDID_shutdown)) {
+        ((answers_while_busy(c.cmd) && req->argc == 2) || c.cmd->id == CMDID_shutdown)) {
         if (acl_allows(&c))
             c.cmd->run(&c);
     } else if (known && c.cmd->id == CMDID_auth && req->argc >= 2) {
@@ -542,10 +646,10 @@ bool session_feed_busy(struct session *s, const struct request *req)
     } else if (known && c.cmd->id == CMDID_multi && req->argc == 1) {
         c.cmd->run(&c); /* what is queued is refused, and so none of it runs when the script has ended */
     } else if (known && c.cmd->id == CMDID_exec && s->flags & SESSION_MULTI) {
-        call_error(&c, "EXECABORT Transaction discarded because of: " SCRIPT_BUSY);
+        call_errorf(&c, "EXECABORT Transaction discarded because of: %s", script_busy(w->cmd));
         multi_discard(s);
     } else {
-        call_error(&c, SCRIPT_BUSY);
+        call_error(&c, script_busy(w->cmd));
         multi_abort(s);
     }
     return true;

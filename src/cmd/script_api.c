@@ -97,7 +97,7 @@ static const char *refusal(const struct script_worker *sw, struct call *c)
     if (cmd->flags & CMD_WRITE && run->may_write == ST_IO)
         return "MISCONF Errors writing to the AOF file";
     if (cmd->flags & CMD_DENYOOM && run->oom && !atomic_load_explicit(&sw->wrote, memory_order_relaxed) &&
-        !(run->script->flags & SCRIPT_ALLOW_OOM))
+        !(run->flags & SCRIPT_ALLOW_OOM))
         return "OOM command not allowed when used memory > 'maxmemory'.";
     return NULL;
 }
@@ -342,8 +342,46 @@ static int api_acl_check_cmd(lua_State *L)
     return 1;
 }
 
+static void set_numbers(lua_State *L, bool loading)
+{
+    static const struct {
+        const char *name;
+        int value;
+    } numbers[] = {{"LOG_DEBUG", LOG_DEBUG},
+                   {"LOG_VERBOSE", LOG_VERBOSE},
+                   {"LOG_NOTICE", LOG_NOTICE},
+                   {"LOG_WARNING", LOG_WARNING},
+                   {"REDIS_VERSION_NUM", 0x7000f},
+                   {"REPL_NONE", 0}, /* from here on not for a library that is loaded */
+                   {"REPL_AOF", 1},
+                   {"REPL_SLAVE", 2},
+                   {"REPL_REPLICA", 2},
+                   {"REPL_ALL", 3}};
+    size_t n = loading ? 5 : sizeof(numbers) / sizeof(numbers[0]);
+
+    for (size_t i = 0; i < n; i++) {
+        lua_pushinteger(L, numbers[i].value);
+        lua_setfield(L, -2, numbers[i].name);
+    }
+    lua_pushliteral(L, TIERCEL_REDIS_VERSION);
+    lua_setfield(L, -2, "REDIS_VERSION");
+}
+
+void script_api_open_loading(lua_State *L)
+{
+    static const luaL_Reg functions[] = {{"register_function", library_register}, {"log", api_log}, {NULL, NULL}};
+
+    lua_newtable(L);
+    luaL_register(L, NULL, functions);
+    set_numbers(L, true);
+}
+
 void script_api_open(lua_State *L)
 {
+    static const luaL_Reg only_eval[] = {{"replicate_commands", api_replicate_commands},
+                                         {"breakpoint", api_breakpoint},
+                                         {"debug", api_debug},
+                                         {NULL, NULL}};
     static const luaL_Reg functions[] = {{"call", api_call},
                                          {"pcall", api_pcall},
                                          {"error_reply", api_error_reply},
@@ -352,31 +390,12 @@ void script_api_open(lua_State *L)
                                          {"log", api_log},
                                          {"setresp", api_setresp},
                                          {"set_repl", api_set_repl},
-                                         {"replicate_commands", api_replicate_commands},
-                                         {"breakpoint", api_breakpoint},
-                                         {"debug", api_debug},
                                          {"acl_check_cmd", api_acl_check_cmd},
                                          {NULL, NULL}};
-    static const struct {
-        const char *name;
-        int value;
-    } numbers[] = {{"LOG_DEBUG", LOG_DEBUG},
-                   {"LOG_VERBOSE", LOG_VERBOSE},
-                   {"LOG_NOTICE", LOG_NOTICE},
-                   {"LOG_WARNING", LOG_WARNING},
-                   {"REPL_NONE", 0},
-                   {"REPL_AOF", 1},
-                   {"REPL_SLAVE", 2},
-                   {"REPL_REPLICA", 2},
-                   {"REPL_ALL", 3},
-                   {"REDIS_VERSION_NUM", 0x7000f}};
 
     lua_newtable(L);
     luaL_register(L, NULL, functions);
-    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
-        lua_pushinteger(L, numbers[i].value);
-        lua_setfield(L, -2, numbers[i].name);
-    }
-    lua_pushliteral(L, TIERCEL_REDIS_VERSION);
-    lua_setfield(L, -2, "REDIS_VERSION");
+    if (!script_of(L)->functions)
+        luaL_register(L, NULL, only_eval);
+    set_numbers(L, false);
 }

@@ -122,8 +122,11 @@ void script_figures(const struct cmd *cmd, struct script_figures *f)
     pthread_mutex_unlock(&ss->lock);
     for (int i = 0; i < cmd->nworkers; i++) {
         struct script_worker *sw = atomic_load(&cmd->workers[i]->cmd_worker->script);
+        struct script_worker *fw = atomic_load(&cmd->workers[i]->cmd_worker->library);
         f->vm_bytes += sw ? (int64_t)atomic_load_explicit(&sw->bytes_seen, memory_order_relaxed) : 0;
+        f->vm_functions += fw ? (int64_t)atomic_load_explicit(&fw->bytes_seen, memory_order_relaxed) : 0;
     }
+    functions_figures(cmd->functions, f);
 }
 
 /* ---- a worker's ---- */
@@ -141,19 +144,28 @@ static void compiled_drop(struct script_worker *sw)
     sw->count = 0;
 }
 
+struct script_worker *script_worker_create(struct worker *w, bool functions)
+{
+    struct script_worker *sw = mem_calloc(MEM_OTHER, sizeof(*sw));
+
+    sw->w = w;
+    sw->functions = functions;
+    sw->collect = SCRIPT_COLLECT_BYTES;
+    chain_init(&sw->out);
+    sw->out.pool = &w->cmd_worker->replies;
+    buf_init(&sw->flat, MEM_OTHER);
+    buf_init(&sw->packed, MEM_OTHER);
+    buf_init(&sw->missing, MEM_OTHER);
+    return sw;
+}
+
 struct script_worker *script_worker(struct worker *w)
 {
     struct script_worker *sw = atomic_load_explicit(&w->cmd_worker->script, memory_order_relaxed);
     uint64_t generation = atomic_load_explicit(&w->cmd->scripts->generation, memory_order_acquire);
 
     if (UNLIKELY(!sw)) {
-        sw = mem_calloc(MEM_OTHER, sizeof(*sw));
-        sw->w = w;
-        chain_init(&sw->out);
-        sw->out.pool = &w->cmd_worker->replies;
-        buf_init(&sw->flat, MEM_OTHER);
-        buf_init(&sw->packed, MEM_OTHER);
-        buf_init(&sw->missing, MEM_OTHER);
+        sw = script_worker_create(w, false);
         sw->generation = generation;
         atomic_store(&w->cmd_worker->script, sw);
     }
@@ -162,19 +174,13 @@ struct script_worker *script_worker(struct worker *w)
         script_lua_destroy(sw);
         sw->generation = generation;
     }
-    if (UNLIKELY(!sw->lua)) {
+    if (UNLIKELY(!sw->lua))
         script_lua_create(sw);
-        sw->collect = SCRIPT_COLLECT_BYTES;
-    }
     return sw;
 }
 
-void script_worker_deinit(struct worker *w)
+void script_worker_destroy(struct script_worker *sw)
 {
-    struct script_worker *sw = atomic_load(&w->cmd_worker->script);
-
-    if (!sw)
-        return;
     compiled_drop(sw);
     script_lua_destroy(sw);
     chain_deinit(&sw->out);
@@ -185,7 +191,15 @@ void script_worker_deinit(struct worker *w)
     mem_free(MEM_OTHER, sw->numbers);
     mem_free(MEM_OTHER, sw->keys);
     mem_free(MEM_OTHER, sw);
-    atomic_store(&w->cmd_worker->script, NULL);
+}
+
+void script_worker_deinit(struct worker *w)
+{
+    struct script_worker *sw = atomic_exchange(&w->cmd_worker->script, NULL);
+
+    if (sw)
+        script_worker_destroy(sw);
+    library_worker_deinit(w);
 }
 
 static struct compiled *compiled_by_body(struct script_worker *sw, struct slice body, uint64_t hash)
@@ -224,20 +238,18 @@ static struct slice take_field(struct slice *rest, const char *separators)
     return field;
 }
 
+const struct script_flag script_flags[] = {{"no-writes", SCRIPT_NO_WRITES},
+                                           {"allow-oom", SCRIPT_ALLOW_OOM},
+                                           {"allow-stale", SCRIPT_ALLOW_STALE},
+                                           {"no-cluster", SCRIPT_NO_CLUSTER},
+                                           {"allow-cross-slot-keys", SCRIPT_CROSS_SLOT},
+                                           {NULL, 0}};
+
 static bool flag_parse(struct call *c, struct slice name, unsigned *flags)
 {
-    static const struct {
-        const char *name;
-        unsigned flag;
-    } known[] = {{"no-writes", SCRIPT_NO_WRITES},
-                 {"allow-oom", SCRIPT_ALLOW_OOM},
-                 {"allow-stale", 0},
-                 {"no-cluster", 0},
-                 {"allow-cross-slot-keys", 0}};
-
-    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-        if (slice_eq(name, slice_str(known[i].name))) {
-            *flags |= known[i].flag;
+    for (const struct script_flag *f = script_flags; f->name; f++) {
+        if (slice_eq(name, slice_str(f->name))) {
+            *flags |= f->flag;
             return true;
         }
     }

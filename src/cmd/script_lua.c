@@ -17,6 +17,8 @@
 #define LIMIT_MIN ((size_t)64 << 20)
 #define PATTERN_MAX 4096 /* matching recurses once per item */
 #define KEY_STRINGS "string metatable"
+#define KEY_GLOBALS "globals"
+#define KEY_LOADING "globals while loading"
 
 static const char protected_mark; /* its address: the key of the real table in a read-only one's metatable */
 
@@ -123,8 +125,11 @@ static void hook(lua_State *L, lua_Debug *ar)
     struct script_run *run = sw->run;
     (void)ar;
 
-    if (UNLIKELY(!run))
+    if (UNLIKELY(!run)) {
+        if (sw->load)
+            library_check_time(L);
         return;
+    }
     if (run->abort != ABORT_NOT)
         script_raise_abort(L, run->abort);
     if (script_over_time(sw))
@@ -490,6 +495,26 @@ static void guard_globals(lua_State *L)
     guard(L, "pcall", guarded_pcall);
 }
 
+static void refuse_unknown(lua_State *L)
+{
+    lua_newtable(L);
+    lua_pushcfunction(L, no_such_global);
+    lua_setfield(L, -2, "__index");
+    lua_setmetatable(L, -2);
+}
+
+/* The globals of a library that is loaded: `redis` with what registers functions, and nothing else. */
+static void open_loading(lua_State *L)
+{
+    lua_newtable(L);
+    script_api_open_loading(L);
+    refuse_unknown(L);
+    protect(L);
+    lua_setfield(L, -2, "redis");
+    refuse_unknown(L);
+    lua_setfield(L, LUA_REGISTRYINDEX, KEY_LOADING);
+}
+
 static int open_all(lua_State *L)
 {
     static const char *const functions[] = {
@@ -527,8 +552,12 @@ static int open_all(lua_State *L)
     }
     lua_getfield(L, globals, "tostring");
     lua_setfield(L, LUA_REGISTRYINDEX, "tostring");
-    lua_pushcfunction(L, on_error);
-    lua_setfield(L, globals, "__redis__err__handler");
+    if (script_of(L)->functions) {
+        open_loading(L);
+    } else {
+        lua_pushcfunction(L, on_error);
+        lua_setfield(L, globals, "__redis__err__handler");
+    }
 
     lua_newtable(L);
     lua_getfield(L, globals, "string");
@@ -536,11 +565,10 @@ static int open_all(lua_State *L)
     protect(L);
     lua_setfield(L, LUA_REGISTRYINDEX, KEY_STRINGS);
 
-    lua_newtable(L);
-    lua_pushcfunction(L, no_such_global);
-    lua_setfield(L, -2, "__index");
-    lua_setmetatable(L, globals);
     lua_pushvalue(L, globals);
+    lua_setfield(L, LUA_REGISTRYINDEX, KEY_GLOBALS);
+    lua_pushvalue(L, globals);
+    refuse_unknown(L);
     protect(L);
     lua_pushvalue(L, -1);
     lua_setfield(L, globals, "_G");
@@ -583,6 +611,20 @@ bool script_lua_compile(struct script_worker *sw, const struct script *s)
     int rc = luaL_loadbuffer(L, text, len, "@user_script");
     sw->strict = false;
     return rc == 0;
+}
+
+void script_lua_show(struct script_worker *sw, bool loading)
+{
+    lua_State *L = sw->lua;
+
+    CHECK(lua_getmetatable(L, LUA_GLOBALSINDEX));
+    lua_getfield(L, LUA_REGISTRYINDEX, loading ? KEY_LOADING : KEY_GLOBALS);
+    lua_pushvalue(L, -1);
+    lua_setfield(L, -3, "__index");
+    lua_pushlightuserdata(L, (void *)&protected_mark);
+    lua_insert(L, -2);
+    lua_rawset(L, -3);
+    lua_pop(L, 1);
 }
 
 void script_lua_begin(struct script_worker *sw)

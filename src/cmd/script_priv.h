@@ -5,11 +5,13 @@
 #include <lua.h>
 
 #include "cmd/cmd_priv.h"
+#include "cmd/function_priv.h"
 
 /* Scripts: a cache of sources that the process shares, and per worker a Lua state, made at its first use, with what
- * was compiled of them.
+ * was compiled of them. Functions: libraries that the process shares (function_priv.h), and per worker another state.
  *
- *   script.c          EVAL and SCRIPT: locks, and what a script waits for
+ *   script.c          EVAL, FCALL and SCRIPT: locks, and what a script waits for
+ *   script_library.c  a worker's libraries: what they register, and FCALL's side of it
  *   script_cache.c    sources and what was compiled
  *   script_lua.c      the state: its sandbox, memory and time
  *   script_api.c      redis.*
@@ -22,8 +24,16 @@
 enum script_flags {
     SCRIPT_NO_WRITES = 1 << 0,
     SCRIPT_ALLOW_OOM = 1 << 1,
-    SCRIPT_HAS_FLAGS = 1 << 2 /* it has such a line */
+    SCRIPT_HAS_FLAGS = 1 << 2, /* it has such a line, or is a function */
+    SCRIPT_ALLOW_STALE = 1 << 3,
+    SCRIPT_NO_CLUSTER = 1 << 4,
+    SCRIPT_CROSS_SLOT = 1 << 5
 };
+struct script_flag {
+    const char *name;
+    unsigned flag;
+};
+extern const struct script_flag script_flags[]; /* to one without a name */
 
 /* A source. Does not change once it is in the cache; counted. */
 struct script {
@@ -54,10 +64,19 @@ enum script_abort {
     ABORT_KILLED
 };
 
+/* What is to run. */
+struct script_target {
+    const char *name; /* in messages: a script's SHA1, or the function's name */
+    unsigned flags;   /* enum script_flags */
+    bool world;
+    int ref; /* in the registry: the script's function, or a library's table of functions by name */
+};
+
 /* One run. Its worker's; what other threads read is atomic. */
 struct script_run {
     struct call *c;
-    struct script *script;
+    const char *name;
+    unsigned flags;
     lua_State *main;
     const struct lockset *locks;
     int proto;           /* redis.setresp() */
@@ -70,8 +89,11 @@ struct script_run {
     int64_t begin_us;
 };
 
+struct library_load;
+
 struct script_worker {
     struct worker *w;
+    bool functions; /* the state of functions, not of scripts */
     lua_State *lua; /* NULL: none yet */
     uint64_t generation;
     size_t bytes, limit;
@@ -79,6 +101,12 @@ struct script_worker {
     int count;
     struct compiled *by_body[SCRIPT_BUCKETS], *by_sha[SCRIPT_BUCKETS];
     struct script_run *run; /* NULL: none */
+
+    /* Of functions: the libraries that this worker knows, and where in the registry each one's functions are. */
+    struct function_set *set;
+    int *refs;                 /* LUA_NOREF: not compiled here */
+    struct library_load *load; /* one registers its functions */
+    struct function_running *running;
 
     /* Of redis.call(): used again. */
     struct slice *argv;
@@ -107,6 +135,8 @@ bool script_lua_create(struct script_worker *sw);
 void script_lua_destroy(struct script_worker *sw);
 /* Leaves the function on the stack; false: an error text. */
 bool script_lua_compile(struct script_worker *sw, const struct script *s);
+/* While a library is loaded it sees other globals than when its functions run. */
+void script_lua_show(struct script_worker *sw, bool loading);
 /* Before each run, and after one that was stopped. */
 void script_lua_begin(struct script_worker *sw);
 void script_lua_rearm(struct script_worker *sw);
@@ -118,6 +148,8 @@ void script_push_error(lua_State *L, const char *text, bool counted);
 #define SCRIPT_COLLECT_BYTES ((size_t)8 << 20) /* a state that grew so large is cleaned after the run */
 /* This worker's, made at the first use; with nothing in it after SCRIPT FLUSH. */
 struct script_worker *script_worker(struct worker *w);
+struct script_worker *script_worker_create(struct worker *w, bool functions); /* without a Lua state */
+void script_worker_destroy(struct script_worker *sw);
 /* The script of a source, whoever had it first. NULL: the error was replied. */
 struct compiled *script_of_body(struct script_worker *sw, struct call *c, struct slice body);
 /* NULL: there is none, or (c->failed) the error was replied. */
@@ -129,11 +161,25 @@ void scripts_add(struct scripts *ss, struct script *s);           /* the caller 
 void scripts_flush(struct scripts *ss);
 
 /* ---- script.c ---- */
+void script_collect(struct script_worker *sw); /* after a run: cleans a state that has grown */
 /* Now and then while a script runs: true when it was told to end. */
 bool script_over_time(struct script_worker *sw);
 
+/* false: the error was replied; the first for numkeys (err: if it is no number), the other for where it may run. */
+bool script_arg_keys(struct call *c, const char *err, int64_t *n);
+bool script_flags_allow(struct call *c, unsigned flags);
+
 /* ---- script_api.c ---- */
-void script_api_open(lua_State *L); /* leaves the table `redis` on the stack */
+void script_api_open(lua_State *L);         /* leaves the table `redis` on the stack */
+void script_api_open_loading(lua_State *L); /* the one that a library sees while it is loaded */
+
+/* ---- script_library.c ---- */
+/* This worker's for functions, with the libraries as they are now. */
+struct script_worker *library_worker(struct worker *w);
+/* What FCALL is to run. false: the error was replied. */
+bool library_prepare(struct script_worker *sw, struct call *c, struct script_target *t, int *nkeys);
+int library_register(lua_State *L); /* redis.register_function() */
+void library_check_time(lua_State *L);
 
 /* ---- script_reply.c ---- */
 /* The reply in the chain, one Lua value. false: it was not to be had. */
@@ -143,6 +189,7 @@ void script_reply_value(struct script_worker *sw, lua_State *L, struct reply *r)
 
 /* ---- script_scan.c ---- */
 bool script_is_declared(struct slice source);
+bool library_is_declared(struct slice source);
 
 int script_open_msgpack(lua_State *L);
 int script_open_struct(lua_State *L);

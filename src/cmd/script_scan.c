@@ -1,4 +1,4 @@
-/* Does a script name its keys by KEYS only? Then the shards of these keys are all that has to be locked.
+/* Does a script name its keys by KEYS only, and a library's function its keys by its first parameter? Then the shards of these keys are all that has to be locked.
  *
  * A look at the words of its source, which says yes only where it is sure: every redis.call() and redis.pcall() names its
  * command in so many words, and has KEYS[...] or unpack(KEYS) where that command has keys; and `redis`, `KEYS` and
@@ -18,6 +18,7 @@ struct token {
 struct tokens {
     struct token *at;
     int n, cap;
+    const char *keys, *args; /* what the script calls them */
 };
 
 #define TOKENS_MAX 100000
@@ -192,12 +193,12 @@ static int closing(const struct tokens *ts, int i)
 /* KEYS [ ... ], and nothing else. */
 static bool is_key(const struct tokens *ts, int from, int to)
 {
-    return is(ts, from, "KEYS") && is(ts, from + 1, "[") && closing(ts, from + 1) == to - 1;
+    return is(ts, from, ts->keys) && is(ts, from + 1, "[") && closing(ts, from + 1) == to - 1;
 }
 
 static bool is_all_keys(const struct tokens *ts, int from, int to)
 {
-    return to - from == 4 && is(ts, from, "unpack") && is(ts, from + 1, "(") && is(ts, from + 2, "KEYS") &&
+    return to - from == 4 && is(ts, from, "unpack") && is(ts, from + 1, "(") && is(ts, from + 2, ts->keys) &&
            is(ts, from + 3, ")");
 }
 
@@ -206,7 +207,7 @@ static bool is_one_value(const struct tokens *ts, int from, int to)
 {
     if (to - from == 1)
         return !is(ts, from, "...");
-    return is_key(ts, from, to) || (is(ts, from, "ARGV") && is(ts, from + 1, "[") && closing(ts, from + 1) == to - 1);
+    return is_key(ts, from, to) || (is(ts, from, ts->args) && is(ts, from + 1, "[") && closing(ts, from + 1) == to - 1);
 }
 
 #define ARGS_MAX 256
@@ -309,29 +310,145 @@ static bool unpack_is_plain(const struct tokens *ts, int i)
     return is(ts, i + 1, "(") && !is(ts, i - 1, "function");
 }
 
-bool script_is_declared(struct slice source)
-{
-    /* By these a script gets at the tables and functions above under other names, or runs what is not in its source. */
-    static const char *const ways_around[] = {"_G", "load", "loadstring", "getfenv", "setfenv", NULL};
-    struct tokens ts = {NULL, 0, 0};
-    int depth = 0;
-    bool good = tokens_read(&ts, source);
+/* By these a script gets at the tables and functions above under other names, or runs what is not in its source. */
+static const char *const ways_around[] = {"_G", "load", "loadstring", "getfenv", "setfenv", NULL};
 
-    for (int i = 0; i < ts.n && good; i++) {
-        depth += is(&ts, i, "(") || is(&ts, i, "{");
-        depth -= is(&ts, i, ")") || is(&ts, i, "}");
-        if (ts.at[i].kind != TOKEN_NAME)
+static bool body_is_declared(const struct tokens *ts)
+{
+    int depth = 0;
+    bool good = true;
+
+    for (int i = 0; i < ts->n && good; i++) {
+        depth += is(ts, i, "(") || is(ts, i, "{");
+        depth -= is(ts, i, ")") || is(ts, i, "}");
+        if (ts->at[i].kind != TOKEN_NAME)
             continue;
-        if (is(&ts, i, "redis"))
-            good = redis_is_plain(&ts, i);
-        else if (is(&ts, i, "KEYS"))
-            good = keys_is_plain(&ts, i, depth);
-        else if (is(&ts, i, "unpack"))
-            good = unpack_is_plain(&ts, i);
-        else if (is(&ts, i, "function"))
+        if (is(ts, i, "redis"))
+            good = redis_is_plain(ts, i);
+        else if (is(ts, i, ts->keys))
+            good = keys_is_plain(ts, i, depth);
+        else if (is(ts, i, "unpack"))
+            good = unpack_is_plain(ts, i);
+        else if (is(ts, i, "function"))
             good = depth == 0;
         else
-            good = !is_one_of(&ts, i, ways_around) || is(&ts, i - 1, ".");
+            good = !is_one_of(ts, i, ways_around) || is(ts, i - 1, ".");
+    }
+    return good;
+}
+
+bool script_is_declared(struct slice source)
+{
+    struct tokens ts = {.keys = "KEYS", .args = "ARGV"};
+    bool good = tokens_read(&ts, source) && body_is_declared(&ts);
+
+    mem_free(MEM_OTHER, ts.at);
+    return good;
+}
+
+/* ---- libraries ----
+ *
+ * Each function must be one that is registered, and nothing else may call it: then its first parameter is the keys. */
+
+/* The `end` of the function at i; -1: none. */
+static int function_end(const struct tokens *ts, int i)
+{
+    static const char *const begins[] = {"function", "if", "do", "repeat", NULL};
+    static const char *const ends[] = {"end", "until", NULL};
+    int depth = 0;
+
+    for (; i < ts->n; i++) {
+        if (ts->at[i].kind != TOKEN_NAME || is(ts, i - 1, "."))
+            continue;
+        depth += is_one_of(ts, i, begins);
+        depth -= is_one_of(ts, i, ends);
+        if (depth == 0)
+            return i;
+    }
+    return -1;
+}
+
+/* Is what stands from `first` to `last` given to redis.register_function() as the function? */
+static bool is_registered(const struct tokens *ts, int first, int last)
+{
+    int depth = 0, i = first - 1;
+
+    if (is(ts, i, ","))
+        return i >= 5 && ts->at[i - 1].kind == TOKEN_STRING && is(ts, i - 2, "(") &&
+               is(ts, i - 3, "register_function") && is(ts, i - 4, ".") && is(ts, i - 5, "redis") &&
+               is(ts, last + 1, ")");
+    if (!is(ts, i, "=") || !is(ts, i - 1, "callback") || !(is(ts, last + 1, ",") || is(ts, last + 1, "}")))
+        return false;
+    for (; i >= 0 && depth >= 0; i--)
+        depth += closes(ts, i) - opens(ts, i);
+    i -= is(ts, i, "("); /* the one before the brace, if any */
+    return is(ts, i, "register_function") && is(ts, i - 1, ".") && is(ts, i - 2, "redis");
+}
+
+static bool name_is_registered(const struct tokens *ts, int at)
+{
+    struct slice name = ts->at[at].text;
+
+    for (int i = 0; i < ts->n; i++)
+        if (i != at && ts->at[i].kind == TOKEN_NAME && slice_eq(ts->at[i].text, name) && !is(ts, i - 1, ".") &&
+            !is_registered(ts, i, i))
+            return false;
+    return true;
+}
+
+#define PARAMETER_MAX 64
+#define FUNCTIONS_MAX 500 /* each is looked for in the whole library */
+
+static bool parameter_read(const struct tokens *ts, int i, char out[PARAMETER_MAX])
+{
+    struct slice name = i < ts->n ? ts->at[i].text : SLICE_NONE;
+
+    if (i >= ts->n || ts->at[i].kind != TOKEN_NAME || name.len >= PARAMETER_MAX || is(ts, i, "redis") ||
+        is(ts, i, "unpack"))
+        return false;
+    memcpy(out, name.ptr, name.len);
+    out[name.len] = '\0';
+    return true;
+}
+
+/* The function at i, which ends at `end`. */
+static bool function_is_declared(const struct tokens *ts, int i, int end)
+{
+    bool named = i + 1 < ts->n && ts->at[i + 1].kind == TOKEN_NAME;
+    char keys[PARAMETER_MAX] = "", args[PARAMETER_MAX] = "";
+    int at = i + 1 + named;
+
+    if (named ? !is(ts, i - 1, "local") || !name_is_registered(ts, i + 1) : !is_registered(ts, i, end))
+        return false;
+    if (!is(ts, at++, "("))
+        return false;
+    if (!is(ts, at, ")") && !parameter_read(ts, at++, keys))
+        return false;
+    if (is(ts, at, ",") && !parameter_read(ts, at + 1, args))
+        return false;
+    at += is(ts, at, ",") ? 2 : 0;
+    if (!is(ts, at++, ")") || (keys[0] && strcmp(keys, args) == 0))
+        return false;
+    struct tokens body = {.at = ts->at + at, .n = end - at, .keys = keys, .args = args};
+    return body_is_declared(&body);
+}
+
+bool library_is_declared(struct slice source)
+{
+    struct tokens ts = {.keys = "", .args = ""};
+    bool good = tokens_read(&ts, source);
+    int functions = 0;
+
+    for (int i = 0; i < ts.n && good; i++) {
+        if (ts.at[i].kind != TOKEN_NAME || is(&ts, i - 1, "."))
+            continue;
+        if (is(&ts, i, "function")) {
+            int end = function_end(&ts, i);
+            good = end > 0 && ++functions <= FUNCTIONS_MAX && function_is_declared(&ts, i, end);
+            i = end;
+        } else {
+            good = is(&ts, i, "redis") ? is(&ts, i + 1, ".") : !is_one_of(&ts, i, ways_around);
+        }
     }
     mem_free(MEM_OTHER, ts.at);
     return good;

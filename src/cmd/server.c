@@ -71,10 +71,10 @@ void cmd_shutdown(struct call *c)
         /* A stop that has begun no longer runs commands, so there is never one to call off. */
         call_error(c, "ERR No shutdown in progress.");
     } else if (!nosave && atomic_load(&c->w->cmd->slow_scripts) != 0) {
-        call_error(c, SCRIPT_BUSY);
+        call_error(c, script_busy(c->w->cmd));
     } else {
         if (nosave)
-            script_kill(c->w->cmd, true);
+            script_kill_all(c->w->cmd);
         /* The answer is the closed connection. */
         call_suspend(c, &shutdown_ops, NULL);
         ops->shutdown(ops->arg, !nosave, now);

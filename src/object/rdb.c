@@ -371,16 +371,21 @@ bool rdb_dump(const struct object *o, struct codec *codec, struct buf *out)
         buf_byte(out, RDB_STRING);
         rdb_put_string(out, s);
     }
+    rdb_put_foot(out, start);
+    return true;
+}
+
+void rdb_put_foot(struct buf *out, size_t start)
+{
     put_little_endian(out, RDB_VERSION, 2);
     put_little_endian(out, rdb_crc64(0, SLICE(out->ptr + start, out->len - start)), 8);
-    return true;
 }
 
 #define FOOT 10
 
 bool rdb_undump(struct slice payload, struct slice *value)
 {
-    if (payload.len <= FOOT)
+    if (payload.len < FOOT)
         return false;
     const char *foot = payload.ptr + payload.len - FOOT;
     uint64_t crc = little_endian(foot + 2, 8);

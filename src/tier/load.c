@@ -128,6 +128,25 @@ static bool skip_strings(struct loading *l, int n)
     return true;
 }
 
+static bool load_library(struct loading *l)
+{
+    struct slice source;
+    char why[256] = "";
+
+    if (!rdb_get_string(&l->in, &source))
+        return load_failed(l, "it is damaged");
+    if (!l->out->library) {
+        log_warning("tier", "a library of functions is left out");
+        return true;
+    }
+    if (!l->out->library(l->out->arg, source, why)) {
+        snprintf(l->err, 256, "a library of functions: %.200s", why);
+        return false;
+    }
+    l->out->libraries++;
+    return true;
+}
+
 static bool skip_lengths(struct loading *l, int n)
 {
     uint64_t len;
@@ -189,10 +208,7 @@ static bool load_all(struct loading *l)
         case OP_EXPIRE_MS:
         case OP_EXPIRE_S: ok = load_expiry(l, op == OP_EXPIRE_S); break;
         case OP_SELECTDB: ok = load_select(l); break;
-        case OP_FUNCTION:
-            ok = skip_strings(l, 1);
-            log_warning("tier", "a library of functions is left out");
-            break;
+        case OP_FUNCTION: ok = load_library(l); break;
         case OP_MODULE_AUX: return load_failed(l, "it holds data of a module");
         default: ok = load_key(l, op); load_tell(l);
         }
@@ -233,7 +249,7 @@ enum status tier_load_rdb(struct worker *w, const char *path, const struct obj_l
     struct stat sb;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
 
-    *out = (struct tier_load){.keys = 0};
+    out->keys = out->expired = out->libraries = 0;
     if (fd < 0 && errno == ENOENT)
         return ST_NOT_FOUND;
     void *map = fd >= 0 && fstat(fd, &sb) == 0 && sb.st_size > 0

@@ -55,6 +55,11 @@ SCRIPTS = [
     (b"return cmsgpack.unpack(cmsgpack.pack({ARGV[1], redis.call('strlen', KEYS[1])}))", "s", "n"),
 ]
 
+# The same as functions, each in a library of its own: lib3 has f3.
+LIBRARIES = [b"#!lua name=lib%d\nredis.register_function{function_name='f%d', callback=function(keys, args) %s end%s}" % (
+    i, i, body.replace(b"KEYS", b"keys").replace(b"ARGV", b"args"), b", flags={'no-writes'}" if i in (7, 16) else b"")
+    for i, (body, _, _) in enumerate(SCRIPTS)]
+
 
 def cased(rng, word):
     return rng.choice((word, word, word.lower(), word.capitalize()))
@@ -175,14 +180,30 @@ class Grammar(SortedSets):
 
     def script(self):
         rng = self.rng
-        body, kinds, args = rng.choice(SCRIPTS)
+        which = rng.randrange(len(SCRIPTS))
+        body, kinds, args = SCRIPTS[which]
         keys = [self.key(k) for k in kinds]
         make = {"v": self.small, "n": self.integer, "k": self.any_key, "d": self.db}
         name = b"EVAL" if rng.random() < 0.8 else b"EVAL_RO"
         if rng.random() < 0.2:
             name, body = name.replace(b"EVAL", b"EVALSHA"), hashlib.sha1(body).hexdigest().encode()
+        if rng.random() < 0.4:
+            name = name.replace(b"EVALSHA", b"FCALL").replace(b"EVAL", b"FCALL")
+            body = b"f%d" % which if rng.random() < 0.9 else b"F%d" % which
+            if rng.random() < 0.3:
+                return self.library(which)
         count = b"%d" % len(keys) if rng.random() < 0.98 else rng.choice((b"-1", b"100", b"x", b"1"))
         return [name, body, count] + keys + [make[a]() for a in args]
+
+    def library(self, which):
+        rng = self.rng
+        source, name = LIBRARIES[which], b"lib%d" % which
+        return rng.choice((
+            [b"FUNCTION", b"LOAD", b"REPLACE", source], [b"FUNCTION", b"LOAD", source], [b"FUNCTION", b"LOAD", b"REPLACE", source],
+            [b"FUNCTION", b"LOAD", source.replace(b"name=lib", b"name=other")], [b"FUNCTION", b"LOAD", source[:-rng.randrange(1, 40)]],
+            [b"FUNCTION", b"LIST", b"LIBRARYNAME", name, b"WITHCODE"], [b"FUNCTION", b"LIST", b"LIBRARYNAME", name],
+            [b"FUNCTION", b"STATS"], [b"FUNCTION", b"DELETE", name if rng.random() < 0.3 else b"none"],
+            [b"FUNCTION", rng.choice((b"FLUSH", b"KILL", b"LOAD", b"foo")), rng.choice(WORDS)]))
 
     # -- commands
 

@@ -65,7 +65,7 @@ LIBRARIES = [
 ]
 # Private headers beside a module's one: what includes a library that the rest of the module must not see, and what the
 # files about users have among themselves.
-MORE_HEADERS = {"src/cmd/script_priv.h", "src/cmd/acl_priv.h"}
+MORE_HEADERS = {"src/cmd/script_priv.h", "src/cmd/acl_priv.h", "src/cmd/function_priv.h"}
 # Headers that may be included by anybody: the C library, the kernel, the compiler.
 SYSTEM = re.compile(
     r"^(assert|ctype|errno|fcntl|fenv|float|getopt|glob|grp|inttypes|iso646|libgen|limits|locale|malloc|math|netdb|poll"
