@@ -62,7 +62,7 @@ struct parked {
     void *ops_arg;
     struct block *block; /* it has waited for a key, and runs again (block.c) */
     struct chain reply;
-    struct buf *more; /* a script's keys that are not among its arguments, as they were found (script.c) */
+    struct buf *more; /* keys that are not among its arguments, as they were found (rerun.c) */
 };
 struct block;
 
@@ -223,6 +223,16 @@ void block_rehash(struct worker *w);
 bool block_is_over(struct parked *p); /* it was told to end meanwhile: completed */
 void block_end(struct parked *p);     /* it has its answer, or its client is gone */
 
+/* ---- commands that find out while they run which keys they need (rerun.c) ---- */
+#define RERUNS_MAX 16 /* from then on what is missing is read from disk at once */
+/* Before DISPATCH_FAULT: the request is to wait for this key, too; or for this one alone. */
+void rerun_note(struct worker *w, struct slice name, int db);
+void rerun_note_only(struct worker *w, struct slice name, int db);
+void rerun_prepare(struct parked *p); /* dispatch_prepare() of such a request */
+void rerun_forget(struct parked *p);
+/* What the keys beyond its first `nkeys` came to, for which it has waited. */
+enum status rerun_waits_status(const struct parked *p, int nkeys);
+
 /* ---- scripts (script.c) ---- */
 struct scripts *scripts_create(void);
 void scripts_destroy(struct scripts *ss);
@@ -230,8 +240,6 @@ void script_worker_deinit(struct worker *w);
 /* EVAL and its kin, but within EXEC. */
 enum dispatch_rc script_eval(struct call *c);
 bool script_wants_all(struct worker *w, const struct command *cmd, int argc, const struct slice *argv);
-void script_prepare(struct parked *p); /* dispatch_prepare() of such a request */
-void script_forget(struct parked *p);
 enum script_kill { SCRIPT_KILL_NONE, SCRIPT_KILL_WRITTEN, SCRIPT_KILL_DONE };
 /* whatever: even those that have written (a SHUTDOWN that does not save). Any thread. */
 enum script_kill script_kill(const struct cmd *cmd, bool whatever);

@@ -146,7 +146,7 @@ void dispatch_prepare(struct parked *p)
     int n;
 
     if (cmd->flags & CMD_SCRIPT) {
-        script_prepare(p);
+        rerun_prepare(p);
         return;
     }
     if (cmd->id == CMDID_exec) {

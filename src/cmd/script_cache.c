@@ -153,7 +153,6 @@ struct script_worker *script_worker(struct worker *w)
         sw->out.pool = &w->cmd_worker->replies;
         buf_init(&sw->flat, MEM_OTHER);
         buf_init(&sw->packed, MEM_OTHER);
-        buf_init(&sw->missing, MEM_OTHER);
         sw->generation = generation;
         atomic_store(&w->cmd_worker->script, sw);
     }
@@ -180,7 +179,6 @@ void script_worker_deinit(struct worker *w)
     chain_deinit(&sw->out);
     buf_deinit(&sw->flat);
     buf_deinit(&sw->packed);
-    buf_deinit(&sw->missing);
     mem_free(MEM_OTHER, sw->argv);
     mem_free(MEM_OTHER, sw->numbers);
     mem_free(MEM_OTHER, sw->keys);
