@@ -232,6 +232,13 @@ void rerun_prepare(struct parked *p); /* dispatch_prepare() of such a request */
 void rerun_forget(struct parked *p);
 /* What the keys beyond its first `nkeys` came to, for which it has waited. */
 enum status rerun_waits_status(const struct parked *p, int nkeys);
+/* Does this command use keys that are not among its arguments? Then it runs by rerun_run(), but within EXEC and scripts,
+ * and all shards are locked. Its handler asks for such a key (name and access filled in) by rerun_key(). ST_PENDING: it
+ * will wait for that one and run again, so it may go on to ask for others, but must reply nothing and change nothing;
+ * ST_FULL: the same, and they are enough; ST_IO: it cannot be had. */
+bool rerun_wants_all(const struct command *cmd, int argc, const struct slice *argv);
+enum status rerun_key(struct call *c, struct call_key *k);
+enum dispatch_rc rerun_run(struct call *c);
 
 /* ---- scripts (script.c) ---- */
 struct scripts *scripts_create(void);
@@ -302,6 +309,10 @@ int cmd_keys_stored_2(int argc, const struct slice *argv, int *pos,
 int cmd_georadius_keys(int argc, const struct slice *argv, int *pos, int max);
 enum key_access cmd_georadius_access(int argc, const struct slice *argv);
 int cmd_xread_keys(int argc, const struct slice *argv, int *pos, int max);
+/* SORT with and without STORE; with BY or GET of other keys (sort.c). */
+int cmd_sort_keys(int argc, const struct slice *argv, int *pos, int max);
+enum key_access cmd_sort_access(int argc, const struct slice *argv);
+bool sort_uses_patterns(int argc, const struct slice *argv);
 
 /* By COMMAND's names: "get", "client", "client|list". NULL: unknown. */
 const struct command *command_find_full(struct slice name);

@@ -145,7 +145,7 @@ void dispatch_prepare(struct parked *p)
     struct call_key *keys;
     int n;
 
-    if (cmd->flags & CMD_SCRIPT) {
+    if (cmd->flags & (CMD_SCRIPT | CMD_UNDECLARED)) {
         rerun_prepare(p);
         return;
     }
@@ -769,6 +769,8 @@ static enum dispatch_rc process(struct call *c)
         return multi_exec(c);
     if (c->cmd->flags & CMD_SCRIPT)
         return script_eval(c);
+    if (rerun_wants_all(c->cmd, c->argc, c->argv))
+        return rerun_run(c);
     return LIKELY(has_one_key(c)) ? run_on_one_key(c) : run_on_keys(c);
 }
 
