@@ -58,6 +58,7 @@ enum command_group {
     GROUP_CONNECTION,
     GROUP_SERVER,
     GROUP_SCRIPTING,
+    GROUP_CLUSTER,
     GROUP_CACHE /* Tiercel's own: CACHE, WARM */
 };
 
