@@ -718,6 +718,13 @@ static enum status make_room(struct worker *w)
     return st;
 }
 
+/* What it found out that it needs is pinned, and may be more than there is room for: it would be let go while the request
+ * waits for room, and looked for again for ever. */
+static bool holds_found_keys(const struct call *c)
+{
+    return c->parked && c->parked->more && c->parked->state == PARKED_READY;
+}
+
 static enum dispatch_rc process(struct call *c)
 {
     struct session *s = c->s;
@@ -745,7 +752,7 @@ static enum dispatch_rc process(struct call *c)
             return reject(c);
     } else if (c->cmd->flags & (CMD_DENYOOM | CMD_SCRIPT) || c->cmd->id == CMDID_exec) {
         enum status st = LIKELY(tier_has_room(c->w)) ? ST_OK : make_room(c->w);
-        if (UNLIKELY(st == ST_PENDING) && !(s->flags & SESSION_MULTI))
+        if (UNLIKELY(st == ST_PENDING) && !(s->flags & SESSION_MULTI) && !holds_found_keys(c))
             return wait_again(c, 0);
         c->oom = st == ST_FULL;
         if (UNLIKELY(c->oom && c->cmd->id != CMDID_exec && !(c->cmd->flags & CMD_SCRIPT))) {
@@ -758,7 +765,8 @@ static enum dispatch_rc process(struct call *c)
         c->unwritable = st == ST_IO;
         if (UNLIKELY(c->unwritable) && !(c->cmd->flags & CMD_SCRIPT))
             return disk_refuses(c);
-        if (UNLIKELY(st == ST_PENDING) && (!(s->flags & SESSION_MULTI) || c->cmd->id == CMDID_exec))
+        if (UNLIKELY(st == ST_PENDING) && (!(s->flags & SESSION_MULTI) || c->cmd->id == CMDID_exec) &&
+            !holds_found_keys(c))
             return wait_again(c, 0);
     }
     if (UNLIKELY(s->flags & SESSION_MULTI) && !runs_in_multi(c->cmd)) {
