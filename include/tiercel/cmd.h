@@ -94,6 +94,7 @@ struct cmd_worker {
     const struct lockset *locks;           /* within EXEC: its own */
     struct buf ready;                      /* struct key: what somebody may wait for, of this command (block.c) */
     struct buf locked;                     /* uint32_t: shards locked to serve those (block.c) */
+    struct buf missing;                    /* what the command that was stopped waits for next (rerun.c) */
 };
 
 /* Before the loops run; the main thread. Takes the users. */

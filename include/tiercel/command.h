@@ -38,7 +38,8 @@ enum command_flags {
     CMD_NEAR = 1 << 26,       /* a read of strings that a kept copy of an upstream key can answer */
     CMD_CONTAINER = 1 << 27,  /* has subcommands */
     CMD_DEBUG_ONLY = 1 << 28, /* not in COMMAND's list */
-    CMD_SCRIPT = 1 << 29      /* runs a script */
+    CMD_SCRIPT = 1 << 29,     /* runs a script */
+    CMD_UNDECLARED = 1 << 30  /* may use keys that are not among its arguments */
 };
 
 enum command_group {
@@ -57,6 +58,7 @@ enum command_group {
     GROUP_CONNECTION,
     GROUP_SERVER,
     GROUP_SCRIPTING,
+    GROUP_CLUSTER,
     GROUP_CACHE /* Tiercel's own: CACHE, WARM */
 };
 

@@ -43,6 +43,8 @@ struct call {
     int packed_arg;
     bool in_script;       /* called by one */
     bool oom, unwritable; /* to scripts: memory was full when it came, the disk could not be written */
+    bool may_rerun;       /* it may wait for keys that it asks for, and run again (rerun_key()) */
+    int wanted;           /* keys that it asked for */
 };
 
 /* ---- replies that are errors (counted in errorstats) ---- */

@@ -353,6 +353,9 @@ void tier_cancel_room(struct tier_room_wait *rw);
 
 /* An access by a client: the policy's eviction data. Shard locked. */
 void tier_touch_locked(struct worker *w, struct object *o);
+/* As if it was last used so long ago, or used so often (0 to 255); -1: not said. What the policy in force has no figure
+ * for changes nothing. */
+void tier_set_access_locked(struct worker *w, struct object *o, int64_t idle_s, int freq);
 int64_t tier_object_idle_ms(struct worker *w, const struct object *o);
 int tier_object_freq(struct worker *w, const struct object *o);
 

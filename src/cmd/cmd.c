@@ -81,6 +81,7 @@ void cmd_worker_init(struct cmd *cmd, struct worker *w)
     cw->errors = errstat_create();
     buf_init(&cw->ready, MEM_OTHER);
     buf_init(&cw->locked, MEM_OTHER);
+    buf_init(&cw->missing, MEM_OTHER);
     w->cmd = cmd;
     w->cmd_worker = cw;
     cmd->workers[w->id] = w;
@@ -97,6 +98,7 @@ void cmd_worker_deinit(struct worker *w)
     errstat_destroy(cw->errors);
     buf_deinit(&cw->ready);
     buf_deinit(&cw->locked);
+    buf_deinit(&cw->missing);
     chain_pool_deinit(&cw->replies);
     mem_free(MEM_OTHER, cw->stat);
     mem_free(MEM_OTHER, cw);

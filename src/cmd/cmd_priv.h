@@ -63,7 +63,7 @@ struct parked {
     void *ops_arg;
     struct block *block; /* it has waited for a key, and runs again (block.c) */
     struct chain reply;
-    struct buf *more; /* a script's keys that are not among its arguments, as they were found (script.c) */
+    struct buf *more; /* keys that are not among its arguments, as they were found (rerun.c) */
 };
 struct block;
 
@@ -230,6 +230,23 @@ void block_rehash(struct worker *w);
 bool block_is_over(struct parked *p); /* it was told to end meanwhile: completed */
 void block_end(struct parked *p);     /* it has its answer, or its client is gone */
 
+/* ---- commands that find out while they run which keys they need (rerun.c) ---- */
+#define RERUNS_MAX 16 /* from then on what is missing is read from disk at once */
+/* Before DISPATCH_FAULT: the request is to wait for this key, too; or for this one alone. */
+void rerun_note(struct worker *w, struct slice name, int db);
+void rerun_note_only(struct worker *w, struct slice name, int db);
+void rerun_prepare(struct parked *p); /* dispatch_prepare() of such a request */
+void rerun_forget(struct parked *p);
+/* What the keys beyond its first `nkeys` came to, for which it has waited. */
+enum status rerun_waits_status(const struct parked *p, int nkeys);
+/* Does this command use keys that are not among its arguments? Then it runs by rerun_run(), but within EXEC and scripts,
+ * and all shards are locked. Its handler asks for such a key (name and access filled in) by rerun_key(). ST_PENDING: it
+ * will wait for that one and run again, so it may go on to ask for others, but must reply nothing and change nothing;
+ * ST_FULL: the same, and they are enough; ST_IO: it cannot be had. */
+bool rerun_wants_all(const struct command *cmd, int argc, const struct slice *argv);
+enum status rerun_key(struct call *c, struct call_key *k);
+enum dispatch_rc rerun_run(struct call *c);
+
 /* ---- scripts (script.c) ---- */
 struct scripts *scripts_create(void);
 void scripts_destroy(struct scripts *ss);
@@ -237,8 +254,6 @@ void script_worker_deinit(struct worker *w);
 /* EVAL and its kin, but within EXEC. */
 enum dispatch_rc script_eval(struct call *c);
 bool script_wants_all(struct worker *w, const struct command *cmd, int argc, const struct slice *argv);
-void script_prepare(struct parked *p); /* dispatch_prepare() of such a request */
-void script_forget(struct parked *p);
 /* SCRIPT KILL and FUNCTION KILL. */
 void script_kill(struct call *c, bool functions);
 void script_kill_all(const struct cmd *cmd); /* whatever they have done (a SHUTDOWN that does not save) */
@@ -310,6 +325,10 @@ int cmd_keys_stored_2(int argc, const struct slice *argv, int *pos,
 int cmd_georadius_keys(int argc, const struct slice *argv, int *pos, int max);
 enum key_access cmd_georadius_access(int argc, const struct slice *argv);
 int cmd_xread_keys(int argc, const struct slice *argv, int *pos, int max);
+/* SORT with and without STORE; with BY or GET of other keys (sort.c). */
+int cmd_sort_keys(int argc, const struct slice *argv, int *pos, int max);
+enum key_access cmd_sort_access(int argc, const struct slice *argv);
+bool sort_uses_patterns(int argc, const struct slice *argv);
 
 /* How many key specs a row has; and how key i of a command line is used, in the words of its spec (introspect.c). */
 int command_key_specs(const struct command *cmd);

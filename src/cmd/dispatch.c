@@ -146,8 +146,8 @@ void dispatch_prepare(struct parked *p)
     struct call_key *keys;
     int n;
 
-    if (cmd->flags & CMD_SCRIPT) {
-        script_prepare(p);
+    if (cmd->flags & (CMD_SCRIPT | CMD_UNDECLARED)) {
+        rerun_prepare(p);
         return;
     }
     if (cmd->id == CMDID_exec) {
@@ -751,6 +751,13 @@ static enum status make_room(struct worker *w)
     return st;
 }
 
+/* What it found out that it needs is pinned, and may be more than there is room for: it would be let go while the request
+ * waits for room, and looked for again for ever. */
+static bool holds_found_keys(const struct call *c)
+{
+    return c->parked && c->parked->more && c->parked->state == PARKED_READY;
+}
+
 static enum dispatch_rc process(struct call *c)
 {
     struct session *s = c->s;
@@ -778,7 +785,7 @@ static enum dispatch_rc process(struct call *c)
             return reject(c);
     } else if (c->cmd->flags & (CMD_DENYOOM | CMD_SCRIPT) || c->cmd->id == CMDID_exec) {
         enum status st = LIKELY(tier_has_room(c->w)) ? ST_OK : make_room(c->w);
-        if (UNLIKELY(st == ST_PENDING) && !(s->flags & SESSION_MULTI))
+        if (UNLIKELY(st == ST_PENDING) && !(s->flags & SESSION_MULTI) && !holds_found_keys(c))
             return wait_again(c, 0);
         c->oom = st == ST_FULL;
         if (UNLIKELY(c->oom && c->cmd->id != CMDID_exec && !(c->cmd->flags & CMD_SCRIPT))) {
@@ -791,7 +798,8 @@ static enum dispatch_rc process(struct call *c)
         c->unwritable = st == ST_IO;
         if (UNLIKELY(c->unwritable) && !(c->cmd->flags & CMD_SCRIPT))
             return disk_refuses(c);
-        if (UNLIKELY(st == ST_PENDING) && (!(s->flags & SESSION_MULTI) || c->cmd->id == CMDID_exec))
+        if (UNLIKELY(st == ST_PENDING) && (!(s->flags & SESSION_MULTI) || c->cmd->id == CMDID_exec) &&
+            !holds_found_keys(c))
             return wait_again(c, 0);
     }
     if (UNLIKELY(s->flags & SESSION_MULTI) && !runs_in_multi(c->cmd)) {
@@ -802,6 +810,8 @@ static enum dispatch_rc process(struct call *c)
         return multi_exec(c);
     if (c->cmd->flags & CMD_SCRIPT)
         return script_eval(c);
+    if (rerun_wants_all(c->cmd, c->argc, c->argv))
+        return rerun_run(c);
     return LIKELY(has_one_key(c)) ? run_on_one_key(c) : run_on_keys(c);
 }
 

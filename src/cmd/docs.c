@@ -38,6 +38,7 @@ static const char *const group_names[] = {
     [GROUP_CONNECTION] = "connection",
     [GROUP_SERVER] = "server",
     [GROUP_SCRIPTING] = "scripting",
+    [GROUP_CLUSTER] = "cluster",
     [GROUP_CACHE] = "cache",
 };
 
@@ -166,11 +167,22 @@ static int count_subs(const struct command *cmd)
     return n;
 }
 
+static bool is_internal(const struct command *cmd)
+{
+    switch (cmd->id) {
+    case CMDID_debug:
+    case CMDID_pfdebug:
+    case CMDID_pfselftest:
+    case CMDID_restore_asking: return true;
+    default: return false;
+    }
+}
+
 static void reply_doc(struct reply *r, const struct command *cmd)
 {
     const char *args = args_text[cmd->id];
     const struct deprecation *old = &deprecations[cmd->id];
-    const char *doc_flag = old->since ? "deprecated" : cmd->id == CMDID_debug ? "syscmd" : NULL;
+    const char *doc_flag = old->since ? "deprecated" : is_internal(cmd) ? "syscmd" : NULL;
     int subs = count_subs(cmd);
     reply_bulk_str(r, cmd->full);
     reply_map(r, 3 + (cmd->complexity[0] != '\0') + (doc_flag != NULL) + (old->since ? 2 : 0) + (args != NULL) +

@@ -66,8 +66,6 @@ static void restore_expired(struct call *c)
     reply_simple(&c->r, "OK");
 }
 
-/* How long it was idle and how often it was used are the eviction policy's own figures here: they are checked, and
- * the key begins as one that was just written. */
 void cmd_restore(struct call *c)
 {
     struct obj_limits lim = ks_limits(c);
@@ -106,6 +104,7 @@ void cmd_restore(struct call *c)
     if (ks_exists(c, 0))
         ks_delete(c, 0); /* what comes is a new key, for those who are told */
     ks_put(c, 0, object_set_expire(o, ttl));
+    tier_set_access_locked(c->w, c->keys[0].obj, r.idle_s, (int)r.freq);
     ks_notify(c, 0, NOTIFY_GENERIC, "restore");
     reply_simple(&c->r, "OK");
 }

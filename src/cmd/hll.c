@@ -1,4 +1,4 @@
-/* PFADD, PFCOUNT, PFMERGE. */
+/* PFADD, PFCOUNT, PFMERGE; PFDEBUG and PFSELFTEST. */
 #include "tiercel/hll.h"
 
 #include "cmd/cmd_priv.h"
@@ -22,14 +22,19 @@ static bool hll_of(struct call *c, struct object *o, char scratch[OBJ_SCRATCH], 
     return false;
 }
 
-static void store(struct call *c, struct buf *hll)
+static void store_as_it_is(struct call *c, const struct buf *hll)
 {
     struct object *old = ks_peek(c, 0);
 
-    hll_forget_cached(hll->ptr);
     struct object *o = object_new_string(&c->keys[0].key, buf_slice(hll), old ? object_expire(old) : 0, 0);
     o->flags |= OBJ_F_MODIFIED;
     ks_put(c, 0, o);
+}
+
+static void store(struct call *c, struct buf *hll)
+{
+    hll_forget_cached(hll->ptr);
+    store_as_it_is(c, hll);
 }
 
 /* Dense ones are changed in place, if there is a change. */
@@ -183,4 +188,121 @@ void cmd_pfmerge(struct call *c)
     buf_deinit(&hll);
     ks_notify(c, 0, NOTIFY_STRING, "pfadd");
     reply_simple(&c->r, "OK");
+}
+
+/* ---- looking inside ---- */
+
+/* As a dense one, which is stored if it was none. false: replied. */
+static bool make_dense(struct call *c, struct slice s, bool *changed)
+{
+    static _Thread_local uint8_t whole[HLL_REGISTERS];
+    struct buf hll;
+
+    *changed = !hll_is_dense(s);
+    if (!*changed)
+        return true;
+    if (!hll_merge(s, whole)) {
+        reply_corrupted(c);
+        return false;
+    }
+    buf_init(&hll, MEM_OTHER);
+    buf_slice_append(&hll, s);
+    hll_to_dense(&hll);
+    store_as_it_is(c, &hll);
+    buf_deinit(&hll);
+    return true;
+}
+
+static void reply_registers(struct call *c, struct slice s)
+{
+    static _Thread_local uint8_t reg[HLL_REGISTERS];
+
+    memset(reg, 0, sizeof(reg));
+    hll_merge(s, reg); /* it is dense */
+    reply_array(&c->r, HLL_REGISTERS);
+    for (unsigned i = 0; i < HLL_REGISTERS; i++)
+        reply_int(&c->r, reg[i]);
+}
+
+static void reply_runs(struct call *c, struct slice s)
+{
+    struct buf text;
+
+    if (hll_is_dense(s)) {
+        call_error(c, "ERR HLL encoding is not sparse");
+        return;
+    }
+    buf_init(&text, MEM_CLIENT);
+    if (hll_sparse_text(s, &text))
+        reply_bulk(&c->r, buf_slice(&text));
+    else
+        reply_corrupted(c);
+    buf_deinit(&text);
+}
+
+void cmd_pfdebug(struct call *c)
+{
+    char scratch[OBJ_SCRATCH];
+    struct object *o = ks_peek(c, 0);
+    struct slice s;
+    bool changed;
+
+    if (!o) {
+        call_error(c, "ERR The specified key does not exist");
+        return;
+    }
+    if (!hll_of(c, o, scratch, &s))
+        return;
+    if (call_arg_is(c, 1, "getreg")) {
+        if (make_dense(c, s, &changed) && hll_of(c, ks_peek(c, 0), scratch, &s))
+            reply_registers(c, s);
+    } else if (call_arg_is(c, 1, "decode")) {
+        reply_runs(c, s);
+    } else if (call_arg_is(c, 1, "encoding")) {
+        reply_simple(&c->r, hll_is_dense(s) ? "dense" : "sparse");
+    } else if (call_arg_is(c, 1, "todense")) {
+        if (make_dense(c, s, &changed))
+            reply_int(&c->r, changed);
+    } else {
+        call_errorf(c, "ERR Unknown PFDEBUG subcommand '%.*s'", SLICE_FMT(c->argv[1]));
+    }
+}
+
+#define SELFTEST_ELEMENTS 20000
+
+/* Both encodings must come to the same registers, and those to about the number of elements. */
+void cmd_pfselftest(struct call *c)
+{
+    static _Thread_local uint8_t want[HLL_REGISTERS], got[HLL_REGISTERS];
+    struct buf sparse, dense;
+    unsigned reg, value;
+    bool good = true;
+
+    memset(want, 0, sizeof(want));
+    buf_init(&sparse, MEM_OTHER);
+    buf_init(&dense, MEM_OTHER);
+    hll_new(&sparse);
+    hll_new(&dense);
+    hll_to_dense(&dense);
+    for (int64_t i = 1; i <= SELFTEST_ELEMENTS && good; i++) {
+        hll_place(SLICE((const char *)&i, sizeof(i)), &reg, &value);
+        if (want[reg] < value)
+            want[reg] = (uint8_t)value;
+        good = hll_raise(&sparse, reg, value, 3000) >= 0 && hll_raise(&dense, reg, value, 0) >= 0;
+        if (i != 100 && i != 1000 && i != SELFTEST_ELEMENTS)
+            continue;
+        const struct buf *both[] = {&sparse, &dense};
+        for (int k = 0; k < 2; k++) {
+            memset(got, 0, sizeof(got));
+            good &= hll_merge(buf_slice(both[k]), got) && memcmp(got, want, sizeof(got)) == 0;
+        }
+        double off = (double)hll_estimate(want) / (double)i - 1;
+        good &= off < 0.05 && off > -0.05;
+    }
+    buf_deinit(&sparse);
+    buf_deinit(&dense);
+    if (good)
+        reply_simple(&c->r, "OK");
+    else
+        call_error(c, "TESTFAILED the registers are not what was put there");
 }

@@ -183,6 +183,7 @@ struct key_spec {
     struct slice flags, note;
     struct slice keyword; /* where it stands behind a word (cmd.def) */
     int64_t at;           /* of the number of keys, or where the search for the word begins; 0 = neither */
+    bool unknown;         /* cannot be said so */
 };
 
 static struct key_spec key_spec(const struct command *cmd, int i)
@@ -198,7 +199,10 @@ static struct key_spec key_spec(const struct command *cmd, int i)
         spec.note = SLICE(semi + 2, text.len - n - 2);
         text.len = n;
     }
-    if (*text.ptr == '@' || *text.ptr == '=') {
+    if (*text.ptr == '?') {
+        spec.unknown = true;
+        text = SLICE(space + 1, text.len - (size_t)(space + 1 - text.ptr));
+    } else if (*text.ptr == '@' || *text.ptr == '=') {
         const char *from = *text.ptr == '@' ? text.ptr : memchr(text.ptr, ':', text.len);
         where = SLICE(from + 1, (size_t)(space - from - 1));
         CHECK(num_parse_i64(where, &spec.at));
@@ -237,6 +241,11 @@ static void reply_range(struct reply *r, int last, int step, int limit)
 static void reply_key_spec(struct reply *r, const struct command *cmd, const struct key_spec *spec, int i, bool last)
 {
     int span = cmd->last < 0 ? cmd->last : cmd->last - cmd->first - i;
+    if (spec->unknown) {
+        reply_named_map(r, "begin_search", "unknown", 0);
+        reply_named_map(r, "find_keys", "unknown", 0);
+        return;
+    }
     if (spec->keyword.ptr) {
         reply_named_map(r, "begin_search", "keyword", 2);
         reply_bulk_str(r, "keyword");

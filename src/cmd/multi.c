@@ -310,7 +310,7 @@ int multi_exec_keys(struct session *s, struct call_key *keys, int max, bool *all
     }
     for (int i = 0; i < m->n; i++) {
         const struct queued *q = &m->cmds[i];
-        *all |= multi_needs_all_shards(q->cmd) ||
+        *all |= multi_needs_all_shards(q->cmd) || rerun_wants_all(q->cmd, q->argc, q->argv) ||
                 (q->cmd->flags & CMD_SCRIPT && script_wants_all(s->w, q->cmd, q->argc, q->argv));
         if (q->cmd->id == CMDID_select) {
             int64_t to;

@@ -12,7 +12,6 @@
 
 #include "cmd/script_priv.h"
 
-#define RERUNS_MAX 16  /* from then on what is missing is read from disk at once */
 #define SERVE_US 10000 /* how often a script that takes too long lets others in */
 
 static const char no_script[] = "NOSCRIPT No matching script. Please use EVAL.";
@@ -286,91 +285,6 @@ static void run_locked(struct script_worker *sw, const struct script_target *t, 
 
 /* ---- EVAL on its own ---- */
 
-static struct script_worker *missing_noted(struct worker *w, const struct command *cmd)
-{
-    struct script_worker *sw =
-        atomic_load_explicit(is_function(cmd) ? &w->cmd_worker->library : &w->cmd_worker->script, memory_order_relaxed);
-    return sw && sw->missing.len > 0 ? sw : NULL;
-}
-
-struct noted { /* of a key that is waited for; its name follows */
-    uint32_t len;
-    uint16_t db;
-};
-
-static void note_missing(struct script_worker *sw, struct slice name, int db)
-{
-    struct noted note = {(uint32_t)name.len, (uint16_t)db};
-
-    sw->missing.len = 0;
-    buf_append(&sw->missing, &note, sizeof(note));
-    buf_slice_append(&sw->missing, name);
-}
-
-static int count_noted(const struct buf *b)
-{
-    int n = 0;
-
-    for (size_t at = 0; b && at < b->len; n++) {
-        struct noted note;
-        memcpy(&note, b->ptr + at, sizeof(note));
-        at += sizeof(note) + note.len;
-    }
-    return n;
-}
-
-void script_prepare(struct parked *p)
-{
-    struct worker *w = p->s->w;
-    const struct command *cmd = dispatch_find(p->argc, p->argv);
-    struct script_worker *sw = missing_noted(w, cmd);
-    int n = dispatch_key_count(cmd, p->argc), more;
-
-    if (sw) {
-        if (!p->more) {
-            p->more = mem_calloc(MEM_CLIENT, sizeof(*p->more));
-            buf_init(p->more, MEM_CLIENT);
-        }
-        buf_slice_append(p->more, buf_slice(&sw->missing));
-        sw->missing.len = 0;
-    }
-    struct call_key *keys = dispatch_scratch_keys(w, n);
-    n = dispatch_keys(w, cmd, p->argc, p->argv, p->s->db, keys, n);
-    more = count_noted(p->more);
-    p->waits = mem_calloc(MEM_CLIENT, (size_t)(n + more + 1) * sizeof(*p->waits));
-    p->treq.waits = p->waits;
-    p->treq.nwaits = n + more;
-    for (int i = 0; i < n; i++)
-        p->waits[i].key = keys[i].key;
-    size_t at = 0;
-    for (int i = n; i < n + more; i++) {
-        struct noted note;
-        memcpy(&note, p->more->ptr + at, sizeof(note));
-        at += sizeof(note);
-        mem_key_init(w->tier->mem, note.db, SLICE(p->more->ptr + at, note.len), &p->waits[i].key);
-        at += note.len;
-    }
-    for (int i = 0; i < n + more; i++)
-        p->waits[i].need = TIER_VALUE;
-}
-
-void script_forget(struct parked *p)
-{
-    if (!p->more)
-        return;
-    buf_deinit(p->more);
-    mem_free(MEM_CLIENT, p->more);
-}
-
-/* What the keys beyond KEYS came to. */
-static enum status waits_status(const struct parked *p, int nkeys)
-{
-    for (int i = nkeys; p && p->waits && i < p->treq.nwaits; i++)
-        if (p->waits[i].st != ST_OK && p->waits[i].st != ST_NOT_FOUND)
-            return p->waits[i].st;
-    return ST_OK;
-}
-
 /* The script was stopped. ST_OK: it can run again now; ST_PENDING: it has to wait. */
 static enum status rerun(struct script_worker *sw, struct script_run *run, bool *world, int *reruns)
 {
@@ -388,7 +302,7 @@ static enum status rerun(struct script_worker *sw, struct script_run *run, bool 
     mem_key_init(sw->w->tier->mem, (unsigned)run->missing_db, name, &key);
     if (tier_fault_inline(sw->w, &key, TIER_VALUE))
         return ST_OK;
-    note_missing(sw, name, run->missing_db);
+    rerun_note_only(sw->w, name, run->missing_db);
     return ST_PENDING;
 }
 
@@ -414,12 +328,13 @@ static enum status eval_locked(struct script_worker *sw, const struct script_tar
         }
         st = dispatch_resolve(w, c->keys, c->nkeys, waits);
         if (LIKELY(st == ST_OK))
-            st = waits_status(c->parked, c->nkeys);
+            st = rerun_waits_status(c->parked, c->nkeys);
         if (UNLIKELY(st != ST_OK)) {
             dispatch_unlock(w, &set);
-            if (c->nkeys > 0 && dispatch_resolve_again(c, st, &tried))
-                continue;
-            break;
+            if (c->nkeys == 0 || !dispatch_resolve_again(c, st, &tried))
+                break;
+            st = ST_OK;
+            continue;
         }
         run.locks = &set;
         run_locked(sw, t, c, &run, nkeys);

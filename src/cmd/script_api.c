@@ -122,7 +122,7 @@ static bool keys_resolve(struct script_worker *sw, lua_State *L, struct call *su
     int n = dispatch_key_count(sub->cmd, sub->argc);
     bool may_rerun = !run->c->in_exec && !atomic_load_explicit(&sw->wrote, memory_order_relaxed);
 
-    if (!run->locks->all && multi_needs_all_shards(sub->cmd)) {
+    if (!run->locks->all && (multi_needs_all_shards(sub->cmd) || rerun_wants_all(sub->cmd, sub->argc, sub->argv))) {
         if (may_rerun)
             script_raise_abort(L, ABORT_WORLD);
         return false;

@@ -155,7 +155,6 @@ struct script_worker *script_worker_create(struct worker *w, bool functions)
     sw->out.pool = &w->cmd_worker->replies;
     buf_init(&sw->flat, MEM_OTHER);
     buf_init(&sw->packed, MEM_OTHER);
-    buf_init(&sw->missing, MEM_OTHER);
     return sw;
 }
 
@@ -186,7 +185,6 @@ void script_worker_destroy(struct script_worker *sw)
     chain_deinit(&sw->out);
     buf_deinit(&sw->flat);
     buf_deinit(&sw->packed);
-    buf_deinit(&sw->missing);
     mem_free(MEM_OTHER, sw->argv);
     mem_free(MEM_OTHER, sw->numbers);
     mem_free(MEM_OTHER, sw->keys);

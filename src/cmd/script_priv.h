@@ -116,8 +116,7 @@ struct script_worker {
     int keys_cap;
     struct chain out;
     struct buf flat;
-    struct buf packed;  /* cmsgpack.pack() */
-    struct buf missing; /* of the script that was stopped: what the request waits for next */
+    struct buf packed; /* cmsgpack.pack() */
     int64_t served_us;
     size_t collect; /* bytes at which the state is cleaned */
 

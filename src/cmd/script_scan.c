@@ -240,7 +240,8 @@ static bool fixed_keys(const struct command *cmd)
     switch (cmd->id) {
     case CMDID_copy:
     case CMDID_move:
-    case CMDID_select: return false;
+    case CMDID_select:
+    case CMDID_sort_ro: return false;
     default:
         return !cmd->find_keys && !(cmd->flags & CMD_CONTAINER) && !multi_needs_all_shards(cmd) &&
                (cmd->access != KEY_NONE || cmd->first == 0);

@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "tiercel/clock.h"
+#include "tiercel/log.h"
 #include "tiercel/num.h"
 #include "tiercel/tier.h"
 #include "tiercel/version.h"
@@ -154,9 +155,86 @@ static void debug_object(struct call *c)
     reply_simple(&c->r, text);
 }
 
+static void reply_bulk_number(struct reply *r, const char *number)
+{
+    if (r->proto > 2)
+        reply_raw(r, slice_str(number)); /* RESP3 has a type for it, which nothing else here replies with */
+    else
+        reply_bulk(r, SLICE(number + 1, strlen(number) - 3));
+}
+
+static void reply_popular(struct reply *r)
+{
+    if (r->proto > 2) {
+        reply_attribute(r, 1);
+        reply_bulk_str(r, "key-popularity");
+        reply_array(r, 2);
+        reply_bulk_str(r, "key:123");
+        reply_int(r, 90);
+    }
+    reply_bulk_str(r, "Some real reply following the attribute");
+}
+
+static void reply_pushed(struct call *c)
+{
+    if (c->r.proto < 3) {
+        call_error(c, "ERR RESP2 is not supported by this command");
+        return;
+    }
+    reply_push(&c->r, 2);
+    reply_bulk_str(&c->r, "server-cpu-usage");
+    reply_int(&c->r, 42);
+    reply_bulk_str(&c->r, "Some real reply following the push reply");
+}
+
+/* A reply of each type of the protocol, as Redis has them for tests of clients. */
+static void debug_protocol(struct call *c)
+{
+    struct reply *r = &c->r;
+
+    if (call_arg_is(c, 2, "string")) {
+        reply_bulk_str(r, "Hello World");
+    } else if (call_arg_is(c, 2, "integer")) {
+        reply_int(r, 12345);
+    } else if (call_arg_is(c, 2, "double")) {
+        reply_double(r, 3.141);
+    } else if (call_arg_is(c, 2, "bignum")) {
+        reply_bulk_number(r, "(1234567999999999999999999999999999999\r\n");
+    } else if (call_arg_is(c, 2, "null")) {
+        reply_null(r);
+    } else if (call_arg_is(c, 2, "array") || call_arg_is(c, 2, "set")) {
+        (call_arg_is(c, 2, "set") ? reply_set : reply_array)(r, 3);
+        for (int i = 0; i < 3; i++)
+            reply_int(r, i);
+    } else if (call_arg_is(c, 2, "map")) {
+        reply_map(r, 3);
+        for (int i = 0; i < 3; i++) {
+            reply_int(r, i);
+            reply_bool(r, i == 1);
+        }
+    } else if (call_arg_is(c, 2, "attrib")) {
+        reply_popular(r);
+    } else if (call_arg_is(c, 2, "push")) {
+        reply_pushed(c);
+    } else if (call_arg_is(c, 2, "verbatim")) {
+        reply_verbatim(r, SLICE_LIT("This is a verbatim\nstring"), "txt");
+    } else if (call_arg_is(c, 2, "true") || call_arg_is(c, 2, "false")) {
+        reply_bool(r, call_arg_is(c, 2, "true"));
+    } else {
+        call_error(c, "ERR Wrong protocol type name. Please use one of the following: "
+                      "string|integer|double|bignum|null|array|set|map|attrib|push|verbatim|true|false");
+    }
+}
+
 static const char *const debug_help[] = {
+    "ERROR <text>",
+    "    Replies this error.",
+    "LOG <text>",
+    "    Writes it to the log.",
     "OBJECT <key>",
     "    Shows how the key's value is kept.",
+    "PROTOCOL <type>",
+    "    Replies a value of a type of the protocol.",
     "SET-ACTIVE-EXPIRE <0|1>",
     "    Whether expired keys are looked for in the background.",
     "SLEEP <seconds>",
@@ -172,6 +250,13 @@ void cmd_debug(struct call *c)
         debug_sleep(c);
     } else if (c->argc == 3 && call_arg_is(c, 1, "object")) {
         debug_object(c);
+    } else if (c->argc == 3 && call_arg_is(c, 1, "error")) {
+        call_errorf(c, "%.*s", SLICE_FMT(c->argv[2]));
+    } else if (c->argc == 3 && call_arg_is(c, 1, "log")) {
+        log_warning("debug", "DEBUG LOG: %.*s", SLICE_FMT(c->argv[2]));
+        reply_simple(&c->r, "OK");
+    } else if (c->argc == 3 && call_arg_is(c, 1, "protocol")) {
+        debug_protocol(c);
     } else if (c->argc == 3 && call_arg_is(c, 1, "set-active-expire")) {
         int64_t on = 0;
         atomic_store(&c->w->cmd->active_expire, num_parse_i64(c->argv[2], &on) && on != 0);

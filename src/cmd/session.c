@@ -34,7 +34,7 @@ struct session *session_create(struct worker *w, const struct session_ops *ops, 
 static void parked_free(struct parked *p)
 {
     chain_deinit(&p->reply);
-    script_forget(p);
+    rerun_forget(p);
     mem_free(MEM_CLIENT, p->waits);
     mem_free(MEM_CLIENT, p);
 }

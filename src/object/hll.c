@@ -190,6 +190,24 @@ bool hll_merge(struct slice s, uint8_t max[HLL_REGISTERS])
     return true;
 }
 
+bool hll_sparse_text(struct slice s, struct buf *out)
+{
+    unsigned reg = 0;
+    struct run r;
+
+    for (size_t at = HLL_HEAD; at < s.len; at += r.bytes, reg += r.len) {
+        if (!run_read(s, at, &r))
+            return false;
+        if (at > HLL_HEAD)
+            buf_byte(out, ' ');
+        if (r.value)
+            buf_printf(out, "v:%u,%u", r.value, r.len);
+        else
+            buf_printf(out, "%c:%u", r.bytes == 2 ? 'Z' : 'z', r.len);
+    }
+    return reg == HLL_REGISTERS;
+}
+
 void hll_to_dense(struct buf *hll)
 {
     static _Thread_local uint8_t reg[HLL_REGISTERS];

@@ -83,6 +83,22 @@ void tier_touch_locked(struct worker *w, struct object *o)
     o->access = ((lfu_minutes(w->now_ms) << 8) | counter) & ACCESS_MASK;
 }
 
+void tier_set_access_locked(struct worker *w, struct object *o, int64_t idle_s, int freq)
+{
+    int policy = atomic_load_explicit(&w->tier->limit.policy, memory_order_relaxed);
+
+    if (policy == POLICY_ADAPTIVE)
+        return;
+    if (policy_is_lfu(policy)) {
+        if (freq >= 0)
+            o->access = ((lfu_minutes(w->now_ms) << 8) | (unsigned)freq) & ACCESS_MASK;
+    } else if (idle_s >= 0) {
+        int64_t most = (int64_t)ACCESS_MASK * LRU_UNIT_MS / 1000;
+        uint32_t idle = (uint32_t)((idle_s < most ? idle_s : most) * 1000 / LRU_UNIT_MS);
+        o->access = (lru_clock(w->now_ms) - idle) & ACCESS_MASK;
+    }
+}
+
 int64_t tier_object_idle_ms(struct worker *w, const struct object *o)
 {
     /* Adaptive does not know when it was last used: 0 s, and for those who compare, an order. */

@@ -72,5 +72,6 @@ class Draw:
             (2, lambda: [b"GET", rng.choice((b, v))()]),
             (10, lambda: [b"PFADD", v()] + self.elements()),
             (5, lambda: [b"PFCOUNT"] + [v() for _ in range(rng.choice((1, 1, 2, 3)))]),
+            (2, lambda: [b"PFDEBUG", rng.choice((b"DECODE", b"decode", b"ENCODING", b"GETREG", b"TODENSE", b"x")), v()]),
             (4, lambda: [b"PFMERGE", v()] + [v() for _ in range(rng.choice((0, 1, 2, 3)))]),
         ]

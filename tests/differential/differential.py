@@ -21,6 +21,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import sets_hashes  # noqa: E402
+import sorting  # noqa: E402
 from events import Events  # noqa: E402
 import streams  # noqa: E402
 from grammar import Grammar  # noqa: E402
@@ -160,6 +161,8 @@ class Differential:
         of_collection = sets_hashes.same(cmd, a, b)
         if of_collection is not None:
             return of_collection
+        if sorting.same(cmd, a, b):
+            return True
         if name == b"ZRANDMEMBER":
             return self.same_draw(cmd, a, b)
         if name == b"ZSCAN" and isinstance(a, list) and isinstance(b, list):

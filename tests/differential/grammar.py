@@ -8,10 +8,11 @@ import random
 
 import bits
 import sets_hashes
+import sorting
 import streams
 from grammar_zset import SortedSets
 
-MODULES = (sets_hashes, bits)
+MODULES = (sets_hashes, bits, sorting)
 NOW_S = 1700000000  # some time in the past
 INTS = [b"0", b"1", b"-1", b"7", b"42", b"-100", b"9999", b"10000", b"2147483648", b"-9223372036854775808",
         b"9223372036854775807", b"9223372036854775806", b"-9223372036854775807"]
@@ -71,6 +72,7 @@ class Grammar(SortedSets):
         self.pool = {t: self._names(t, n) for t, n in zip(SAFE_TYPES + PURE_TYPES, (260, 60, 20, 30, 80, 50, 40, 12, 6, 6, 2))}
         for more in MODULES:
             self.pool.update((t, self._names(t, n)) for t, n in more.KINDS.items())
+        self.pool.update(sorting.NAMES)
         self.all_keys = sorted(k for keys in self.pool.values() for k in keys)
         self.noise = rng.randbytes(300000)
         self.text = b"".join(rng.choice((b"falcon ", b"lure ", b"jess ", b"price=%d;" % i, b"\r\n"))
@@ -391,7 +393,7 @@ class Grammar(SortedSets):
                                                   [b"DEL", keys[-1]], [b"LPUSH", keys[0], b"x"],
                                                   [b"EXPIRE", keys[0], b"100000"], [b"SETNX", keys[0], b"x"]))]
         return ([[b"SELECT", db], [b"WATCH"] + keys, [b"TYPE", keys[0]]], churn,
-                [[b"MULTI"], self.one(), [b"SET", keys[0], self.value()], self.one(), [b"EXEC"]])
+                sorting.with_clean_errno([[b"MULTI"], self.one(), [b"SET", keys[0], self.value()], self.one(), [b"EXEC"]]))
 
     def pipeline(self):
         """The commands of one write to the sockets."""
@@ -402,8 +404,10 @@ class Grammar(SortedSets):
                 cmds += self.transaction()
             elif how < 0.03:
                 cmds += sets_hashes.Draw(self).popped()
-            elif how < 0.033:
+            elif how < 0.035:
+                cmds += sorting.Draw(self).sorted_set()
+            elif how < 0.038:
                 cmds.append(rng.choice(([b"EXEC"], [b"DISCARD"], [b"UNWATCH"])))
             else:
                 cmds.append(self.one())
-        return cmds
+        return sorting.with_clean_errno(cmds)
