@@ -140,7 +140,9 @@ def on_each(servers, scenario):
     def work(name, server):
         try:
             with Pressure(server) if name == "small" else contextlib.nullcontext():
+                begin = time.monotonic()
                 results[name] = scenario(server)
+                print("%s: %.1f s" % (server, time.monotonic() - begin))
             if name == "small":
                 tiers = server.tiers()
                 assert tiers["tier_disk_keys"] and tiers["tier_disk_reads"], tiers
