@@ -174,7 +174,7 @@ def compare(results):
 # ---- processes of an application
 
 class Process:
-    """A worker: its output is kept for a failing test, and it is ended at the end, with its children."""
+    """A worker: its output is kept for a failing test, and what is left of it is killed at the end, with its children."""
 
     def __init__(self, *command, env=None, cwd=None):
         self.log = tempfile.TemporaryFile("w+")
@@ -186,7 +186,7 @@ class Process:
         return self
 
     def __exit__(self, kind, *_):
-        self.stop()
+        self.kill9()
         self.log.seek(0)
         if kind:
             print("---- output of %s\n%s" % (" ".join(self.process.args), self.log.read()[-6000:]))

@@ -9,7 +9,7 @@ BROKER = os.environ["BROKER"]
 app = Celery("tests", broker=BROKER + "/0", backend=BROKER + "/1")
 app.conf.update(
     task_acks_late=True,
-    worker_prefetch_multiplier=1,
+    worker_prefetch_multiplier=int(os.environ.get("PREFETCH", "8")),
     task_queues=[Queue("celery"), Queue("slow"), Queue("prio")],
     broker_transport_options={"visibility_timeout": int(os.environ.get("VISIBILITY", "3600")), "priority_steps": [0, 3, 6, 9],
                               "queue_order_strategy": "priority", "sep": ":"},

