@@ -180,12 +180,14 @@ def restarted(app):
     wait_until(lambda: app.runs("during3"), timeout=LIMIT, what="the worker works")
     app.server.restart()
     sent += [remember.delay("after%d" % i) for i in range(20)]
-    # Celery 5.2 does not always find back by itself. What the first had not acknowledged is the second's once it is due.
-    time.sleep(2.5)
+    # Celery 5.2 does not always find back by itself. What the first had not acknowledged is the second's, if it is due
+    # when that starts.
     first.kill9()
+    time.sleep(2.5)
     app.worker(name="second", concurrency=3)
     names = ["before%d" % i for i in range(50)] + ["during%d" % i for i in range(20)] + ["after%d" % i for i in range(20)]
-    wait_until(lambda: all(app.runs(n) for n in names), timeout=LIMIT, interval=0.1, what="all of them have run")
+    wait_until(lambda: all(app.runs(n) for n in names), timeout=LIMIT, interval=0.1,
+               what="these have run: %s" % [n for n in names if not app.runs(n)])
     wait_until(lambda: {app.app.backend.get_state(r.id) for r in sent} == {"SUCCESS"}, timeout=LIMIT, interval=0.1, what="all results")
     return [app.app.backend.get_result(r.id) for r in sent] == names
 
