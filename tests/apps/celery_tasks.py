@@ -25,8 +25,10 @@ app.conf.update(
 
 def mark(name):
     """Counts runs where the test can see them, whatever happens to the server."""
-    with open(os.path.join(os.environ["MARKS"], name), "a", encoding="ascii") as f:
+    with open(os.path.join(os.environ["MARKS"], name), "a+", encoding="ascii") as f:
         f.write("x\n")
+        f.seek(0)
+        return len(f.readlines())
 
 
 @app.task
@@ -60,8 +62,8 @@ def fails():
 
 @app.task(queue="slow")
 def slow(name, seconds):
-    mark(name)
-    time.sleep(seconds)
+    if mark(name) == 1:  # when it comes again it is as quick as others
+        time.sleep(seconds)
     return name
 
 
