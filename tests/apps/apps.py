@@ -61,7 +61,7 @@ def npm_packages():
     return NPM_HOME / "node_modules"
 
 
-def run_node(server, script, names=(), limit=60, **env):
+def run_node(server, script, names=(), limit=90, **env):
     """Runs a file of node/ on the server; what each scenario returned, by name. Scenarios may ask for a restart."""
     packages = NPM_HOME / "node_modules"
     errors = tempfile.TemporaryFile("w+")

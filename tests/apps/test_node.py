@@ -4,6 +4,9 @@ import pytest
 import apps
 
 
+pytestmark = pytest.mark.timeout(110)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def packages():
     return apps.npm_packages()

@@ -1,7 +1,7 @@
 "use strict";
 // ioredis: the everyday API.
 const Redis = require("ioredis");
-const { ask, port, refused, run, sleep, until } = require("./scenarios");
+const { ask, blocked, port, refused, run, until } = require("./scenarios");
 
 let open = [];
 function client(options = {}) {
@@ -74,9 +74,8 @@ const scenarios = {
                      await c.xreadgroup("GROUP", "g", "one", "COUNT", 2, "STREAMS", "s", ">"), await c.xack("s", "g", "1-1", "9-9"),
                      await c.xpending("s", "g"), (await c.xpending("s", "g", "-", "+", 10)).map((p) => [p[0], p[1], p[3]]),
                      await c.xclaim("s", "g", "two", 0, "1-2"), await c.xautoclaim("s", "g", "three", 0, "0", "COUNT", 1)];
-        const blocked = client();
-        const waiting = blocked.xread("BLOCK", 5000, "STREAMS", "s", "$");
-        await sleep(50);
+        const waiting = client().xread("BLOCK", 5000, "STREAMS", "s", "$");
+        await blocked(1, () => c.info("clients"));
         await c.xadd("s", "5-0", "late", "1");
         out.push(await waiting, await c.xdel("s", "1-1"), await c.xtrim("s", "MAXLEN", 1));
         const info = await c.xinfo("STREAM", "s");
@@ -173,13 +172,13 @@ const scenarios = {
         const [a, b, c] = [client(), client(), client()];
         const out = [await a.blpop("none", 0.05)];
         const waits = [a.blpop("q1", "q2", 10), b.bzpopmin("z", 10)];
-        await sleep(50);
+        await blocked(2, () => c.info("clients"));
         await c.rpush("q2", "x", "y");
         await c.zadd("z", 3, "m");
         out.push(await Promise.all(waits), await a.brpop("q2", 1));
         const moved = a.blmove("src", "dst", "LEFT", "RIGHT", 10);
         const popped = b.blmpop(10, 1, "other", "RIGHT", "COUNT", 5);
-        await sleep(50);
+        await blocked(2, () => c.info("clients"));
         await c.multi().lpush("src", 1).lpush("other", 1, 2, 3).exec();
         out.push(await moved, await popped, await c.lrange("dst", 0, -1), await c.llen("other"));
         const id = await a.client("ID");
@@ -222,8 +221,7 @@ const scenarios = {
         sub.on("message", (ch, m) => got.push(m));
         await sub.subscribe("after");
         await c.set("kept", "yes");
-        const blocked = client({ retryStrategy: () => 50, maxRetriesPerRequest: null });
-        const waiting = blocked.blpop("queue", 0);
+        const waiting = client({ retryStrategy: () => 50, maxRetriesPerRequest: null }).blpop("queue", 0);
         await ask("restart");
         const kept = await c.get("kept");
         await until(async () => (await c.publish("after", "again")) === 1, "subscribed again");

@@ -1,7 +1,7 @@
 "use strict";
 // node-redis: the everyday API, with RESP2 and, where PROTO is 3, with RESP3.
 const redis = require("redis");
-const { ask, port, refused, run, sleep, until } = require("./scenarios");
+const { ask, blocked, port, refused, run, until } = require("./scenarios");
 
 const RESP = Number(process.env.PROTO || 2);
 let open = [];
@@ -61,13 +61,13 @@ const scenarios = {
 
     async streams() {
         const c = await client();
-        const blocked = await client();
+        const late = await client();
         const out = [await c.xAdd("s", "1-1", { f: "v" }), await c.xAdd("s", "1-2", { g: "w", h: "x" }), await c.xLen("s"), await c.xRange("s", "-", "+"),
                      await c.xGroupCreate("s", "g", "0"), await refused(c.xGroupCreate("s", "g", "0")), await c.xReadGroup("g", "one", { key: "s", id: ">" }, { COUNT: 1 }),
                      await c.xAck("s", "g", "1-1"), await c.xReadGroup("g", "one", { key: "s", id: ">" }), await c.xPending("s", "g"), await c.xAutoClaim("s", "g", "two", 0, "0"),
                      (await c.xInfoGroups("s")).map((g) => [g.name, g.consumers, g.pending]), await c.xRead({ key: "none", id: "0" })];
-        const waiting = blocked.xRead({ key: "s", id: "$" }, { BLOCK: 5000 });
-        await sleep(50);
+        const waiting = late.xRead({ key: "s", id: "$" }, { BLOCK: 5000 });
+        await blocked(1, () => c.info("clients"));
         await c.xAdd("s", "5-0", { late: "1" });
         out.push(await waiting, await c.xTrim("s", "MAXLEN", 1));
         return out;
@@ -104,8 +104,8 @@ const scenarios = {
 
     async pipelines() {
         const c = await client();
-        const sets = await Promise.all(Array.from({ length: 3000 }, (_, i) => c.set("k" + i, String(i))));
-        const gets = await Promise.all(Array.from({ length: 3000 }, (_, i) => c.get("k" + i)));
+        const sets = await Promise.all(Array.from({ length: 1000 }, (_, i) => c.set("k" + i, String(i))));
+        const gets = await Promise.all(Array.from({ length: 1000 }, (_, i) => c.get("k" + i)));
         return { sets: sets.filter((r) => r === "OK").length, sum: gets.map(Number).reduce((a, b) => a + b, 0) };
     },
 
@@ -121,7 +121,7 @@ const scenarios = {
 
     async scans() {
         const c = await client();
-        for (let i = 0; i < 1000; i += 100)
+        for (let i = 0; i < 500; i += 100)
             await Promise.all(Array.from({ length: 100 }, (_, k) => Promise.all([c.set("scan:" + (i + k), "1"), c.hSet("h", "f" + (i + k), "v"), c.sAdd("s", "m" + (i + k)), c.zAdd("z", { score: k, value: "m" + (i + k) })])));
         return [new Set(await streamed(c.scanIterator({ MATCH: "scan:*", COUNT: 50 }))).size, (await streamed(c.hScanIterator("h"))).length, new Set(await streamed(c.sScanIterator("s"))).size,
                 new Set((await streamed(c.zScanIterator("z"))).map((x) => x.value)).size];
@@ -131,7 +131,7 @@ const scenarios = {
         const [a, b, c] = [await client(), await client(), await client()];
         const out = [await a.blPop("none", 0.05)];
         const waits = [a.blPop(["q1", "q2"], 10), b.bzPopMin("z", 10)];
-        await sleep(50);
+        await blocked(2, () => c.info("clients"));
         await c.rPush("q2", ["x", "y"]);
         await c.zAdd("z", { score: 3, value: "m" });
         out.push(await Promise.all(waits), await a.blMove("q2", "dst", "LEFT", "RIGHT", 1), await a.blmPop(0.05, "none", "LEFT"));

@@ -27,6 +27,9 @@ async function until(predicate, what, ms = 20000) {
     }
 }
 
+// Waits until n clients are blocked; info is the text of INFO clients.
+const blocked = (n, info) => until(async () => Number(/blocked_clients:(\d+)/.exec(await info())[1]) >= n, n + " blocked clients");
+
 // The error's text where one is expected.
 async function refused(promise) {
     try {
@@ -58,4 +61,4 @@ async function run(scenarios, before) {
     process.exit(0);
 }
 
-module.exports = { port, ask, sleep, until, refused, run };
+module.exports = { port, ask, blocked, sleep, until, refused, run };
