@@ -5,8 +5,10 @@ const { ask, blocked, port, refused, run, until } = require("./scenarios");
 
 const RESP = Number(process.env.PROTO || 2);
 let open = [];
+const all = { RESP, unstableResp3: true, socket: { host: "127.0.0.1", port, reconnectStrategy: 50 } };
+const base = redis.createClient(all); // createClient() builds a class every time, duplicate() does not
 async function client(options = {}) {
-    const c = redis.createClient({ RESP, unstableResp3: true, ...options, socket: { host: "127.0.0.1", port, reconnectStrategy: 50 } });
+    const c = options.scripts ? redis.createClient({ ...all, ...options }) : base.duplicate(options);
     c.on("error", () => {});
     open.push(c);
     return c.connect();
