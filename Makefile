@@ -115,7 +115,7 @@ FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 C_FILES    = $(shell find src include tests bench -name '*.[ch]')
 
-.PHONY: all run test unit e2e differential fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-spikes bench-large bench-disk bench-hit-ratio soak \
+.PHONY: all run test unit e2e differential apps fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-spikes bench-large bench-disk bench-hit-ratio soak \
         install uninstall clean deps deps-test help FORCE
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -186,6 +186,9 @@ e2e: all  ## end-to-end tests (E2E="tests/e2e/test_x.py -k name" for some)
 
 differential: $(BIN)  ## the same commands here and on redis-server, replies compared
 	@TIERCEL_BIN=$(BIN) bash tests/run.sh only differential
+
+apps: $(BIN)  ## Celery, RQ, BullMQ, ioredis, node-redis, redis-py on the server
+	@TIERCEL_BIN=$(BIN) bash tests/run.sh only apps
 
 asan:  ## unit and end-to-end tests under AddressSanitizer and UBSan
 	@bash tests/run.sh only asan

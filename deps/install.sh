@@ -36,6 +36,8 @@ list=$here/$pm$suffix.txt
 [ -f "$list" ] || die "no list for $pm; install by hand what deps/apt$suffix.txt names"
 
 is_installed() {
+    # Node.js of NodeSource brings npm, and Debian's package of it would not go beside.
+    if [ "$1" = npm ] && command -v npm >/dev/null 2>&1; then return 0; fi
     case $pm in
     apt) [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ] ;;
     dnf) rpm -q --whatprovides "$1" >/dev/null 2>&1 ;;

@@ -2,9 +2,9 @@
 # Runs the test stages, prints what each took, and ends with "N passed, N failed".
 #
 #   tests/run.sh                    what CI runs: all stages below, in this order
-#   tests/run.sh only STAGE...      some of them: lint gcc clang unit e2e differential asan tsan fuzz; soak
+#   tests/run.sh only STAGE...      some of them: lint gcc clang unit e2e differential apps asan tsan fuzz; soak
 #
-# Environment: JOBS, PYTEST_WORKERS, PYTHON, TIERCEL_BIN (e2e and differential; default build/tiercel),
+# Environment: JOBS, PYTEST_WORKERS, PYTHON, TIERCEL_BIN (e2e, differential, apps; default build/tiercel),
 # E2E (pytest arguments that replace the whole of tests/e2e), FUZZ_SECONDS, SOAK_SECONDS, CRASH_ROUNDS.
 # A stage's output is kept in build/test-logs/STAGE.log. A stage counts its tests in
 # lines "N passed, N failed"; one that fails without counting is one failed test.
@@ -100,6 +100,12 @@ stage_differential() {
     PYTHONPATH=tests/e2e${PYTHONPATH:+:$PYTHONPATH} run_pytest -m "not soak and not sanitize" tests/differential
 }
 
+# Applications and clients of others. Where one is not installed its tests fail in CI, and are named as left out elsewhere.
+stage_apps() {
+    export TIERCEL_BIN=${TIERCEL_BIN:-build/tiercel}
+    run_pytest -m "not soak and not sanitize" -W ignore -rfEs tests/apps
+}
+
 # Builds with a sanitizer, and sets what it is to do: sanitizer_build NAME SAN
 sanitizer_build() {
     export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1}
@@ -181,6 +187,7 @@ add() { # STAGE: runs it, counts, remembers
         echo "(whole log: $log)"
     fi
     echo "-- $stage: $p ok, $f failed, $((SECONDS - start)) s"
+    [ -n "$verbose" ] || sed -n 's/^SKIPPED .*\(left out: .*\)/   \1/p' "$log" | sort -u
     names+=("$stage")
     passed+=("$p")
     failed+=("$f")
@@ -188,7 +195,7 @@ add() { # STAGE: runs it, counts, remembers
 }
 
 verbose=
-stages=(lint gcc clang unit e2e differential asan tsan fuzz)
+stages=(lint gcc clang unit e2e differential apps asan tsan fuzz)
 if [ "${1:-}" = only ]; then
     shift
     [ $# -gt 0 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
