@@ -127,7 +127,7 @@ bool multi_needs_all_shards(const struct command *cmd); /* walks or changes the 
 void watch_touch_db(struct worker *w, int db);          /* all shards locked: before a flush or swap of this database */
 void watch_rehash(struct worker *w);                    /* all shards locked: after it */
 /* tier.change, arg = struct cmd *. */
-void cmd_key_changed(void *arg, const struct key *key, enum tier_change why);
+void cmd_key_changed(void *arg, struct worker *w, const struct key *key, enum tier_change why);
 
 /* Watched and waited-for keys of one shard, under its lock. */
 struct registry {
@@ -229,6 +229,7 @@ void scripts_destroy(struct scripts *ss);
 void script_worker_deinit(struct worker *w);
 /* EVAL and its kin, but within EXEC. */
 enum dispatch_rc script_eval(struct call *c);
+const struct call *script_caller(const struct worker *w); /* of the script that runs: EVAL itself */
 bool script_wants_all(struct worker *w, const struct command *cmd, int argc, const struct slice *argv);
 void script_prepare(struct parked *p); /* dispatch_prepare() of such a request */
 void script_forget(struct parked *p);

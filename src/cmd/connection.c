@@ -2,6 +2,7 @@
 
 #include "tiercel/pubsub.h"
 #include "tiercel/stats.h"
+#include "tiercel/tracking.h"
 #include "tiercel/version.h"
 
 #include "cmd/cmd_priv.h"
@@ -168,6 +169,7 @@ void cmd_reset(struct call *c)
     struct session *s = c->s;
     multi_discard(s);
     monitor_leave(s);
+    tracking_off(s);
     pubsub_unsubscribe_all(s);
     forward_drop(s);
     s->flags &= ~(uint32_t)(SESSION_REPLY_OFF | SESSION_REPLY_SKIP | SESSION_SKIP_NEXT | SESSION_READONLY |

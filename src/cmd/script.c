@@ -75,6 +75,11 @@ static struct compiled *prepare(struct script_worker *sw, struct call *c, int *n
     return k;
 }
 
+const struct call *script_caller(const struct worker *w)
+{
+    return atomic_load_explicit(&w->cmd_worker->script, memory_order_relaxed)->run->c;
+}
+
 bool script_wants_all(struct worker *w, const struct command *cmd, int argc, const struct slice *argv)
 {
     char sha[41];
