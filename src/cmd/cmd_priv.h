@@ -229,7 +229,7 @@ void scripts_destroy(struct scripts *ss);
 void script_worker_deinit(struct worker *w);
 /* EVAL and its kin, but within EXEC. */
 enum dispatch_rc script_eval(struct call *c);
-const struct call *script_caller(const struct worker *w); /* of the script that runs: EVAL itself */
+const struct call *script_caller(const struct worker *w); /* of the script that runs: EVAL itself; NULL: none */
 bool script_wants_all(struct worker *w, const struct command *cmd, int argc, const struct slice *argv);
 void script_prepare(struct parked *p); /* dispatch_prepare() of such a request */
 void script_forget(struct parked *p);

@@ -77,7 +77,9 @@ static struct compiled *prepare(struct script_worker *sw, struct call *c, int *n
 
 const struct call *script_caller(const struct worker *w)
 {
-    return atomic_load_explicit(&w->cmd_worker->script, memory_order_relaxed)->run->c;
+    const struct script_worker *sw = atomic_load_explicit(&w->cmd_worker->script, memory_order_relaxed);
+
+    return sw && sw->run ? sw->run->c : NULL;
 }
 
 bool script_wants_all(struct worker *w, const struct command *cmd, int argc, const struct slice *argv)

@@ -482,8 +482,9 @@ void tracking_key_changed(struct tracking *t, struct worker *w, struct slice nam
     struct tracking_worker *tw = w ? w->cmd_worker->tracking : NULL;
     bool written = why == TIER_WRITTEN || why == TIER_DELETED;
 
+    /* In broadcasting mode NOLOOP does not reach what a script does, as in Redis. */
     if (atomic_load_explicit(&t->nprefixes, memory_order_relaxed) > 0)
-        prefixes_changed(t, written && tw && tw->current ? tw->current->id : 0, name);
+        prefixes_changed(t, written && tw && tw->current && !script_caller(w) ? tw->current->id : 0, name);
     if (atomic_load_explicit(&t->nkeys, memory_order_relaxed) == 0)
         return;
     uint64_t hash = hash_bytes(t->seed, name.ptr, name.len);

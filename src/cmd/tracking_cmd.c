@@ -141,8 +141,8 @@ static void turn_on(struct call *c, const struct options *o)
 {
     struct tracker *tr = c->s->tracker;
 
-    /* What is on its way was done before. */
-    inbox_drain(c->w, inbox_within(c));
+    if (!(atomic_load(&tr->mode) & TRACKING_ON)) /* what is on its way was done before */
+        inbox_drain(c->w, inbox_within(c));
     tracking_set(c->s, o->mode | TRACKING_ON, o->redirect);
     if (o->mode & TRACKING_BCAST && o->nprefixes == 0)
         prefix_add(tr, SLICE_LIT(""));
