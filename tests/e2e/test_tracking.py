@@ -370,6 +370,8 @@ def random_steps(r, n):
             commands = [c for c in commands if c[0] not in ("RESET", "HELLO")]
             commands = [c for c in commands if "PX" not in c]
             commands = [("MULTI",), *commands, (r.choice(["EXEC", "EXEC", "DISCARD"]),)]
+        # Whoever begins to listen gets what others did in the same turn of Redis's loop.
+        commands = [c for c in commands if "BCAST" in c][:1] or commands
         # What may expire does so before anything else looks at it.
         if any("PX" in c for c in commands):
             steps.append((name, [c for c in commands if "PX" not in c] or [("PING",)]))
