@@ -628,6 +628,7 @@ def test_no_stale_copy_is_left(tiercel, options):
         reader.join()
     time.sleep(0.3)  # what has a time to live is over
     with t.raw() as b:
+        b.pipeline(*[("EXISTS", "s%d" % i) for i in range(keys)])  # whoever looks finds it so
         for reader in readers:
             assert reader.reads > 100
             for _ in range(2):
