@@ -20,6 +20,7 @@ struct acl;
 struct slowlog;
 struct latency;
 struct pubsub;
+struct tracking;
 struct warm;
 struct persist;
 struct scripts;
@@ -61,6 +62,7 @@ struct cmd {
     struct slowlog *slowlog;
     struct latency *latency;
     struct pubsub *pubsub;
+    struct tracking *tracking;
     struct warm *warm;
     struct persist *persist;
     struct scripts *scripts;     /* script.c */
@@ -85,7 +87,9 @@ struct cmd_worker {
     _Atomic int monitors;   /* of these */
     struct cmd_stat *stat;  /* [command_count] */
     struct errstat *errors; /* error codes seen, for INFO errorstats (errstat.c) */
+    struct inbox *inbox;    /* messages for its sessions (inbox.c) */
     struct pubsub_worker *pubsub;
+    struct tracking_worker *tracking;
     struct dispatch_scratch *scratch;      /* dispatch.c */
     struct chain_pool replies;             /* of the sessions' `out` */
     const struct request *ahead;           /* what runs, while it is in the reader's hands: its key may be hashed */
@@ -102,6 +106,7 @@ struct cmd *cmd_create(struct tier *tier, struct conf *conf, struct acl *acl, co
 void cmd_destroy(struct cmd *cmd);
 void cmd_worker_init(struct cmd *cmd, struct worker *w);
 void cmd_worker_deinit(struct worker *w);
+void cmd_worker_tick(struct worker *w); /* periodic */
 
 /* Libraries of functions, before the loops run; the main thread, with a worker to try them in. */
 

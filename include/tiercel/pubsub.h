@@ -13,7 +13,7 @@
  *
  * Shared: for each channel and pattern, which workers have subscribers and how many. Each
  * worker's own: which of its sessions those are. PUBLISH appends one reference-counted message
- * per interested worker to that worker's inbox while it holds the channel's lock, so all
+ * per interested worker to that worker's inbox (cmd/inbox.c) while it holds the channel's lock, so all
  * subscribers see the messages of a channel in one order; a mailbox message wakes the worker.
  * Who subscribes or unsubscribes takes the inbox's contents under the same lock: a client gets
  * exactly the messages that counted it as a receiver.

@@ -45,8 +45,10 @@ enum session_flags {
     SESSION_READONLY = 1 << 8,
     SESSION_SKIP_NEXT = 1 << 9,
     SESSION_MONITOR = 1 << 10,
-    SESSION_UNWATCH = 1 << 11, /* it has let go of its watched keys, but a script has some of their shards */
-    SESSION_LIMITED = 1 << 12  /* its user may not do everything */
+    SESSION_UNWATCH = 1 << 11,  /* it has let go of its watched keys, but a script has some of their shards */
+    SESSION_LIMITED = 1 << 12,  /* its user may not do everything */
+    SESSION_TRACKING = 1 << 13, /* CLIENT TRACKING ON */
+    SESSION_CACHING = 1 << 14   /* CLIENT CACHING: for the next command or transaction */
 };
 
 struct session {
@@ -88,6 +90,8 @@ struct session {
 
     struct multi *multi;          /* queued commands and watched keys (multi.c); NULL until used */
     struct pubsub_client *pubsub; /* subscriptions (pubsub.c); NULL until used */
+    struct held *held;            /* messages that came while it was within a reply (inbox.c); mostly NULL */
+    struct tracker *tracker;      /* as other threads know it (tracking.c) */
     struct forward_pin *pin;      /* its own upstream connection, if any (forward.c) */
 };
 
@@ -99,6 +103,9 @@ void session_destroy(struct session *s); /* cancels what waits; `out` is freed *
  * what they need into the cache. Hints, both. */
 void session_note_keys(struct session *s, struct request *reqs, int n);
 void session_prefetch(struct worker *w, const struct request *reqs, int n);
+/* Before requests that were read run: hands out what other workers had for sessions of this one by then. So who knows that
+ * something was done elsewhere, and asks, has the messages about it before the answer. */
+void session_catch_up(struct worker *w);
 /* Runs the request now, or queues a copy of it. Replies go to s->out. The caller keeps `req`. */
 void session_feed(struct session *s, const struct request *req);
 /* The net layer's, while a script keeps the worker's loop from turning, for a session for which nothing waits: answers

@@ -115,10 +115,10 @@ struct tier {
     struct tier_limits limit;
     struct tier_policy *policy; /* what maxmemory-policy adaptive knows */
     /* The command layer's, set before the loops run: a key of a shard with registrations
-     * changed, or (see `events`) one expired or was evicted. Shard locked; must not block. Any
-     * thread, the disk's writer among them. */
-    void (*change)(void *arg, const struct key *key, enum tier_change why);
-    _Atomic bool events; /* tier_set_events() */
+     * changed, or (see `events`) any did. Shard locked; must not block. Any thread: w is the worker
+     * whose it is, NULL on others (the disk's writer). */
+    void (*change)(void *arg, struct worker *w, const struct key *key, enum tier_change why);
+    _Atomic unsigned events; /* enum tier_events: tier_set_events() */
     void *change_arg;
     struct worker **workers;
     _Atomic uint32_t *generation;                    /* [nworkers]; 0 = none now */
@@ -276,8 +276,12 @@ void tier_forget_all_upstream(struct worker *w);
 
 /* ---- durability ---- */
 
-/* change() is called for every key that expires or is evicted, in any tier. */
-void tier_set_events(struct tier *t, bool on);
+/* What else change() is called for, in any tier. Any thread. */
+enum tier_events {
+    TIER_EVENT_GONE = 1 << 0, /* every key that expires or is evicted */
+    TIER_EVENT_ALL = 1 << 1   /* every change */
+};
+void tier_set_events(struct tier *t, enum tier_events which, bool on);
 
 /* Before a command that writes, with appendonly. No lock held. ST_OK; ST_PENDING: too much
  * waits to be written, see tier_wait_room(); ST_IO: `always`, and the disk cannot be written. */

@@ -4,6 +4,7 @@
 
 #include "tiercel/clock.h"
 #include "tiercel/pubsub.h"
+#include "tiercel/tracking.h"
 
 #include "cmd/acl_priv.h"
 
@@ -23,6 +24,7 @@ static void append_flags(struct buf *b, const struct session *s)
         buf_byte(b, 'O');
     if (s->flags & SESSION_BLOCKED)
         buf_byte(b, 'b');
+    buf_printf(b, "%s", tracking_flags(s));
     if (s->flags & SESSION_DIRTY_EXEC)
         buf_byte(b, 'd');
     if (s->close_after_reply)
@@ -50,9 +52,10 @@ void client_describe(const struct session *s, struct buf *b)
     buf_printf(b, " db=%d sub=%zu psub=%zu ssub=%zu multi=%d qbuf=%zu qbuf-free=%zu argv-mem=%zu multi-mem=%zu", s->db,
                pubsub_session_channels(s), pubsub_session_patterns(s), pubsub_session_shard_channels(s),
                multi_length(s), s->query_bytes, s->query_free, s->queued_bytes, multi_bytes(s));
-    buf_printf(b, " rbs=0 rbp=0 obl=0 oll=%d omem=%zu tot-mem=%zu events=%s cmd=%s user=%.*s redir=-1 resp=%d\n",
+    buf_printf(b,
+               " rbs=0 rbp=0 obl=0 oll=%d omem=%zu tot-mem=%zu events=%s cmd=%s user=%.*s redir=%" PRId64 " resp=%d\n",
                out > 0, out, session_bytes(s), out ? "rw" : "r", s->last_cmd ? s->last_cmd->full : "NULL",
-               SLICE_FMT(acl_session_user(s)), s->proto);
+               SLICE_FMT(acl_session_user(s)), tracking_redirect(s), s->proto);
 }
 
 /* ---- which clients ---- */

@@ -4,8 +4,10 @@
 #include "tiercel/acl.h"
 #include "tiercel/clock.h"
 #include "tiercel/hash.h"
+#include "tiercel/inbox.h"
 #include "tiercel/pubsub.h"
 #include "tiercel/stats.h"
+#include "tiercel/tracking.h"
 #include "tiercel/warm.h"
 
 #include "cmd/cmd_priv.h"
@@ -46,11 +48,13 @@ struct cmd *cmd_create(struct tier *tier, struct conf *conf, struct acl *acl, co
     cmd->slowlog = slowlog_create();
     cmd->latency = latency_create();
     cmd->pubsub = pubsub_create();
+    cmd->tracking = tracking_create(tier);
     cmd->warm = warm_create(tier);
     cmd->persist = persist_create(cmd);
     cmd->scripts = scripts_create();
     cmd->functions = functions_create();
     notify_conf_changed(cmd, conf);
+    tracking_conf_changed(cmd->tracking, conf);
     return cmd;
 }
 
@@ -60,6 +64,7 @@ void cmd_destroy(struct cmd *cmd)
     scripts_destroy(cmd->scripts);
     persist_destroy(cmd->persist);
     warm_destroy(cmd->warm);
+    tracking_destroy(cmd->tracking);
     pubsub_destroy(cmd->pubsub);
     latency_destroy(cmd->latency);
     slowlog_destroy(cmd->slowlog);
@@ -85,13 +90,23 @@ void cmd_worker_init(struct cmd *cmd, struct worker *w)
     w->cmd = cmd;
     w->cmd_worker = cw;
     cmd->workers[w->id] = w;
+    inbox_worker_init(w);
     pubsub_worker_init(cmd->pubsub, w);
+    tracking_worker_init(cmd->tracking, w);
+}
+
+void cmd_worker_tick(struct worker *w)
+{
+    if (w->id == 0)
+        tracking_tick(w->cmd->tracking);
 }
 
 void cmd_worker_deinit(struct worker *w)
 {
     struct cmd_worker *cw = w->cmd_worker;
 
+    inbox_worker_deinit(w);
+    tracking_worker_deinit(w);
     pubsub_worker_deinit(w);
     script_worker_deinit(w);
     dispatch_deinit(w);

@@ -134,7 +134,7 @@ bool multi_needs_all_shards(const struct command *cmd); /* walks or changes the 
 void watch_touch_db(struct worker *w, int db, bool swapped);
 void watch_rehash(struct worker *w); /* all shards locked: after it */
 /* tier.change, arg = struct cmd *. */
-void cmd_key_changed(void *arg, const struct key *key, enum tier_change why);
+void cmd_key_changed(void *arg, struct worker *w, const struct key *key, enum tier_change why);
 
 /* Watched and waited-for keys of one shard, under its lock. */
 struct registry {
@@ -253,6 +253,7 @@ void scripts_destroy(struct scripts *ss);
 void script_worker_deinit(struct worker *w);
 /* EVAL and its kin, but within EXEC. */
 enum dispatch_rc script_eval(struct call *c);
+const struct call *script_caller(const struct worker *w); /* of the script that runs: EVAL itself; NULL: none */
 bool script_wants_all(struct worker *w, const struct command *cmd, int argc, const struct slice *argv);
 /* SCRIPT KILL and FUNCTION KILL. */
 void script_kill(struct call *c, bool functions);

@@ -3,6 +3,7 @@
 
 #include "tiercel/acl.h"
 #include "tiercel/stats.h"
+#include "tiercel/tracking.h"
 #include "tiercel/tier.h"
 
 #include "cmd/cmd_priv.h"
@@ -118,6 +119,7 @@ static bool set_locked(struct cmd *cmd, int npairs, const struct slice *pairs, s
     conf_unref(old);
     tier_conf_changed(cmd->tier, next);
     notify_conf_changed(cmd, next);
+    tracking_conf_changed(cmd->tracking, next);
     log_set_level((enum log_level)next->loglevel);
     return true;
 }

@@ -2,6 +2,7 @@
 
 #include "tiercel/acl.h"
 #include "tiercel/pubsub.h"
+#include "tiercel/tracking.h"
 #include "tiercel/version.h"
 
 #include "cmd/cmd_priv.h"
@@ -154,6 +155,7 @@ void cmd_reset(struct call *c)
     struct session *s = c->s;
     multi_discard(s);
     monitor_leave(s);
+    tracking_off(s);
     pubsub_unsubscribe_all(s);
     forward_drop(s);
     s->flags &=

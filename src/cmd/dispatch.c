@@ -6,6 +6,7 @@
 #include "tiercel/clock.h"
 #include "tiercel/pubsub.h"
 #include "tiercel/stats.h"
+#include "tiercel/tracking.h"
 
 #include "cmd/cmd_priv.h"
 
@@ -290,6 +291,8 @@ void dispatch_call(struct call *c)
 
     c->s->last_cmd = c->cmd;
     c->cmd->run(c);
+    if (UNLIKELY(c->s->flags & SESSION_TRACKING))
+        tracking_read(c);
     dispatch_ran(c, start);
     monitor_note(c);
     if (c->cmd->flags & CMD_WRITE)
@@ -834,6 +837,9 @@ enum dispatch_rc dispatch_run(struct session *s, int argc, const struct slice *a
         chain_init(&withheld);
         c.r.out = &withheld;
     }
+    bool tracking = s->flags & SESSION_TRACKING;
+    if (UNLIKELY(tracking))
+        tracking_begin(s);
     enum dispatch_rc rc = process(&c);
     if (UNLIKELY(withhold)) {
         if (rc == DISPATCH_DONE && !(s->flags & (SESSION_REPLY_OFF | SESSION_REPLY_SKIP)))
@@ -844,6 +850,11 @@ enum dispatch_rc dispatch_run(struct session *s, int argc, const struct slice *a
         s->flags &= ~(uint32_t)SESSION_REPLY_SKIP;
         if (s->flags & SESSION_SKIP_NEXT)
             s->flags = (s->flags & ~(uint32_t)SESSION_SKIP_NEXT) | SESSION_REPLY_SKIP;
+    }
+    if (UNLIKELY(tracking)) {
+        tracking_end(s);
+        if (rc == DISPATCH_DONE)
+            tracking_answered(s, c.cmd);
     }
     return rc;
 }

@@ -10,6 +10,7 @@
 #include "tiercel/mem.h"
 #include "tiercel/pubsub.h"
 #include "tiercel/stats.h"
+#include "tiercel/tracking.h"
 #include "tiercel/tier.h"
 #include "tiercel/version.h"
 
@@ -115,13 +116,16 @@ static void section_server(struct info *in)
 
 static void section_clients(struct info *in)
 {
-    static const char *const none[] = {"tracking_clients", "clients_in_timeout_table", NULL};
+    static const char *const none[] = {"clients_in_timeout_table", NULL};
+    struct tracking_figures tracking;
+    tracking_get_figures(in->cmd->tracking, &tracking);
     stat_field(in, STAT_connected_clients);
     line(in, "cluster_connections:0");
     field(in, "maxclients", in->c->w->conf->maxclients);
     line(in, "client_recent_max_input_buffer:0");
     line(in, "client_recent_max_output_buffer:0");
     stat_field(in, STAT_blocked_clients);
+    field(in, "tracking_clients", tracking.clients);
     zeros(in, none);
 }
 
@@ -265,8 +269,8 @@ static void section_stats(struct info *in)
         "pubsubshard_channels",     "latest_fork_usec",           "total_forks",
         "migrate_cached_sockets",   "slave_expires_tracked_keys", "active_defrag_hits",
         "active_defrag_misses",     "active_defrag_key_hits",     "active_defrag_key_misses",
-        "total_active_defrag_time", "current_active_defrag_time", "tracking_total_keys",
-        "tracking_total_items",     "tracking_total_prefixes",    NULL};
+        "total_active_defrag_time", "current_active_defrag_time", NULL};
+    struct tracking_figures tracking;
     struct rates rate;
     rates_get(in->cmd, &rate);
     stat_field(in, STAT_total_connections_received);
@@ -293,6 +297,10 @@ static void section_stats(struct info *in)
     field(in, "pubsub_channels", (int64_t)pubsub_channels(in->cmd->pubsub));
     field(in, "pubsub_patterns", (int64_t)pubsub_patterns(in->cmd->pubsub));
     zeros(in, none4);
+    tracking_get_figures(in->cmd->tracking, &tracking);
+    field(in, "tracking_total_keys", tracking.keys);
+    field(in, "tracking_total_items", tracking.items);
+    field(in, "tracking_total_prefixes", tracking.prefixes);
     stat_field(in, STAT_unexpected_error_replies);
     stat_field(in, STAT_total_error_replies);
     line(in, "dump_payload_sanitizations:0");

@@ -2,6 +2,7 @@
 #include "tiercel/clock.h"
 #include "tiercel/num.h"
 #include "tiercel/stats.h"
+#include "tiercel/tracking.h"
 
 #include "cmd/cmd_priv.h"
 
@@ -206,7 +207,7 @@ void cmd_unwatch(struct call *c)
     reply_simple(&c->r, "OK");
 }
 
-void cmd_key_changed(void *arg, const struct key *key, enum tier_change why)
+void cmd_key_changed(void *arg, struct worker *w, const struct key *key, enum tier_change why)
 {
     struct cmd *cmd = arg;
     struct list *watches = &cmd->registry[mem_shard_of(cmd->tier->mem, key->hash)->index].watches;
@@ -217,6 +218,7 @@ void cmd_key_changed(void *arg, const struct key *key, enum tier_change why)
             atomic_store(&watch->multi->dirty, true);
     }
     notify_change(cmd, key, why);
+    tracking_key_changed(cmd->tracking, w, key_slice(key), why);
 }
 
 void watch_touch_db(struct worker *w, int db, bool swapped)

@@ -43,5 +43,5 @@ void notify_conf_changed(struct cmd *cmd, const struct conf *conf)
     if (cmd->tier->has_upstream || !(classes & (NOTIFY_KEYSPACE | NOTIFY_KEYEVENT)))
         classes = 0;
     atomic_store_explicit(&cmd->notify, classes, memory_order_relaxed);
-    tier_set_events(cmd->tier, classes & (NOTIFY_EXPIRED | NOTIFY_EVICTED));
+    tier_set_events(cmd->tier, TIER_EVENT_GONE, classes & (NOTIFY_EXPIRED | NOTIFY_EVICTED));
 }

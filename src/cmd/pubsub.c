@@ -9,9 +9,11 @@
 #include "tiercel/cmd.h"
 #include "tiercel/glob.h"
 #include "tiercel/hash.h"
+#include "tiercel/inbox.h"
 #include "tiercel/keyspace.h"
 #include "tiercel/mbox.h"
 #include "tiercel/resp.h"
+#include "tiercel/table.h"
 
 #define CHANNEL_SHARDS 64
 #define TARGETS_MAX 128                   /* worker threads at most (conf.def: threads) */
@@ -19,67 +21,6 @@
 
 /* Shard channels (SSUBSCRIBE) are names of their own, which patterns do not see. */
 enum kind { CHANNEL, PATTERN, SHARD, KINDS };
-
-/* ---- a chained hash table of embedded nodes; zero is an empty one ---------------------------------- */
-
-struct node {
-    struct node *next;
-    uint64_t hash;
-};
-
-struct table {
-    struct node **bucket;
-    size_t buckets, count;
-};
-
-/* What a node is embedded in, as its first field. */
-#define NODE(ptr, type) ((type *)(void *)(ptr))
-
-static void table_resize(struct table *t, size_t buckets)
-{
-    struct node **fresh = mem_calloc(MEM_OTHER, buckets * sizeof(*fresh));
-    for (size_t i = 0; i < t->buckets; i++) {
-        for (struct node *n = t->bucket[i], *next; n; n = next) {
-            next = n->next;
-            struct node **at = &fresh[n->hash & (buckets - 1)];
-            n->next = *at;
-            *at = n;
-        }
-    }
-    mem_free(MEM_OTHER, t->bucket);
-    t->bucket = fresh;
-    t->buckets = buckets;
-}
-
-static void table_add(struct table *t, struct node *n)
-{
-    if (t->count >= t->buckets)
-        table_resize(t, t->buckets ? t->buckets * 2 : 8);
-    struct node **at = &t->bucket[n->hash & (t->buckets - 1)];
-    n->next = *at;
-    *at = n;
-    t->count++;
-}
-
-static void table_remove(struct table *t, struct node *n)
-{
-    struct node **at = &t->bucket[n->hash & (t->buckets - 1)];
-    while (*at != n)
-        at = &(*at)->next;
-    *at = n->next;
-    t->count--;
-    if (t->count == 0) {
-        mem_free(MEM_OTHER, t->bucket);
-        *t = (struct table){0};
-    } else if (t->buckets > 64 && t->count < t->buckets / 8) {
-        table_resize(t, t->buckets / 4);
-    }
-}
-
-static struct node *table_first(const struct table *t, uint64_t hash)
-{
-    return t->count ? t->bucket[hash & (t->buckets - 1)] : NULL;
-}
 
 /* ---- what is shared ------------------------------------------------------------------------------ */
 
@@ -116,18 +57,13 @@ struct pubsub {
 /* ---- what is a worker's -------------------------------------------------------------------------- */
 
 struct message {
-    _Atomic unsigned refs;
+    struct inbox_msg in;
     uint64_t hash; /* of the channel */
     size_t channel_len, len;
     enum kind kind;
     bool patterns;        /* pattern subscribers were counted */
     struct rcbuf *shared; /* a large payload; else it is behind the channel */
     char bytes[];
-};
-
-struct delivery {
-    struct list link;
-    struct message *m;
 };
 
 /* A topic as one worker sees it. */
@@ -150,8 +86,6 @@ struct pubsub_client {
     struct session *s;
     struct table table[KINDS];
     struct list subs[KINDS]; /* in the order of subscription */
-    struct list held_link;
-    struct chain held; /* messages that came while the session was within a reply */
 };
 
 struct pubsub_worker {
@@ -159,18 +93,7 @@ struct pubsub_worker {
     struct pubsub *ps;
     struct table topics[KINDS];
     struct list patterns;
-    struct list held; /* clients with held messages */
     struct buf frame[2];
-    pthread_mutex_t inbox_lock;
-    struct list inbox; /* under inbox_lock */
-    bool posted;       /* `wake` is on its way; under inbox_lock */
-    struct wake *wake;
-};
-
-/* Of its own, because it may be in the mailbox when the worker's part is gone. */
-struct wake {
-    struct mbox_msg msg;
-    struct pubsub_worker *pw; /* NULL: gone */
 };
 
 static struct pubsub_worker *worker_of(const struct session *s)
@@ -180,13 +103,27 @@ static struct pubsub_worker *worker_of(const struct session *s)
 
 /* ---- messages and inboxes ------------------------------------------------------------------------ */
 
+static void message_deliver(struct worker *w, struct inbox_msg *in, const struct session *within);
+
+static void message_free(struct inbox_msg *in)
+{
+    struct message *m = (struct message *)(void *)in;
+
+    rcbuf_unref(m->shared);
+    mem_free(MEM_OTHER, m);
+}
+
 static struct message *message_create(enum kind kind, uint64_t hash, struct slice channel, struct slice payload,
                                       bool patterns, unsigned refs)
 {
     bool shared = payload.len > PAYLOAD_SHARED;
     struct message *m = mem_alloc(MEM_OTHER, sizeof(*m) + channel.len + (shared ? 0 : payload.len));
-    *m = (struct message){
-        .refs = refs, .kind = kind, .hash = hash, .channel_len = channel.len, .len = payload.len, .patterns = patterns};
+    *m = (struct message){.in = {refs, message_deliver, message_free},
+                          .kind = kind,
+                          .hash = hash,
+                          .channel_len = channel.len,
+                          .len = payload.len,
+                          .patterns = patterns};
     if (channel.len)
         memcpy(m->bytes, channel.ptr, channel.len);
     if (shared)
@@ -196,55 +133,7 @@ static struct message *message_create(enum kind kind, uint64_t hash, struct slic
     return m;
 }
 
-static void message_unref(struct message *m)
-{
-    if (atomic_fetch_sub_explicit(&m->refs, 1, memory_order_acq_rel) != 1)
-        return;
-    rcbuf_unref(m->shared);
-    mem_free(MEM_OTHER, m);
-}
-
-static void wake_locked(struct pubsub_worker *pw)
-{
-    if (pw->posted)
-        return;
-    pw->posted = true;
-    mbox_post(pw->w->mbox, &pw->wake->msg);
-}
-
-static void inbox_append(struct pubsub_worker *pw, struct message *m)
-{
-    struct delivery *d = mem_alloc(MEM_OTHER, sizeof(*d));
-    d->m = m;
-    pthread_mutex_lock(&pw->inbox_lock);
-    list_push_back(&pw->inbox, &d->link);
-    wake_locked(pw);
-    pthread_mutex_unlock(&pw->inbox_lock);
-}
-
-static void inbox_take(struct pubsub_worker *pw, struct list *to)
-{
-    pthread_mutex_lock(&pw->inbox_lock);
-    list_splice(to, &pw->inbox);
-    pthread_mutex_unlock(&pw->inbox_lock);
-}
-
 /* ---- delivery: the worker's thread --------------------------------------------------------------- */
-
-/* Where a message for the session goes now. `within`: the session that is in the middle of a reply. */
-static struct chain *session_chain(struct pubsub_worker *pw, struct session *s, const struct session *within)
-{
-    if (s != within)
-        return &s->out;
-    struct pubsub_client *pc = s->pubsub;
-    if (list_empty(&pc->held_link)) {
-        list_push_back(&pw->held, &pc->held_link);
-        pthread_mutex_lock(&pw->inbox_lock);
-        wake_locked(pw);
-        pthread_mutex_unlock(&pw->inbox_lock);
-    }
-    return &pc->held;
-}
 
 /* The message up to its payload, or all of it when the payload is small. */
 static void frame_write(struct buf *f, const struct message *m, const struct local_topic *pattern, int proto)
@@ -270,21 +159,16 @@ static void frame_write(struct buf *f, const struct message *m, const struct loc
 static void topic_deliver(struct pubsub_worker *pw, const struct local_topic *t, const struct message *m, bool pattern,
                           const struct session *within)
 {
-    int64_t hard = pw->w->conf->obuf[OBUF_PUBSUB].hard;
     bool built[2] = {false, false};
     for (struct list *l = t->subs.next; l != &t->subs; l = l->next) {
         struct session *s = LIST_ENTRY(l, struct sub, in_topic)->s;
-        if (s->close_asap || s->close_after_reply)
-            continue;
-        s->ops->wake(s);
-        /* Over its limit it is closed at the next flush: what comes in the same turn is not added. */
-        if (hard != 0 && s->out.bytes > (uint64_t)hard)
+        struct chain *out = inbox_out(s, OBUF_PUBSUB, within);
+        if (!out)
             continue;
         int f = s->proto == 3;
         if (!built[f])
             frame_write(&pw->frame[f], m, pattern ? t : NULL, s->proto);
         built[f] = true;
-        struct chain *out = session_chain(pw, s, within);
         chain_append(out, pw->frame[f].ptr, pw->frame[f].len);
         if (m->shared) {
             chain_append_ref(out, rcbuf_ref(m->shared), false);
@@ -303,8 +187,10 @@ static struct local_topic *local_find(struct pubsub_worker *pw, enum kind kind, 
     return NULL;
 }
 
-static void message_deliver(struct pubsub_worker *pw, const struct message *m, const struct session *within)
+static void message_deliver(struct worker *w, struct inbox_msg *in, const struct session *within)
 {
+    struct pubsub_worker *pw = w->cmd_worker->pubsub;
+    const struct message *m = (const struct message *)(const void *)in;
     struct slice channel = SLICE(m->bytes, m->channel_len);
     struct local_topic *t = local_find(pw, m->kind, m->hash, channel);
     if (t)
@@ -316,54 +202,6 @@ static void message_deliver(struct pubsub_worker *pw, const struct message *m, c
         if (glob_match(SLICE(t->name, t->len), channel, false))
             topic_deliver(pw, t, m, true, within);
     }
-}
-
-/* Before anything newer: what had to wait for the end of a reply. */
-static void release_held(struct pubsub_worker *pw, const struct session *within)
-{
-    for (struct list *l = pw->held.next, *next; l != &pw->held; l = next) {
-        struct pubsub_client *pc = LIST_ENTRY(l, struct pubsub_client, held_link);
-        next = l->next;
-        if (pc->s == within)
-            continue;
-        list_remove(&pc->held_link);
-        chain_move(&pc->s->out, &pc->held);
-        pc->s->ops->wake(pc->s);
-    }
-}
-
-static void deliver_all(struct pubsub_worker *pw, struct list *batch, const struct session *within)
-{
-    release_held(pw, within);
-    for (struct list *l; (l = list_pop_front(batch)) != NULL;) {
-        struct delivery *d = LIST_ENTRY(l, struct delivery, link);
-        message_deliver(pw, d->m, within);
-        message_unref(d->m);
-        mem_free(MEM_OTHER, d);
-    }
-}
-
-static void inbox_drain(struct pubsub_worker *pw)
-{
-    struct list batch;
-    list_init(&batch);
-    inbox_take(pw, &batch);
-    deliver_all(pw, &batch, NULL);
-}
-
-static void on_wake(struct mbox_msg *msg, void *owner)
-{
-    struct wake *wake = LIST_ENTRY(msg, struct wake, msg);
-    struct pubsub_worker *pw = wake->pw;
-    (void)owner;
-    if (!pw) {
-        mem_free(MEM_OTHER, wake);
-        return;
-    }
-    pthread_mutex_lock(&pw->inbox_lock);
-    pw->posted = false;
-    pthread_mutex_unlock(&pw->inbox_lock);
-    inbox_drain(pw);
 }
 
 /* ---- the shared tables --------------------------------------------------------------------------- */
@@ -460,7 +298,7 @@ static void topic_count(struct pubsub_worker *pw, enum kind kind, uint64_t hash,
     else
         topic_count_out_locked(pw->ps, t, kind, hash, name, pw);
     if (before)
-        inbox_take(pw, before);
+        inbox_take(pw->w, before);
     table_unlock(pw->ps, kind, hash);
 }
 
@@ -493,7 +331,7 @@ static void targets_send(const struct targets *to, enum kind kind, uint64_t hash
         return;
     struct message *m = message_create(kind, hash, channel, payload, patterns, to->n);
     for (unsigned i = 0; i < to->n; i++)
-        inbox_append(to->pw[i], m);
+        inbox_append(to->pw[i]->w, &m->in);
 }
 
 static size_t publish(struct pubsub *ps, enum kind kind, struct slice channel, struct slice payload)
@@ -536,7 +374,7 @@ static void publish_command(struct call *c, enum kind kind)
     /* Subscribers on this worker have the message before the publisher has its reply, as in
      * Redis; within EXEC it must not get between the replies. */
     if (!c->in_exec)
-        inbox_drain(pw);
+        inbox_drain(pw->w, NULL);
     reply_int(&c->r, (int64_t)n);
 }
 
@@ -559,8 +397,6 @@ static struct pubsub_client *client_of(struct session *s)
         pc->s = s;
         for (int k = 0; k < KINDS; k++)
             list_init(&pc->subs[k]);
-        list_init(&pc->held_link);
-        chain_init(&pc->held);
         s->pubsub = pc;
     }
     return s->pubsub;
@@ -628,12 +464,6 @@ static size_t client_count_of(const struct pubsub_client *pc, enum kind kind)
     return kind != SHARD ? client_count(pc) : pc ? pc->table[SHARD].count : 0;
 }
 
-/* The session whose messages have to wait until the handler is done, or NULL. */
-static const struct session *within_reply(const struct call *c)
-{
-    return c->in_exec || c->r.out != &c->s->out ? c->s : NULL;
-}
-
 /* Confirmations are no replies: CLIENT REPLY OFF and SKIP do not withhold them. */
 static void confirm(struct call *c, enum kind kind, const char *what, const struct slice *name)
 {
@@ -658,7 +488,7 @@ static void subscribe(struct call *c, enum kind kind, const char *what)
             struct list before;
             list_init(&before);
             topic_count(pw, kind, hash, name, true, &before);
-            deliver_all(pw, &before, within_reply(c));
+            inbox_deliver(pw->w, &before, inbox_within(c));
             sub_add(pw, c->s, kind, hash, name);
         }
         confirm(c, kind, what, &name);
@@ -677,7 +507,7 @@ static void unsubscribe_one(struct call *c, enum kind kind, struct slice name, c
     struct list before;
     list_init(&before);
     topic_count(pw, kind, hash, name, false, &before);
-    deliver_all(pw, &before, within_reply(c));
+    inbox_deliver(pw->w, &before, inbox_within(c));
     /* The name may be the topic's own. */
     struct buf last;
     buf_init(&last, MEM_OTHER);
@@ -766,8 +596,6 @@ void pubsub_session_gone(struct session *s)
     if (!pc)
         return;
     pubsub_unsubscribe_all(s);
-    list_remove(&pc->held_link);
-    chain_deinit(&pc->held);
     mem_free(MEM_CLIENT, pc);
     s->pubsub = NULL;
 }
@@ -829,15 +657,9 @@ void pubsub_worker_init(struct pubsub *ps, struct worker *w)
     struct pubsub_worker *pw = mem_calloc(MEM_OTHER, sizeof(*pw));
     pw->w = w;
     pw->ps = ps;
-    pw->wake = mem_calloc(MEM_OTHER, sizeof(*pw->wake));
-    pw->wake->pw = pw;
-    pw->wake->msg.run = on_wake;
     list_init(&pw->patterns);
-    list_init(&pw->held);
-    list_init(&pw->inbox);
     buf_init(&pw->frame[0], MEM_OTHER);
     buf_init(&pw->frame[1], MEM_OTHER);
-    CHECK(pthread_mutex_init(&pw->inbox_lock, NULL) == 0);
     w->cmd_worker->pubsub = pw;
 }
 
@@ -848,12 +670,6 @@ void pubsub_worker_deinit(struct worker *w)
         return;
     CHECK(pw->topics[CHANNEL].count == 0 && pw->topics[PATTERN].count == 0 && pw->topics[SHARD].count == 0);
     w->cmd_worker->pubsub = NULL;
-    inbox_drain(pw); /* to nobody */
-    if (pw->posted)
-        pw->wake->pw = NULL;
-    else
-        mem_free(MEM_OTHER, pw->wake);
-    pthread_mutex_destroy(&pw->inbox_lock);
     buf_deinit(&pw->frame[0]);
     buf_deinit(&pw->frame[1]);
     mem_free(MEM_OTHER, pw);

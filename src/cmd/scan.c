@@ -9,6 +9,7 @@
 #include "tiercel/hash.h"
 #include "tiercel/num.h"
 #include "tiercel/tier.h"
+#include "tiercel/tracking.h"
 
 #include "cmd/cmd_priv.h"
 
@@ -643,6 +644,7 @@ void cmd_flushdb(struct call *c)
     if (!flush_options(c))
         return;
     flush_db(c, c->s->db);
+    tracking_flushed(c->w);
     reply_simple(&c->r, "OK");
 }
 
@@ -652,6 +654,7 @@ void cmd_flushall(struct call *c)
         return;
     for (unsigned db = 0; db < c->w->tier->mem->databases; db++)
         flush_db(c, (int)db);
+    tracking_flushed(c->w);
     reply_simple(&c->r, "OK");
 }
 

@@ -89,6 +89,15 @@ static bool prepare(struct script_worker *sw, struct call *c, struct script_targ
     return script_flags_allow(c, t->flags);
 }
 
+const struct call *script_caller(const struct worker *w)
+{
+    const struct script_worker *sw = atomic_load_explicit(&w->cmd_worker->script, memory_order_relaxed);
+
+    if (!sw || !sw->run)
+        sw = atomic_load_explicit(&w->cmd_worker->library, memory_order_relaxed);
+    return sw && sw->run ? sw->run->c : NULL;
+}
+
 bool script_wants_all(struct worker *w, const struct command *cmd, int argc, const struct slice *argv)
 {
     char sha[41];

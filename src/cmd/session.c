@@ -1,8 +1,10 @@
 /* Sessions: requests in order, those that must wait in a queue, fetches ahead of their turn. */
 #include "tiercel/acl.h"
 #include "tiercel/clock.h"
+#include "tiercel/inbox.h"
 #include "tiercel/pubsub.h"
 #include "tiercel/stats.h"
+#include "tiercel/tracking.h"
 
 #include "cmd/cmd_priv.h"
 
@@ -26,6 +28,7 @@ struct session *session_create(struct worker *w, const struct session_ops *ops, 
     buf_init(&s->name, MEM_CLIENT);
     list_init(&s->queue);
     list_push_back(&w->cmd_worker->sessions, &s->link);
+    tracking_session_created(s);
     return s;
 }
 
@@ -337,6 +340,8 @@ void session_destroy(struct session *s)
     multi_destroy(s);
     monitor_leave(s);
     pubsub_session_gone(s);
+    tracking_session_gone(s);
+    inbox_session_gone(s);
     forward_drop(s);
     acl_session_end(s);
     list_remove(&s->link);
@@ -373,6 +378,7 @@ void call_complete(struct parked *p, void (*finish)(struct call *c, void *arg), 
     bool closing = s->close_after_reply;
     finish(&c, arg);
     dispatch_completed(&c);
+    tracking_answered(s, c.cmd);
     if (s->close_after_reply && !closing) { /* after this reply, which has to get its turn first */
         s->close_after_reply = false;
         p->last = true;

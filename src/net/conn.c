@@ -478,6 +478,7 @@ void conn_run_small(struct net_worker *nw)
     if (nw->nsmall == 0)
         return;
     w->now_ms = clock_wall_ms();
+    session_catch_up(w);
     session_prefetch(w, nw->small_req, nw->nsmall);
     w->mono_us = clock_mono_us();
     for (int i = 0; i < nw->nsmall; i++) {
@@ -532,6 +533,7 @@ static void read_once(struct conn *c)
     struct batch first;
     if (UNLIKELY(to < nw->read_buf || to >= nw->read_buf + sizeof(nw->read_buf))) {
         c->s->last_ms = nw->w->now_ms = clock_wall_ms();
+        session_catch_up(nw->w);
         c->in.len += (size_t)got;
         run_own(c);
     } else {
@@ -544,6 +546,7 @@ static void read_once(struct conn *c)
             return;
         }
         c->s->last_ms = nw->w->now_ms = clock_wall_ms();
+        session_catch_up(nw->w);
         run_shared(c, in, small ? &first : NULL);
     }
     reply_later(c);

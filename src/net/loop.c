@@ -99,6 +99,7 @@ static void on_tick(uv_timer_t *timer)
 
     w->now_ms = clock_wall_ms();
     tier_worker_tick(w);
+    cmd_worker_tick(w);
     if (sweep(w, SWEEP_TICK_US))
         uv_idle_start(&loop->sweep, on_sweep);
     net_worker_tick(w);

@@ -293,7 +293,7 @@ static void drop_locked(struct worker *w, struct mem_shard *shard, const struct 
     if (lost && o->type != OBJ_NONE && db >= 0) {
         mem_db_count(t->mem, (unsigned)db, -1, o->flags & OBJ_F_EXPIRE ? -1 : 0);
         stats_inc(w->stats, STAT_evicted_keys);
-        tier_notify_locked(t, shard, key, TIER_EVICTED);
+        tier_notify_locked(t, w, shard, key, TIER_EVICTED);
     }
     mem_remove_locked(t->mem, shard, key->hash, slot);
     tier_object_gone(t, o);
@@ -650,7 +650,7 @@ static void gone_notify_locked(struct tier *t, struct mem_shard *shard, const st
                       .hash = gone->hash};
 
     if (key.ptr)
-        tier_notify_locked(t, shard, &key, gone->expired ? TIER_EXPIRED : TIER_EVICTED);
+        tier_notify_locked(t, NULL, shard, &key, gone->expired ? TIER_EXPIRED : TIER_EVICTED);
 }
 
 /* Records that leave the disk. What is in memory too becomes dirty by that; the rest is lost. */

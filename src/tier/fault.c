@@ -478,7 +478,7 @@ static void drop_index_locked(struct worker *w, struct mem_shard *shard, struct 
             struct key key = f->key;
             key.db = (uint16_t)db;
             stats_inc(w->stats, STAT_expired_keys);
-            tier_notify_locked(t, shard, &key, TIER_EXPIRED);
+            tier_notify_locked(t, w, shard, &key, TIER_EXPIRED);
         }
     }
 }

@@ -233,19 +233,34 @@ struct rcbuf *tier_pack(struct worker *w, struct slice value)
 
 /* ---- changing ---- */
 
-void tier_notify_locked(struct tier *t, struct mem_shard *shard, const struct key *key, enum tier_change why)
+static inline unsigned events(const struct tier *t)
 {
-    bool told = t->shard[shard->index].watched > 0 || ((why == TIER_EXPIRED || why == TIER_EVICTED) && t->events);
-
-    if (UNLIKELY(told))
-        t->change(t->change_arg, key, why);
+    return atomic_load_explicit(&t->events, memory_order_relaxed);
 }
 
-void tier_set_events(struct tier *t, bool on)
+void tier_notify_locked(struct tier *t, struct worker *w, struct mem_shard *shard, const struct key *key,
+                        enum tier_change why)
 {
-    atomic_store(&t->events, on);
-    if (t->disk)
-        disk_set_names(t->disk, on);
+    unsigned which = why == TIER_EXPIRED || why == TIER_EVICTED ? TIER_EVENT_GONE | TIER_EVENT_ALL : TIER_EVENT_ALL;
+
+    if (UNLIKELY(t->shard[shard->index].watched > 0 || events(t) & which))
+        t->change(t->change_arg, w, key, why);
+}
+
+void tier_set_events(struct tier *t, enum tier_events which, bool on)
+{
+    bool names;
+
+    if (on)
+        atomic_fetch_or(&t->events, (unsigned)which);
+    else
+        atomic_fetch_and(&t->events, ~(unsigned)which);
+    if (!t->disk)
+        return;
+    do { /* somebody else may be at it */
+        names = atomic_load(&t->events) != 0;
+        disk_set_names(t->disk, names);
+    } while (names != (atomic_load(&t->events) != 0));
 }
 
 /* An object leaves memory (it is about to be freed). */
@@ -340,7 +355,7 @@ void tier_put_locked(struct worker *w, struct mem_shard *shard, const struct key
     stats_inc(w->stats, STAT_tier_changes);
     if (UNLIKELY(journal))
         tier_journal_locked(w, key, o);
-    tier_notify_locked(t, shard, key, TIER_WRITTEN);
+    tier_notify_locked(t, w, shard, key, TIER_WRITTEN);
 }
 
 bool tier_delete_locked(struct worker *w, struct mem_shard *shard, const struct key *key, enum tier_change why)
@@ -349,7 +364,7 @@ bool tier_delete_locked(struct worker *w, struct mem_shard *shard, const struct 
     struct key told = *key;
     char *name = NULL;
 
-    if (UNLIKELY(w->tier->shard[shard->index].watched > 0 || w->tier->events)) {
+    if (UNLIKELY(w->tier->shard[shard->index].watched > 0 || events(w->tier) != 0)) {
         name = mem_alloc(MEM_OTHER, key->len ? key->len : 1); /* the key may be that of the object that goes */
         memcpy(name, key->ptr, key->len);
         told.ptr = name;
@@ -360,7 +375,7 @@ bool tier_delete_locked(struct worker *w, struct mem_shard *shard, const struct 
         stats_inc(w->stats, STAT_tier_changes);
         if (why == TIER_EXPIRED)
             stats_inc(w->stats, STAT_expired_keys);
-        tier_notify_locked(w->tier, shard, &told, why);
+        tier_notify_locked(w->tier, w, shard, &told, why);
     }
     mem_free(MEM_OTHER, name);
     return existed;
@@ -404,7 +419,7 @@ void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct
                          struct object *o, bool had_expire)
 {
     tier_changed_quietly_locked(w, shard, key, old, o, had_expire);
-    tier_notify_locked(w->tier, shard, key, TIER_WRITTEN);
+    tier_notify_locked(w->tier, w, shard, key, TIER_WRITTEN);
 }
 
 void tier_flush_db_locked(struct worker *w, unsigned db)

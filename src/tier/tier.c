@@ -83,7 +83,7 @@ void tier_set_disk(struct tier *t, struct disk *disk)
     if (disk && !tier_big_start(t))
         log_warning("tier", "no thread can be started: large values are demoted by the loops");
     if (disk)
-        disk_set_names(disk, t->events);
+        disk_set_names(disk, atomic_load(&t->events) != 0);
     for (unsigned db = 0; disk && db < t->mem->databases; db++) {
         int64_t keys, expires;
         disk_loaded_keys(disk, db, &keys, &expires);

@@ -88,7 +88,9 @@ void residency_unwrap_locked(struct tier *t, struct mem_shard *shard, struct res
 void residency_unref(struct residency *r);
 void tier_object_gone(struct tier *t, const struct object *o);
 bool tier_forget_disk_locked(struct tier *t, uint64_t hash, bool *had_expire);
-void tier_notify_locked(struct tier *t, struct mem_shard *shard, const struct key *key, enum tier_change why);
+/* w: the worker whose thread this is, or NULL. */
+void tier_notify_locked(struct tier *t, struct worker *w, struct mem_shard *shard, const struct key *key,
+                        enum tier_change why);
 
 /* fault.c */
 void tier_wake_waiters_locked(struct worker *w, struct residency *r, enum status st, const char *error);

@@ -32,7 +32,7 @@ PEERS = {RANK["conf"], RANK["resp"]}
 
 # Every header of include/tiercel/, and the module whose contract it is.
 HEADER_LAYER = {
-    "base": "status check slice buf chain list clock hash mbox alloc rcbuf geohash glob num worker version machine digest",
+    "base": "status check slice buf chain list clock hash mbox alloc rcbuf table geohash glob num worker version machine digest",
     "conf": "conf",
     "log": "log",
     "stats": "stats",
@@ -43,7 +43,7 @@ HEADER_LAYER = {
     "disk": "disk",
     "upstream": "upstream",
     "tier": "tier inspect warm",
-    "cmd": "cmd command keyspace session pubsub acl",
+    "cmd": "cmd command keyspace session inbox pubsub tracking acl",
     "net": "net http loop figures",
 }
 HEADER_MODULE = {name + ".h": module for module, names in HEADER_LAYER.items() for name in names.split()}
@@ -63,9 +63,9 @@ LIBRARIES = [
     (r"(lua|lualib|lauxlib|luaconf|lua-cjson|lua-bitop)\.h|luajit.*", r"src/cmd/script[^/]*\.[ch]", "cmd/script"),
     (r"systemd/.*", r"$^", "no module: sd_notify is written by hand"),
 ]
-# Private headers beside a module's one: what includes a library that the rest of the module must not see, and what the
-# files about users have among themselves.
-MORE_HEADERS = {"src/cmd/script_priv.h", "src/cmd/acl_priv.h", "src/cmd/function_priv.h"}
+# Private headers beside a module's one: what includes a library that the rest of the module must not see, or is long and
+# only a few of its files' business.
+MORE_HEADERS = {"src/cmd/script_priv.h", "src/cmd/acl_priv.h", "src/cmd/function_priv.h", "src/cmd/tracking_priv.h"}
 # Headers that may be included by anybody: the C library, the kernel, the compiler.
 SYSTEM = re.compile(
     r"^(assert|ctype|errno|fcntl|fenv|float|getopt|glob|grp|inttypes|iso646|libgen|limits|locale|malloc|math|netdb|poll"

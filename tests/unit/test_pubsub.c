@@ -16,6 +16,7 @@
 #include "tiercel/check.h"
 #include "tiercel/cmd.h"
 #include "tiercel/hash.h"
+#include "tiercel/inbox.h"
 #include "tiercel/keyspace.h"
 #include "tiercel/mbox.h"
 #include "tiercel/pubsub.h"
@@ -65,11 +66,13 @@ static void loop_init(struct test_loop *t, struct cmd *cmd, int id)
     t->w.cmd = cmd;
     t->w.cmd_worker = &t->cw;
     t->cw.cmd = cmd;
+    inbox_worker_init(&t->w);
     pubsub_worker_init(cmd->pubsub, &t->w);
 }
 
 static void loop_deinit(struct test_loop *t)
 {
+    inbox_worker_deinit(&t->w);
     pubsub_worker_deinit(&t->w);
     mbox_destroy(t->w.mbox);
     uv_run(&t->loop, UV_RUN_DEFAULT);
@@ -89,6 +92,7 @@ static struct session *session_new(struct test_loop *t, int proto)
 static void session_free(struct session *s)
 {
     pubsub_session_gone(s);
+    inbox_session_gone(s);
     chain_deinit(&s->out);
     free(s);
 }

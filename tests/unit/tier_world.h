@@ -712,9 +712,10 @@ static inline struct conf *world_conf(void)
     return c;
 }
 
-static inline void world_changed(void *arg, const struct key *key, enum tier_change why)
+static inline void world_changed(void *arg, struct worker *w, const struct key *key, enum tier_change why)
 {
     struct world *wd = arg;
+    (void)w;
     wd->changes[why]++;
     size_t n = key->len < sizeof(wd->changed_key) ? key->len : sizeof(wd->changed_key) - 1;
     for (size_t i = 0; i < n; i++) /* byte by byte: sanitizers see it when the key is freed memory */
