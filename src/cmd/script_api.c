@@ -193,6 +193,7 @@ static int call_command(lua_State *L, bool raise)
         watch_rehash(sw->w);
         block_rehash(sw->w);
     }
+    lua_settop(L, 0); /* the arguments have done their work, and may be as many as the stack holds */
     bool whole = script_push_reply(sw, L);
     chain_deinit(&sw->out);
     if (UNLIKELY(!whole))

@@ -207,10 +207,12 @@ static int guarded_getmetatable(lua_State *L)
     }
     if (!is_protected(L, 1))
         return call_original(L);
-    if (lua_getmetatable(L, -1)) /* only that of the globals has one */
-        lua_newtable(L);
-    else
+    if (!lua_getmetatable(L, -1)) { /* only that of the globals has one */
         lua_pushnil(L);
+        return 1;
+    }
+    lua_newtable(L);
+    protect(L);
     return 1;
 }
 

@@ -38,6 +38,10 @@ int cmd_xread_keys(int argc, const struct slice *argv, int *pos, int max)
 
 static bool arg_block(struct call *c, int arg, int64_t *ms)
 {
+    if (c->in_script) {
+        call_errorf(c, "ERR %s command is not allowed with BLOCK option from scripts", c->cmd->full);
+        return false;
+    }
     if (!call_arg_i64(c, arg, ms, "ERR timeout is not an integer or out of range"))
         return false;
     if (*ms < 0)
