@@ -96,9 +96,10 @@ struct cmd_worker {
     struct script_worker *_Atomic script;  /* its worker's; figures and SCRIPT KILL look at it */
     struct script_worker *_Atomic library; /* the same for functions */
     const struct lockset *locks;           /* within EXEC: its own */
-    struct buf ready;                      /* struct key: what somebody may wait for, of this command (block.c) */
-    struct buf locked;                     /* uint32_t: shards locked to serve those (block.c) */
-    struct buf missing;                    /* what the command that was stopped waits for next (rerun.c) */
+    struct buf ready;      /* struct key and name: what somebody may wait for, of this command (block.c) */
+    struct buf ready_name; /* of the one whose turn it is */
+    struct buf locked;     /* uint32_t: shards locked to serve those (block.c) */
+    struct buf missing;    /* what the command that was stopped waits for next (rerun.c) */
 };
 
 /* Before the loops run; the main thread. Takes the users. */

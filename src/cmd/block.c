@@ -59,10 +59,17 @@ static void entry_remove(struct block *b, struct block_entry *e, const struct me
     b->w->tier->shard[shard->index].watched--;
 }
 
+/* With its name: it may be a script's, or that of a client which is served and gone before its turn. */
+static void ready_add(struct worker *w, const struct key *key)
+{
+    buf_append(&w->cmd_worker->ready, key, sizeof(*key));
+    buf_slice_append(&w->cmd_worker->ready, key_slice(key));
+}
+
 /* What was kept for it may be for those behind it. */
 static void entry_pass_on(struct block *b, struct block_entry *e, struct mem_shard *shard)
 {
-    buf_append(&b->w->cmd_worker->ready, &e->key, sizeof(e->key));
+    ready_add(b->w, &e->key);
     block_serve_ready(b->w, b->w->now_ms, &(struct lockset){.n = 1, .shard = &shard->index});
 }
 
@@ -264,7 +271,7 @@ void block_ended_locked(struct call *c)
     for (int i = 0; i < b->n; i++) {
         struct block_entry *e = &b->entry[i];
         entry_remove(b, e, mem_shard_of(c->w->tier->mem, e->key.hash));
-        buf_append(&c->w->cmd_worker->ready, &e->key, sizeof(e->key));
+        ready_add(c->w, &e->key);
     }
     b->n = 0;
 }
@@ -283,7 +290,7 @@ void block_signal(struct call *c, const struct call_key *k)
 
     if (LIKELY(w->tier->shard[shard->index].watched == 0) || list_empty(&w->cmd->registry[shard->index].blocked))
         return;
-    buf_append(&w->cmd_worker->ready, &k->key, sizeof(k->key));
+    ready_add(w, &k->key);
 }
 
 static bool entry_is_of(const struct block_entry *e, const struct key *key)
@@ -420,11 +427,16 @@ static void serve_key(struct worker *w, const struct key *key, int64_t now_ms, c
 
 void block_serve_ready(struct worker *w, int64_t now_ms, const struct lockset *locks)
 {
-    struct buf *ready = &w->cmd_worker->ready;
+    struct buf *ready = &w->cmd_worker->ready, *name = &w->cmd_worker->ready_name;
 
-    for (size_t at = 0; at < ready->len; at += sizeof(struct key)) {
+    for (size_t at = 0; at < ready->len;) {
         struct key key; /* serving may signal again, and move the buffer */
         memcpy(&key, ready->ptr + at, sizeof(key));
+        at += sizeof(key);
+        name->len = 0;
+        buf_append(name, ready->ptr + at, key.len);
+        at += key.len;
+        key.ptr = name->ptr;
         serve_key(w, &key, now_ms, locks);
     }
     ready->len = 0;
@@ -451,7 +463,7 @@ void block_rehash(struct worker *w)
         unsigned i = mem_shard_of(t->mem, key.hash)->index;
         list_push_back(&w->cmd->registry[i].blocked, &e->link);
         t->shard[i].watched++;
-        buf_append(&w->cmd_worker->ready, &e->key, sizeof(e->key)); /* the other database may have had the key */
+        ready_add(w, &e->key); /* the other database may have had the key */
     }
 }
 
@@ -500,7 +512,7 @@ static void wait_on(struct call *c, struct block *b)
     call_suspend(c, &block_ops, b);
     c->parked->block = NULL;
     for (int i = 0; i < b->n; i++)
-        buf_append(&c->w->cmd_worker->ready, &b->entry[i].key, sizeof(b->entry[i].key));
+        ready_add(c->w, &b->entry[i].key);
     atomic_store(&b->state, BLOCK_WAITING);
 }
 

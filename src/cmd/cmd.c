@@ -85,6 +85,7 @@ void cmd_worker_init(struct cmd *cmd, struct worker *w)
     cw->stat = mem_calloc(MEM_OTHER, (size_t)command_count * sizeof(*cw->stat));
     cw->errors = errstat_create();
     buf_init(&cw->ready, MEM_OTHER);
+    buf_init(&cw->ready_name, MEM_OTHER);
     buf_init(&cw->locked, MEM_OTHER);
     buf_init(&cw->missing, MEM_OTHER);
     w->cmd = cmd;
@@ -112,6 +113,7 @@ void cmd_worker_deinit(struct worker *w)
     dispatch_deinit(w);
     errstat_destroy(cw->errors);
     buf_deinit(&cw->ready);
+    buf_deinit(&cw->ready_name);
     buf_deinit(&cw->locked);
     buf_deinit(&cw->missing);
     chain_pool_deinit(&cw->replies);

@@ -245,3 +245,36 @@ def test_nothing_is_lost_or_doubled(tiercel, journal):
     with t.raw() as a:
         found = sorted(int(e) for name in HOT + COLD for e in a.ask("LRANGE", name, "0", "-1"))
         assert found == sorted([*range(len(COLD)), *range(1000, 1000 + len(COLD))])
+
+
+def test_names_that_a_script_makes(tiercel):
+    """What a script has signalled is served when it ends, and its strings may be gone by then."""
+    t = tiercel(threads=2)
+    script = """for i = 1, 50 do redis.call('RPUSH', 'l' .. i, i) end
+        local t = {} for i = 1, 200000 do t[i] = 'x' .. i end
+        collectgarbage() return #t"""
+    waiting = [t.raw() for _ in range(50)]
+    for i, c in enumerate(waiting):
+        c.send_command("BLPOP", "l%d" % (i + 1), "0")
+    blocked(t, 50)
+    with t.raw() as a:
+        assert a.ask("EVAL", script, "0") == 200000
+    for i, c in enumerate(waiting):
+        assert c.read_value() == [b"l%d" % (i + 1), b"%d" % (i + 1)]
+        c.close()
+
+
+def test_many_for_one_key_after_swapdb(tiercel):
+    t = tiercel(threads=4)
+    waiting = [t.raw() for _ in range(20)]
+    for c in waiting:
+        c.send_command("BLPOP", "l", "0")
+    blocked(t, 20)
+    with t.raw() as a:
+        a.ask("SELECT", "1")
+        a.ask("RPUSH", "l", *[str(i) for i in range(20)])
+        a.ask("SWAPDB", "0", "1")
+        assert sorted(int(c.read_value()[1]) for c in waiting) == list(range(20))
+        assert a.ask("DBSIZE") == 0
+    for c in waiting:
+        c.close()
