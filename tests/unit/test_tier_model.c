@@ -769,10 +769,10 @@ static void client_step(struct mbox_msg *msg, void *owner)
 }
 
 /* The command layer's part: told of each change, under the shard's lock. */
-static void on_change(void *arg, const struct key *key, enum tier_change why)
+static void on_change(void *arg, struct worker *w, const struct key *key, enum tier_change why)
 {
     struct mkey *m = model_of(key->db, key_number(key));
-    (void)arg;
+    (void)arg, (void)w;
 
     CHECK(mem_key_current(wd->mem, key));
     if (with_up)
