@@ -358,7 +358,7 @@ void cmd_acl_load(struct call *c)
         return;
     }
     buf_init(&err, MEM_OTHER);
-    if (acl_file_load(c->w->cmd->acl, c->w->conf->aclfile, all_channels(c), &err))
+    if (acl_file_load(c->w->cmd->acl, c->w->conf, &err))
         kick(c, -1);
     else
         call_errorf(c, "ERR %.*s", SLICE_FMT(buf_slice(&err)));
@@ -369,7 +369,7 @@ void cmd_acl_save(struct call *c)
 {
     if (!c->w->conf->aclfile[0])
         call_error(c, NO_ACLFILE);
-    else if (acl_file_save(c->w->cmd->acl, c->w->conf->aclfile))
+    else if (acl_file_save(c->w->cmd->acl, c->w->conf))
         reply_simple(&c->r, "OK");
     else
         call_error(c, "ERR There was an error trying to save the ACLs. Please check the server logs for more "

@@ -93,23 +93,34 @@ static void file_line(struct loading *l, struct slice text, const char *path, in
     mem_free(MEM_OTHER, words);
 }
 
-bool acl_file_load(struct acl *a, const char *path, bool all_channels, struct buf *err)
+/* One that is no whole path is in `dir`, where a Redis works. */
+static void make_path(const struct conf *conf, struct buf *path)
 {
-    struct loading l = {.all_channels = all_channels};
-    struct buf text, why;
+    buf_init(path, MEM_OTHER);
+    if (conf->aclfile[0] != '/')
+        buf_printf(path, "%s/", conf->dir);
+    buf_printf(path, "%s", conf->aclfile);
+    buf_byte(path, '\0');
+}
+
+bool acl_file_load(struct acl *a, const struct conf *conf, struct buf *err)
+{
+    struct loading l = {.all_channels = conf->acl_pubsub_default == 0};
+    struct buf text, why, path;
 
     buf_init(&text, MEM_OTHER);
     buf_init(&why, MEM_OTHER);
-    bool ok = conf_file_read(path, FILE_MAX_BYTES, &text, &why);
+    make_path(conf, &path);
+    bool ok = conf_file_read(path.ptr, FILE_MAX_BYTES, &text, &why);
     if (!ok)
-        buf_printf(err, "Error loading ACLs, opening file '%s': %s", path, strerror(errno));
+        buf_printf(err, "Error loading ACLs, opening file '%s': %s", path.ptr, strerror(errno));
     struct slice rest = buf_slice(&text);
     for (int line = 1; rest.len > 0; line++) {
         const char *end = memchr(rest.ptr, '\n', rest.len);
         size_t n = end ? (size_t)(end - rest.ptr) : rest.len;
         struct slice one = trim(SLICE(rest.ptr, n));
         if (one.len)
-            file_line(&l, one, path, line, err);
+            file_line(&l, one, path.ptr, line, err);
         n += end != NULL;
         rest = SLICE(rest.ptr + n, rest.len - n);
     }
@@ -127,6 +138,7 @@ bool acl_file_load(struct acl *a, const char *path, bool all_channels, struct bu
         explicit_bzero(text.ptr, text.len);
     buf_deinit(&text);
     buf_deinit(&why);
+    buf_deinit(&path);
     return ok;
 }
 
@@ -139,9 +151,9 @@ static void user_line(const struct acl_user *u, struct buf *out)
     buf_byte(out, '\n');
 }
 
-bool acl_file_save(struct acl *a, const char *path)
+bool acl_file_save(struct acl *a, const struct conf *conf)
 {
-    struct buf text;
+    struct buf text, path;
     struct acl_names users;
 
     acl_all(a, &users);
@@ -149,9 +161,11 @@ bool acl_file_save(struct acl *a, const char *path)
     for (int i = 0; i < users.n; i++)
         user_line(users.user[i], &text);
     acl_names_deinit(&users);
-    bool ok = conf_file_replace(path, buf_slice(&text)) == ST_OK;
+    make_path(conf, &path);
+    bool ok = conf_file_replace(path.ptr, buf_slice(&text)) == ST_OK;
     int error = errno;
     buf_deinit(&text);
+    buf_deinit(&path);
     errno = error;
     return ok;
 }
@@ -237,7 +251,7 @@ bool acl_load_start(struct acl *a, const struct conf *conf, char err[256])
 
     if (conf->aclfile[0]) {
         buf_init(&why, MEM_OTHER);
-        bool ok = acl_file_load(a, conf->aclfile, cl.l.all_channels, &why);
+        bool ok = acl_file_load(a, conf, &why);
         if (!ok)
             snprintf(err, 256, "%.*s", (int)(why.len < 255 ? why.len : 255), why.ptr);
         buf_deinit(&why);

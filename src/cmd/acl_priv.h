@@ -153,8 +153,8 @@ struct acl_user *acl_default_user(void); /* as a server has it that was told not
 
 /* ---- files (acl_file.c) ---- */
 /* All or nothing. *err: Redis's text. */
-bool acl_file_load(struct acl *a, const char *path, bool all_channels, struct buf *err);
-bool acl_file_save(struct acl *a, const char *path); /* errno */
+bool acl_file_load(struct acl *a, const struct conf *conf, struct buf *err);
+bool acl_file_save(struct acl *a, const struct conf *conf); /* errno */
 
 /* ---- ACL LOG (acl_log.c) ---- */
 enum acl_context { ACL_TOPLEVEL, ACL_MULTI, ACL_LUA };

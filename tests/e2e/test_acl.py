@@ -55,6 +55,12 @@ def test_aclfile(tiercel, tmp_path):
     assert lines(t) == saved
 
 
+def test_aclfile_in_dir(tiercel, tmp_path):
+    (tmp_path / "users.acl").write_text("user alice on >alice ~a* +get +set\n")
+    t = tiercel(dir=tmp_path, aclfile="users.acl")
+    assert lines(t) == [ALICE, DEFAULT]
+
+
 def test_load_is_all_or_nothing(tiercel, redis_server, tmp_path):
     good = DEFAULT + "\nuser alice on >a ~* +@all\n"
     bad = ("user alice on >a nosuch +nosuch\nfoo\nuser x\nuser x on\nuser b\tc on\n  user tab\ton\n"
