@@ -51,6 +51,7 @@ void pubsub_session_each(const struct session *s, void (*fn)(void *arg, struct s
 size_t pubsub_session_channels(const struct session *s);
 size_t pubsub_session_patterns(const struct session *s);
 size_t pubsub_session_shard_channels(const struct session *s);
+size_t pubsub_session_bytes(const struct session *s); /* of its subscriptions */
 
 /* ---- any thread ---- */
 

@@ -86,6 +86,7 @@ struct pubsub_client {
     struct session *s;
     struct table table[KINDS];
     struct list subs[KINDS]; /* in the order of subscription */
+    size_t bytes;
 };
 
 struct pubsub_worker {
@@ -414,6 +415,12 @@ static struct sub *sub_find(const struct session *s, enum kind kind, uint64_t ha
     return NULL;
 }
 
+/* What a subscription costs, as if nobody shared its name. */
+static size_t sub_bytes(const struct local_topic *t)
+{
+    return sizeof(struct sub) + sizeof(struct topic) + sizeof(*t) + 2 * t->len;
+}
+
 static void sub_add(struct pubsub_worker *pw, struct session *s, enum kind kind, uint64_t hash, struct slice name)
 {
     struct pubsub_client *pc = client_of(s);
@@ -437,6 +444,7 @@ static void sub_add(struct pubsub_worker *pw, struct session *s, enum kind kind,
     list_push_back(&t->subs, &sub->in_topic);
     list_push_back(&pc->subs[kind], &sub->in_client);
     table_add(&pc->table[kind], &sub->node);
+    pc->bytes += sub_bytes(t);
 }
 
 static void sub_remove(struct pubsub_worker *pw, struct sub *sub, enum kind kind)
@@ -446,6 +454,7 @@ static void sub_remove(struct pubsub_worker *pw, struct sub *sub, enum kind kind
     list_remove(&sub->in_topic);
     list_remove(&sub->in_client);
     table_remove(&pc->table[kind], &sub->node);
+    pc->bytes -= sub_bytes(t);
     mem_free(MEM_CLIENT, sub);
     if (!list_empty(&t->subs))
         return;
@@ -605,6 +614,11 @@ void pubsub_session_gone(struct session *s)
 bool pubsub_active(const struct session *s)
 {
     return client_count(s->pubsub) + pubsub_session_shard_channels(s) != 0;
+}
+
+size_t pubsub_session_bytes(const struct session *s)
+{
+    return s->pubsub ? sizeof(*s->pubsub) + s->pubsub->bytes : 0;
 }
 
 size_t pubsub_session_channels(const struct session *s)

@@ -316,7 +316,8 @@ bool session_full(const struct session *s)
 
 size_t session_bytes(const struct session *s)
 {
-    return sizeof(*s) + s->query_bytes + s->query_free + s->queued_bytes + s->out.bytes + s->name.cap + multi_bytes(s);
+    return sizeof(*s) + s->query_bytes + s->query_free + s->queued_bytes + s->out.bytes + s->name.cap + multi_bytes(s) +
+           pubsub_session_bytes(s);
 }
 
 bool session_subscribed(const struct session *s)

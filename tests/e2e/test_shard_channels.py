@@ -1,4 +1,7 @@
 """SSUBSCRIBE and its kin: names of their own beside channels, as Redis has them without a cluster."""
+import re
+
+from harness import wait_until
 
 
 def conversation(server):
@@ -34,3 +37,17 @@ def test_as_redis(tiercel, redis_server):
     ours, theirs = (conversation(server) for server in (tiercel(threads=3), redis_server()))
     for a, b in zip(ours, theirs):
         assert a == b
+
+
+def test_subscriptions_count_as_the_clients_memory(tiercel):
+    t = tiercel(threads=2)
+    with t.raw() as a, t.raw() as b:
+        for first in range(0, 50000, 1000):
+            a.send_command("PSUBSCRIBE", *["pattern:%d:*" % i for i in range(first, first + 1000)])
+            for _ in range(1000):
+                a.read_value()
+        line = [x for x in b.ask("CLIENT", "LIST").decode().splitlines() if "psub=50000" in x][0]
+        assert int(re.search(r"tot-mem=(\d+)", line).group(1)) > 50000 * 64
+        b.ask("CONFIG", "SET", "maxmemory-clients", "2mb")
+        wait_until(lambda: b.ask("PUBSUB", "NUMPAT") == 0, what="its end")
+        assert t.info("stats")["evicted_clients"] == 1
