@@ -143,10 +143,10 @@ sanitizer_works() {
 stage_asan() { sanitized asan address; }
 
 # What has one thread, or one client that waits for each reply, has no races.
-ONE_THREAD="base codec collections command_table conf list object resp set_hash stream zset"
+ONE_THREAD="acl base codec collections command_table conf function list object resp set_hash stream zset"
 stage_tsan() { sanitized tsan thread "$ONE_THREAD" " and not sequential"; }
 
-stage_fuzz() { run_make FUZZ_SECONDS="${FUZZ_SECONDS:-15}" fuzz; }
+stage_fuzz() { run_make FUZZ_SECONDS="${FUZZ_SECONDS:-10}" fuzz; }
 
 # The load once more on a sanitizer build, and on more threads than there may be cores: soak_load NAME SAN
 soak_load() {

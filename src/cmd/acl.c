@@ -223,10 +223,9 @@ void cmd_acl_setuser(struct call *c)
     if (why) {
         call_errorf(c, "ERR Error in ACL SETUSER modifier '%.*s': %s", shown(w.word[at]), w.word[at].ptr, why);
         acl_user_unref(u);
-    } else if (acl_put(a, u)) {
-        kick(c, -1);
     } else {
-        reply_simple(&c->r, "OK");
+        acl_put(a, u);
+        kick(c, -1); /* also waits until no loop runs what was allowed before */
     }
     acl_words_deinit(&w);
 }

@@ -134,9 +134,8 @@ struct acl {
 };
 
 struct acl_user *acl_get(struct acl *a, struct slice name); /* with a reference; NULL: none */
-/* Takes the reference. The user is new, or takes the place of the one of that name. Returns whether clients may have
- * lost channels. */
-bool acl_put(struct acl *a, struct acl_user *u);
+/* Takes the reference. The user is new, or takes the place of the one of that name. */
+void acl_put(struct acl *a, struct acl_user *u);
 /* SETUSER, and the line of a file: with that user's rules, or a new one. */
 struct acl_user *acl_edit(struct acl *a, struct slice name, bool all_channels);
 bool acl_delete(struct acl *a, struct slice name);

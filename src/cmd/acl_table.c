@@ -83,9 +83,9 @@ struct acl_user *acl_get(struct acl *a, struct slice name)
     return u;
 }
 
-bool acl_put(struct acl *a, struct acl_user *u)
+void acl_put(struct acl *a, struct acl_user *u)
 {
-    bool found, shrank = false;
+    bool found;
     struct acl_user *old = NULL;
 
     acl_user_ready(u);
@@ -94,7 +94,6 @@ bool acl_put(struct acl *a, struct acl_user *u)
     if (found) {
         old = a->users.user[i];
         u->id = old->id;
-        shrank = acl_channels_shrank(old, u);
         a->users.user[i] = u;
     } else {
         u->id = ++a->next_id;
@@ -103,7 +102,6 @@ bool acl_put(struct acl *a, struct acl_user *u)
     changed_locked(a);
     pthread_mutex_unlock(&a->lock);
     acl_user_unref(old);
-    return shrank;
 }
 
 struct acl_user *acl_edit(struct acl *a, struct slice name, bool all_channels)

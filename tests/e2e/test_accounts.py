@@ -8,7 +8,7 @@ import pytest
 from harness import RespError, wait_until
 
 
-@pytest.fixture(params=["redis_server", "tiercel"])
+@pytest.fixture(params=[pytest.param("redis_server", marks=pytest.mark.heavy), "tiercel"])
 def server(request):
     options = {"disk": "no"} if request.param == "tiercel" else {}
     return request.getfixturevalue(request.param)(**options)
@@ -24,6 +24,7 @@ def blocked(server, n=1):
     wait_until(lambda: server.info("clients")["blocked_clients"] == n, what="%d blocked" % n)
 
 
+@pytest.mark.sequential
 def test_exec_is_counted(server):
     with server.raw() as a:
         a.ask("MULTI")
@@ -71,6 +72,7 @@ def test_paused_clients_are_blocked(server):
         blocked(server, 0)
 
 
+@pytest.mark.sequential
 def test_percentiles(server):
     with server.raw() as a:
         a.ask("CONFIG", "SET", "latency-tracking-info-percentiles", "0.0 50.00 99.95")
@@ -83,6 +85,7 @@ def test_percentiles(server):
         assert a.ask("CONFIG", "GET", "latency-tracking-info-percentiles")[1] == b""
 
 
+@pytest.mark.sequential
 def test_a_key_that_comes_expired_is_no_change(server):
     with server.raw() as a:
         for there in ((), ("SET", "x", "old", "PX", "1")):

@@ -55,12 +55,14 @@ def test_aclfile(tiercel, tmp_path):
     assert lines(t) == saved
 
 
+@pytest.mark.sequential
 def test_aclfile_in_dir(tiercel, tmp_path):
     (tmp_path / "users.acl").write_text("user alice on >alice ~a* +get +set\n")
     t = tiercel(dir=tmp_path, aclfile="users.acl")
     assert lines(t) == [ALICE, DEFAULT]
 
 
+@pytest.mark.sequential
 def test_load_is_all_or_nothing(tiercel, redis_server, tmp_path):
     good = DEFAULT + "\nuser alice on >a ~* +@all\n"
     bad = ("user alice on >a nosuch +nosuch\nfoo\nuser x\nuser x on\nuser b\tc on\n  user tab\ton\n"
@@ -97,6 +99,7 @@ def test_load_closes_those_whose_user_was_replaced(tiercel, tmp_path):
         assert closed(c)
 
 
+@pytest.mark.sequential
 @pytest.mark.parametrize("text, message", [
     ("user alice on nosuch\n", "should|Syntax error"),
     ("user alice on +nosuch\n", "Unknown command or category name"),
@@ -111,6 +114,7 @@ def test_bad_aclfile_at_start(tmp_path, text, message):
     check_refused(tmp_path, ["--aclfile", str(path)], message)
 
 
+@pytest.mark.sequential
 @pytest.mark.parametrize("text, message", [
     ("user alice on nosuch\n", r":1: Error in user declaration 'alice': Syntax error"),
     ("port 0\nuser a on\nuser a off\n", r":3: Error in user declaration 'a': Duplicate user found"),
@@ -134,6 +138,7 @@ def check_refused(tmp_path, options, message, *first):
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.sequential
 def test_configuration_lines_and_rewrite(tiercel, tmp_path):
     conf = tmp_path / "t.conf"
     conf.write_text("# mine\nuser alice on >alice ~a* +get +set\nrequirepass secret\nuser old on\n# end\n")
@@ -162,6 +167,7 @@ def test_configuration_lines_and_rewrite(tiercel, tmp_path):
         assert c.call("DEBUG", "SLEEP", 0).startswith(b"-NOPERM")
 
 
+@pytest.mark.sequential
 def test_requirepass_and_the_default_user(tiercel):
     t = tiercel(requirepass="one", threads=2)
     admin = login(t, "default", "one")
@@ -238,6 +244,7 @@ def test_a_waiting_client_keeps_its_place(tiercel):
     assert c.call("GET", "l").startswith(b"-NOPERM")
 
 
+@pytest.mark.sequential
 def test_log(tiercel):
     t = tiercel(threads=3, acllog_max_len=3)
     t.call("ACL", "SETUSER", "alice", "on", ">p", "+get", "+multi", "+eval", "~k")
@@ -266,6 +273,7 @@ def test_log(tiercel):
     assert [e[1] for e in t.call("ACL", "LOG")] == [3, 3]
 
 
+@pytest.mark.sequential
 def test_secrets_are_not_shown(tiercel):
     t = tiercel(slowlog_log_slower_than=0)
     with t.raw() as watcher:

@@ -87,6 +87,7 @@ def servers(tiercel, redis_server):
     return redis_server(), tiercel(threads=2)
 
 
+@pytest.mark.sequential
 @pytest.mark.parametrize("proto", [2, 3])
 def test_as_redis(servers, proto):
     loads = [h + "redis.register_function('f', function() end)" for h in HEADERS] + ["#!lua name=l\n" + x for x in LOADS]
@@ -100,11 +101,13 @@ def test_as_redis(servers, proto):
     compare(servers, commands, proto)
 
 
+@pytest.mark.sequential
 @pytest.mark.parametrize("proto", [2, 3])
 def test_commands_as_redis(servers, proto):
     compare(servers, COMMANDS, proto)
 
 
+@pytest.mark.sequential
 def test_what_a_library_keeps(servers):
     source = ("#!lua name=l\nlocal r, register = redis, redis.register_function\n"
               "register('late', function() return register('x', function() end) end)\n"
@@ -113,6 +116,7 @@ def test_what_a_library_keeps(servers):
     compare(servers, [("FUNCTION", "LOAD", source)] + [("FCALL", f, "0") for f in ("late", "call", "same")])
 
 
+@pytest.mark.sequential
 def test_full_memory(servers):
     commands = []
     for flags in ("", "'no-writes'", "'allow-oom'", "'no-writes','allow-oom'", "'allow-stale'"):
@@ -127,6 +131,7 @@ def load(s, name, body, *options):
     assert s.call("FUNCTION", "LOAD", *options, "#!lua name=%s\nredis.register_function('%s', function(keys, args) %s end)" % (name, name, body)) == name.encode()
 
 
+@pytest.mark.sequential
 def test_restore(servers):
     policies = ((), ("FLUSH",), ("APPEND",), ("REPLACE",))
     for i, source in enumerate(servers):
@@ -201,6 +206,7 @@ def test_kept_with_the_data(tiercel):
     assert t.call("FUNCTION", "LIST") == []
 
 
+@pytest.mark.sequential
 def test_a_file_that_cannot_be_written(tiercel):
     t = tiercel()
     load(t, "one", "return 1")
@@ -213,6 +219,7 @@ def test_a_file_that_cannot_be_written(tiercel):
         assert c.call("FUNCTION", "DELETE", "one") == b"+OK\r\n"
 
 
+@pytest.mark.sequential
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_file_is_refused(damage):
     t = Tiercel()
@@ -231,6 +238,7 @@ def test_a_damaged_file_is_refused(damage):
         t.remove()
 
 
+@pytest.mark.sequential
 @pytest.mark.parametrize("disk", [True, False])
 def test_first_start_takes_those_of_a_dump(disk):
     redis, t = Redis(), Tiercel(disk=disk)

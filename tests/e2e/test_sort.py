@@ -72,6 +72,7 @@ LONE = [("ROLE",), ("REPLICAOF", "no", "one"), ("SLAVEOF", "NO", "ONE"), ("REPLI
         ("PFDEBUG", "ENCODING", "none"), ("PFDEBUG", "NOPE", "none")]
 
 
+@pytest.mark.sequential
 @pytest.mark.parametrize("proto", ["2", "3"])
 def test_a_lone_node_answers_as_redis(tiercel, redis_server, proto):
     with tiercel().raw() as ours, redis_server().raw() as theirs:
@@ -80,6 +81,7 @@ def test_a_lone_node_answers_as_redis(tiercel, redis_server, proto):
             assert ours.call(*args) == theirs.call(*args), args
 
 
+@pytest.mark.sequential
 def test_restore_sets_what_eviction_knows(tiercel):
     for policy, option, what in (("allkeys-lru", "IDLETIME", "IDLETIME"), ("allkeys-lfu", "FREQ", "FREQ")):
         c = tiercel(maxmemory_policy=policy).client()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from harness import wait_until
+from harness import scaled, wait_until
 from rawconn import RawConn, encode, parse
 
 KEYS = ["k0", "k1", "k2", "a:1", "a:2", "ab", "b:1", "{l}", "{s}"]
@@ -256,7 +256,7 @@ SCENES = {
 SCENES["all kinds of changes"].insert(0, ("a", [("CLIENT", "TRACKING", "ON")]))
 
 
-@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.heavy), 4])
 @pytest.mark.parametrize("scene", SCENES)
 def test_as_redis(tiercel, redis_server, scene, threads):
     protos = {"w": 2, "a": 3, "b": 3, "c": 2}
@@ -433,7 +433,7 @@ def test_demotion_is_no_change_and_expiry_on_disk_is(tiercel):
     t = tiercel(threads=2, maxmemory="20mb", maxmemory_policy="allkeys-lru", compression="no")
     with tracking(t) as a, t.raw() as b:
         b.call("SET", "cold", "c" * 1000)
-        b.call("SET", "mortal", "m" * 1000, "PX", 4000)
+        b.call("SET", "mortal", "m" * 1000, "PX", int(scaled(4) * 1000))
         assert a.ask("GET", "cold") and a.ask("GET", "mortal")
         for i in range(0, 40000, 500):
             b.pipeline(*[("SET", "fill:%d" % j, "x" * 1000) for j in range(i, i + 500)])

@@ -325,6 +325,7 @@ static void test_failures_are_told(void **state)
     tier_put_locked(w, shard_of(&k), &k, object_new_string(&k, SLICE_LIT("1"), 0, 0));
     mem_unlock(shard_of(&k));
     commit(ST_OK);
+    wait_for_save(); /* which the commit began: what it appends would fail below */
     assert_true(wait_sync(&sw));
     world_turn(wd);
     assert_int_equal(synced, 1);
