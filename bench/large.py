@@ -84,6 +84,7 @@ class Life:
         writer = Writer(self.stage.server.port, self.stage.opt.write_rate, total=self.elements, one=BUILD[self.kind])
         writer.start()
         writer.join()
+        ask(self.client, "EXPIRE", KEY, 86400)
         return {"what": f"{writer.finish():,.0f} elements/s"}
 
     def read(self):
@@ -143,7 +144,7 @@ class Life:
 
 def run_life(opt, kind, name):
     try:
-        stage = Stage(opt, name, maxmemory_policy="allkeys-lru")
+        stage = Stage(opt, name, maxmemory_policy="volatile-lru")  # so that this value leaves memory, and no other
         idle = stage.idle()
         return idle, [{"type": kind, "phase": phase, "server": name, **stage.while_reading(happens)}
                       for phase, happens in Life(stage, kind, int(ELEMENTS * opt.scale)).phases()]
