@@ -17,7 +17,8 @@ struct zbig {
 };
 
 struct zset_draft {
-    struct zbig big; /* its tree is made last */
+    struct zbig big;  /* its tree is made last */
+    struct buf order; /* struct zset_entry *: as they came, which mostly is their order or its reverse */
     size_t longest;
 };
 
@@ -480,6 +481,7 @@ struct zset_draft *zset_draft_create(void)
     struct zset_draft *d = mem_alloc(MEM_OTHER, sizeof(*d));
 
     big_init(&d->big);
+    buf_init(&d->order, MEM_OTHER);
     d->longest = 0;
     return d;
 }
@@ -487,6 +489,7 @@ struct zset_draft *zset_draft_create(void)
 void zset_draft_destroy(struct zset_draft *d)
 {
     big_clear(&d->big);
+    buf_deinit(&d->order);
     mem_free(MEM_OTHER, d);
 }
 
@@ -502,6 +505,7 @@ double *zset_draft_place(struct zset_draft *d, struct slice name, bool *added)
     *added = !e;
     if (!e) {
         e = big_name(&d->big, name, 0);
+        buf_append(&d->order, &e, sizeof(e));
         if (name.len > d->longest)
             d->longest = name.len;
     }
@@ -515,14 +519,29 @@ static int entry_compare(const void *a, const void *b)
     return zset_compare(x->score, zset_entry_name(x), y->score, zset_entry_name(y));
 }
 
+static bool in_order(struct zset_entry *const *all, size_t n)
+{
+    for (size_t i = 1; i < n; i++)
+        if (entry_compare(&all[i - 1], &all[i]) > 0)
+            return false;
+    return true;
+}
+
+/* All of them, in the draft's own memory. */
 static struct zset_entry **draft_sorted(struct zset_draft *d)
 {
-    struct dict_iter it = dict_iter(&d->big.dict);
-    struct zset_entry **all = mem_alloc(MEM_OTHER, (d->big.dict.count + 1) * sizeof(struct zset_entry *));
+    struct zset_entry **all = (struct zset_entry **)(void *)d->order.ptr;
+    size_t n = zset_draft_len(d);
 
-    for (size_t i = 0; (all[i] = (struct zset_entry *)dict_next(&it)) != NULL;)
-        i++;
-    qsort(all, d->big.dict.count, sizeof(struct zset_entry *), entry_compare);
+    if (n > 1 && entry_compare(&all[0], &all[n - 1]) > 0) {
+        for (size_t i = 0; i < n / 2; i++) {
+            struct zset_entry *e = all[i];
+            all[i] = all[n - 1 - i];
+            all[n - 1 - i] = e;
+        }
+    }
+    if (!in_order(all, n))
+        qsort(all, n, sizeof(*all), entry_compare);
     return all;
 }
 
@@ -549,7 +568,6 @@ static void *draft_value(struct zset_draft *d, const struct obj_limits *lim, enu
         *enc = ENC_BIG;
         value = z;
     }
-    mem_free(MEM_OTHER, all);
     zset_draft_destroy(d);
     return value;
 }
