@@ -568,7 +568,8 @@ bool session_feed_busy(struct session *s, const struct request *req)
     } else if (!(s->flags & SESSION_AUTHENTICATED)) {
         call_error(&c, "NOAUTH Authentication required.");
     } else if (known && c.cmd->id == CMDID_multi && req->argc == 1) {
-        c.cmd->run(&c); /* what is queued is refused, and so none of it runs when the script has ended */
+        if (acl_allows(&c))
+            c.cmd->run(&c); /* what is queued is refused, and so none of it runs when the script has ended */
     } else if (known && c.cmd->id == CMDID_exec && s->flags & SESSION_MULTI) {
         call_errorf(&c, "EXECABORT Transaction discarded because of: %s", script_busy(w->cmd));
         multi_discard(s);
