@@ -119,13 +119,13 @@ sanitizer_build() {
     run_make CC=gcc WERROR=0 BUILD="build/$1" SAN="$2" all
 }
 
-# Unit tests and end-to-end tests on a sanitizer build: sanitized NAME SAN [UNIT_SKIP [MARKS]]
+# Unit tests and end-to-end tests on a sanitizer build: sanitized NAME SAN WORKERS [UNIT_SKIP [MARKS]]
 sanitized() {
     local rc=0 build=build/$1
     sanitizer_build "$1" "$2" || return 1
-    AGAIN=1 UNIT_TIMEOUT=600 run_make CC=gcc WERROR=0 BUILD="$build" SAN="$2" UNIT_SKIP="${3:-}" unit || rc=1
+    AGAIN=1 UNIT_TIMEOUT=600 run_make CC=gcc WERROR=0 BUILD="$build" SAN="$2" UNIT_SKIP="${4:-}" unit || rc=1
     # shellcheck disable=SC2086
-    AGAIN=1 TIERCEL_BIN=$build/tiercel TIERCEL_SANITIZE=$1 PYTEST_WORKERS=$JOBS run_pytest -m "not soak and not heavy${4:-}" ${E2E:-tests/e2e} || rc=1
+    AGAIN=1 TIERCEL_BIN=$build/tiercel TIERCEL_SANITIZE=$1 PYTEST_WORKERS=$3 run_pytest -m "not soak and not heavy${5:-}" ${E2E:-tests/e2e} || rc=1
     return $rc
 }
 
@@ -140,11 +140,11 @@ sanitizer_works() {
     return $rc
 }
 
-stage_asan() { sanitized asan address; }
+stage_asan() { sanitized asan address "$PYTEST_WORKERS"; }
 
 # What has one thread, or one client that waits for each reply, has no races.
 ONE_THREAD="acl base codec collections command_table conf function list object resp set_hash stream zset"
-stage_tsan() { sanitized tsan thread "$ONE_THREAD" " and not sequential"; }
+stage_tsan() { sanitized tsan thread "$JOBS" "$ONE_THREAD" " and not sequential"; }
 
 stage_fuzz() { run_make FUZZ_SECONDS="${FUZZ_SECONDS:-10}" fuzz; }
 

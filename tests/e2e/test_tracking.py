@@ -429,6 +429,7 @@ def info(server, field):
     return int(server.info()[field])
 
 
+@pytest.mark.heavy
 def test_demotion_is_no_change_and_expiry_on_disk_is(tiercel):
     t = tiercel(threads=2, maxmemory="20mb", maxmemory_policy="allkeys-lru", compression="no")
     with tracking(t) as a, t.raw() as b:
