@@ -1,18 +1,15 @@
 /* All libraries as one payload, which is Redis's: of each a byte that says so and its source, then what DUMP's values
  * end with. The file holds nothing else. */
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <stdio.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "tiercel/conf.h"
 #include "tiercel/rdb.h"
 
 #include "cmd/function_priv.h"
 
 #define OP_FUNCTION 245
 #define OP_FUNCTION_EARLY 246 /* of release candidates of Redis 7.0 */
+#define FILE_BYTES_MAX (2 * LIBRARIES_BYTES_MAX)
 
 void function_dump(const struct function_set *set, struct buf *out)
 {
@@ -55,74 +52,31 @@ bool function_undump(struct slice payload, bool (*fn)(void *arg, struct slice so
 
 /* ---- the file ---- */
 
-static bool write_all(int fd, struct slice s)
-{
-    while (s.len > 0) {
-        ssize_t n = write(fd, s.ptr, s.len);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return false;
-        s = SLICE(s.ptr + n, s.len - (size_t)n);
-    }
-    return true;
-}
-
-static bool sync_folder(const char *path)
-{
-    char folder[PATH_MAX];
-    const char *slash = strrchr(path, '/');
-
-    snprintf(folder, sizeof(folder), "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
-    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool ok = fd >= 0 && fsync(fd) == 0;
-    if (fd >= 0)
-        close(fd);
-    return ok;
-}
-
 bool function_file_write(const char *path, const struct function_set *set, struct buf *err)
 {
-    char temp[PATH_MAX];
     struct buf payload;
-    bool ok = false;
 
     buf_init(&payload, MEM_OTHER);
     function_dump(set, &payload);
-    snprintf(temp, sizeof(temp), "%.*s.tmp", PATH_MAX - 8, path);
-    int fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd >= 0) {
-        ok = write_all(fd, buf_slice(&payload)) && fsync(fd) == 0;
-        ok = close(fd) == 0 && ok;
-        ok = ok && rename(temp, path) == 0 && sync_folder(path);
-    }
-    if (!ok) {
+    bool ok = conf_file_replace(path, buf_slice(&payload)) == ST_OK;
+    if (!ok)
         buf_printf(err, "the functions cannot be written to their file: %s", strerror(errno));
-        unlink(temp);
-    }
     buf_deinit(&payload);
     return ok;
 }
 
 enum status function_file_read(const char *path, struct buf *out, struct buf *err)
 {
-    struct stat sb;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct buf why;
 
-    if (fd < 0 && errno == ENOENT)
+    buf_init(&why, MEM_OTHER);
+    bool ok = conf_file_read(path, FILE_BYTES_MAX, out, &why);
+    int error = errno;
+    buf_deinit(&why);
+    if (ok)
+        return ST_OK;
+    if (error == ENOENT)
         return ST_NOT_FOUND;
-    bool ok = fd >= 0 && fstat(fd, &sb) == 0;
-    while (ok && out->len < (size_t)sb.st_size) {
-        buf_reserve(out, (size_t)sb.st_size - out->len);
-        ssize_t n = read(fd, out->ptr + out->len, (size_t)sb.st_size - out->len);
-        if (n == 0)
-            break;
-        ok = n > 0 || errno == EINTR;
-        out->len += n > 0 ? (size_t)n : 0;
-    }
-    if (!ok)
-        buf_printf(err, "it cannot be read: %s", strerror(errno));
-    if (fd >= 0)
-        close(fd);
-    return ok ? ST_OK : ST_IO;
+    buf_printf(err, "it cannot be read: %s", strerror(error));
+    return ST_IO;
 }

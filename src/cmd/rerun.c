@@ -2,6 +2,7 @@
  * key which is not in memory is stopped before it has changed anything; its request then waits for the key without locks,
  * together with those of earlier runs, and runs again from its start. */
 #include "tiercel/clock.h"
+#include "tiercel/tracking.h"
 
 #include "cmd/cmd_priv.h"
 
@@ -155,8 +156,11 @@ static enum status run_once(struct call *c, int *reruns)
     c->wanted = 0;
     w->cmd_worker->missing.len = 0;
     c->cmd->run(c);
-    if (LIKELY(c->wanted == 0))
+    if (LIKELY(c->wanted == 0)) {
+        if (UNLIKELY(c->s->flags & SESSION_TRACKING))
+            tracking_read(c);
         block_serve(c, &set);
+    }
     dispatch_unlock(w, &set);
     if (LIKELY(c->wanted == 0))
         return ST_OK;

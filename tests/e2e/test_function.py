@@ -210,12 +210,14 @@ def test_kept_with_the_data(tiercel):
 def test_a_file_that_cannot_be_written(tiercel):
     t = tiercel()
     load(t, "one", "return 1")
-    (t.dir / "functions.rdb.tmp").mkdir()
+    file = t.dir / "functions.rdb"
+    file.unlink()
+    file.mkdir()
     with t.raw() as c:
         for command in (("DELETE", "one"), ("FLUSH",), ("LOAD", "#!lua name=two\nredis.register_function('two', function() end)")):
             assert c.call("FUNCTION", *command).startswith(b"-ERR the functions cannot be written to their file")
         assert c.call("FCALL", "one", "0") == b":1\r\n" and c.call("FCALL", "two", "0").startswith(b"-ERR Function not found")
-        (t.dir / "functions.rdb.tmp").rmdir()
+        file.rmdir()
         assert c.call("FUNCTION", "DELETE", "one") == b"+OK\r\n"
 
 

@@ -253,6 +253,13 @@ SCENES = {
         ("EXPIRE", "p", "-1"), ("TOUCH", "k"), ("SET", "k", "1", "XX"), ("MSETNX", "k", "1", "j", "2"), ("SET", "k", "1", "NX")]
         for step in (("a", [("EXISTS", "k", "j", "p")]), ("b", [change]))],
 }
+SCENES["reads by patterns"] = [
+    ("b", [("RPUSH", "l", "1", "2"), ("SET", "w_1", "2"), ("SET", "w_2", "1")]),
+    ("a", [("CLIENT", "TRACKING", "ON"), ("SORT_RO", "l", "BY", "w_*", "GET", "w_*")]),
+    ("b", [("SET", "w_1", "3"), ("RPUSH", "l", "3")]),
+    ("a", [("SORT", "l", "BY", "w_*")]),
+    ("b", [("RPUSH", "l", "4")]),
+]
 SCENES["all kinds of changes"].insert(0, ("a", [("CLIENT", "TRACKING", "ON")]))
 
 
@@ -518,6 +525,8 @@ def test_figures(tiercel, redis_server):
             for who, cmd in [(a, ("MGET", "1", "2", "3")), (b, ("MGET", "2", "3", "4")), (a, ("GET", "1")), (c, ("GET", "9")),
                              (w, ("SET", "2", "1")), (w, ("FLUSHALL",)), (c, ("CLIENT", "TRACKING", "OFF"))]:
                 who.call(*cmd)
+                if cmd == ("FLUSHALL",):
+                    c.read_reply()  # the message of it, which would be taken for the next command's answer
                 i = s.info()
                 figures.append([int(i["tracking_" + f]) for f in ("clients", "total_keys", "total_items", "total_prefixes")])
             line = [f for f in text(c.ask("CLIENT", "INFO")).split() if f.startswith(("flags=", "redir="))]
