@@ -382,7 +382,7 @@ static void log_lines(const struct buf *text)
 
 int main(int argc, char **argv, char **envp)
 {
-    struct server sv = {.save_at_stop = true};
+    static struct server sv = {.save_at_stop = true}; /* reachable to the end: a start that fails frees nothing */
     bool exit_now = false;
     char err[256] = "", executable[PATH_MAX] = "";
     struct buf text;

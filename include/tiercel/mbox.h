@@ -31,8 +31,8 @@ void mbox_post(struct mbox *mb, struct mbox_msg *msg);
 /* Runs what is queued now (the loop's thread). */
 void mbox_drain(struct mbox *mb);
 
-/* One-shot timers of the same loop: the loop's thread. fn runs once, unless cancelled; the
- * handle is gone after either. */
+/* One-shot timers of the same loop: the loop's thread. fn runs once, ms milliseconds later or a little more but never
+ * earlier, unless cancelled; the handle is gone after either. */
 struct mbox_timer;
 struct mbox_timer *mbox_timer_start(struct mbox *mb, int64_t ms, void (*fn)(void *arg), void *arg);
 void mbox_timer_cancel(struct mbox_timer *timer);

@@ -111,6 +111,7 @@ struct mbox_timer *mbox_timer_start(struct mbox *mb, int64_t ms, void (*fn)(void
     CHECK(uv_timer_init(mb->async.loop, &timer->handle) == 0);
     timer->handle.data = timer;
     uv_update_time(mb->async.loop); /* the loop's cached time may be old by the length of this turn */
-    CHECK(uv_timer_start(&timer->handle, on_timer, ms > 0 ? (uint64_t)ms : 0, 0) == 0);
+    /* One more: that time is in whole milliseconds, up to one behind the clock. */
+    CHECK(uv_timer_start(&timer->handle, on_timer, ms > 0 ? (uint64_t)ms + 1 : 0, 0) == 0);
     return timer;
 }

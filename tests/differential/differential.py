@@ -18,7 +18,8 @@ import re
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+for own in (os.path.dirname(os.path.abspath(__file__)), "../e2e"):
+    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), own))
 
 import sets_hashes  # noqa: E402
 import sorting  # noqa: E402

@@ -9,18 +9,14 @@ import subprocess
 import tempfile
 import time
 
+from ports import free_port
+
 START_SECONDS = 60
 REPLY_SECONDS = 120
 
 
 class Gone(Exception):
     """A server closed a connection, hung or ended."""
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Server:

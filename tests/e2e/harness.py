@@ -20,13 +20,13 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 
 import redis
 
+from ports import free_port
 from proxy import Proxy, seen  # noqa: F401  (part of this library)
 from rawconn import RawConn, RespError, encode, parse  # noqa: F401
 
@@ -41,12 +41,6 @@ REPORT = re.compile(r"(ERROR: (Address|Leak)Sanitizer|WARNING: ThreadSanitizer|T
 def scaled(seconds):
     """A time limit, longer in sanitizer builds."""
     return seconds * SLOWER
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def wait_until(predicate, timeout=10, interval=0.02, what=None):

@@ -22,6 +22,8 @@ import socket
 import threading
 import time
 
+from ports import free_port
+
 
 def seen(*names):
     """A predicate: the connection has carried one of these commands."""
@@ -141,7 +143,7 @@ class Proxy:
 
     def __init__(self, target, port=None):
         self.target = target if isinstance(target, int) else target.port
-        self.port = port
+        self.port = port or free_port()
         self.accepted = 0
         self.closed_bytes_up = 0
         self.closed_bytes_down = 0
@@ -204,8 +206,7 @@ class Proxy:
         self.cut()
 
     async def _listen(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port or 0, limit=1 << 18, backlog=1024)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 18, backlog=1024)
 
     async def _close(self):
         if self._server is not None:
