@@ -12,7 +12,8 @@
 /* The upstream tier, one per worker, on the worker's loop: every function is called on that
  * thread, and every callback comes on it. A worker has
  *
- *   fetch   one tracked connection: only reads whose results we keep (DESIGN section 5)
+ *   fetch   one tracked connection: only reads whose results we keep (DESIGN section 5), or whose keys a client
+ *           of ours wants to be told of
  *   inval   the target of its invalidations (RESP2: SUBSCRIBE __redis__:invalidate, CLIENT
  *           TRACKING ON REDIRECT id on fetch). Both are watched by a PING at least every
  *           second, answered within the timeout
@@ -78,11 +79,16 @@ uint32_t upstream_generation(const struct upstream *up);       /* 0 = none now *
 const char *upstream_coherence(const struct upstream *up);
 const char *upstream_last_error(const struct upstream *up);
 
-/* ---- reading a key for keeping: GET and PTTL in one go, on `fetch` ---- */
+/* ---- reading a key for keeping: its value and PTTL in one go, on `fetch` ---- */
+enum upstream_fetch_as {
+    UPSTREAM_STRING, /* by GET: the value is the string; ST_WRONGTYPE where it is none */
+    UPSTREAM_DUMP    /* by DUMP, any type: the value is its payload */
+};
 struct upstream_fetch {
     struct list link; /* the caller's: the upstream does not use it */
     struct slice key; /* the caller's memory until done() */
     int db;
+    enum upstream_fetch_as as;
     /* Exactly once. ST_OK: value and pttl_ms (-1 = no expiry, measured from sent_ms), and the
      * generation that vouches for it (0: must not be kept). ST_NOT_FOUND, with its generation
      * too. ST_WRONGTYPE: not a string. ST_TIMEOUT, ST_UNAVAILABLE (not connected), ST_CANCELLED.
@@ -105,16 +111,22 @@ void upstream_fence(struct upstream *up, struct upstream_fence *f);
 /* ---- passing a command through ---- */
 struct upstream_call {
     struct list link; /* the caller's: the upstream does not use it */
-    /* Exactly once. `reply` is a whole RESP2 reply, valid during the call (nil bulk and nil
+    /* Exactly once. `reply` is a whole reply in the protocol that was asked for, valid during the call (nil bulk and nil
      * array told apart); is_error: it starts with '-'. ST_TIMEOUT, ST_UNAVAILABLE: reply is
      * empty; ST_TIMEOUT and a loss after sending mean that the outcome is unknown. `sent` says
      * whether it had left. */
     void (*done)(struct upstream_call *c, enum status st, struct slice reply, bool is_error, bool sent);
 };
-/* In order on `write`. The arguments are copied. May call done() before it returns. When the
+enum upstream_via {
+    UPSTREAM_RESP2 = 2,  /* `write`: untracked */
+    UPSTREAM_RESP3 = 3,  /* another such connection, opened when it is first needed: for clients that speak RESP3 */
+    UPSTREAM_TRACKED = 4 /* `fetch`, RESP2: the upstream will tell when the keys of this read change */
+};
+/* In order on that connection. The arguments are copied. May call done() before it returns. When the
  * upstream refuses `db`, its error is the reply and the command is not sent. Not for commands
  * that change the connection itself: AUTH, HELLO, MULTI, SUBSCRIBE, MONITOR, CLIENT REPLY... */
-void upstream_call(struct upstream *up, struct upstream_call *c, int db, int argc, const struct slice *argv);
+void upstream_call(struct upstream *up, struct upstream_call *c, enum upstream_via via, int db, int argc,
+                   const struct slice *argv);
 
 /* ---- pinned connections ---- */
 struct upstream_pin;
@@ -123,9 +135,12 @@ struct upstream_pin_events {
     void (*push)(void *arg, struct slice reply); /* pub/sub messages, subscribe confirmations after the first */
     void (*lost)(void *arg);                     /* the connection is gone; destroy the pin */
 };
-/* NULL: pins_max reached. Connects lazily; selects `db` before the first command. After lost()
+/* NULL: the limit of its kind is reached. Connects lazily; speaks RESP2, or RESP3 with proto 3; selects `db` before the
+ * first command. After lost()
  * calls get ST_UNAVAILABLE. lost() is never called inside upstream_pin_call(). */
-struct upstream_pin *upstream_pin_create(struct upstream *up, int db, const struct upstream_pin_events *ev);
+enum upstream_pin_kind { UPSTREAM_PIN_WORK, UPSTREAM_PIN_PUBSUB }; /* counted and limited apart */
+struct upstream_pin *upstream_pin_create(struct upstream *up, enum upstream_pin_kind kind, int proto, int db,
+                                         const struct upstream_pin_events *ev);
 /* No deadline when `blocking`. (P)SUBSCRIBE and friends: done() gets the first confirmation,
  * push() the rest. A reply that no call waits for (MONITOR) goes to push() too. */
 void upstream_pin_call(struct upstream_pin *pin, struct upstream_call *c, bool blocking, int argc,

@@ -389,7 +389,8 @@ static struct forward_pin *pin_of(struct call *c)
     fp->db = s->db;
     buf_init(&fp->names, MEM_CLIENT);
     struct upstream_pin_events ev = {fp, pin_push, pin_lost};
-    fp->pin = upstream_pin_create(tier_upstream(c->w), s->db, &ev);
+    fp->pin = upstream_pin_create(tier_upstream(c->w), fp->mode == PIN_PUBSUB ? UPSTREAM_PIN_PUBSUB : UPSTREAM_PIN_WORK,
+                                  2, s->db, &ev);
     if (!fp->pin) {
         mem_free(MEM_CLIENT, fp);
         return NULL;
@@ -453,7 +454,7 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->p->state = PARKED_SENT;
     stats_inc(c->w->stats, STAT_tier_upstream_requests);
     if (!fp) {
-        upstream_call(tier_upstream(c->w), &f->call, s->db, c->argc, c->argv);
+        upstream_call(tier_upstream(c->w), &f->call, UPSTREAM_RESP2, s->db, c->argc, c->argv);
         return DISPATCH_LATER;
     }
     fp->outstanding++;

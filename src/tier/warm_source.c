@@ -243,7 +243,8 @@ static void scan_next(struct warm_source *src)
     src->retry_ms = 0;
     src->calling = true;
     src->call.done = scan_done;
-    upstream_call(tier_upstream(src->w), &src->call, src->db, (int)(sizeof(argv) / sizeof(*argv)), argv);
+    upstream_call(tier_upstream(src->w), &src->call, UPSTREAM_RESP2, src->db, (int)(sizeof(argv) / sizeof(*argv)),
+                  argv);
 }
 
 /* ---- a source ------------------------------------------------------------------------ */

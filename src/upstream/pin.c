@@ -268,8 +268,11 @@ static struct upstream_pin *pin_take_idle(struct upstream *up)
     return pin;
 }
 
-struct upstream_pin *upstream_pin_create(struct upstream *up, int db, const struct upstream_pin_events *ev)
+struct upstream_pin *upstream_pin_create(struct upstream *up, enum upstream_pin_kind kind, int proto, int db,
+                                         const struct upstream_pin_events *ev)
 {
+    (void)kind;
+    (void)proto;
     if (up->destroyed || up->npins >= up->opt.pins_max)
         return NULL;
     struct upstream_pin *pin = pin_take_idle(up);

@@ -615,7 +615,8 @@ void upstream_fetch(struct upstream *up, struct upstream_fetch *f)
         slot_free(s);
         return;
     }
-    struct slice get[] = {SLICE_LIT("GET"), f->key}, pttl[] = {SLICE_LIT("PTTL"), f->key};
+    struct slice get[] = {f->as == UPSTREAM_DUMP ? SLICE_LIT("DUMP") : SLICE_LIT("GET"), f->key},
+                 pttl[] = {SLICE_LIT("PTTL"), f->key};
     link_command(&up->fetch, 2, get);
     resp_write_command(&up->scratch, 2, pttl);
     link_submit(&up->fetch, s, buf_slice(&up->scratch));
@@ -634,20 +635,22 @@ void upstream_fence(struct upstream *up, struct upstream_fence *f)
     link_submit(&up->inval, s, link_command(&up->inval, 1, argv));
 }
 
-void upstream_call(struct upstream *up, struct upstream_call *c, int db, int argc, const struct slice *argv)
+void upstream_call(struct upstream *up, struct upstream_call *c, enum upstream_via via, int db, int argc,
+                   const struct slice *argv)
 {
+    struct link *ln = via == UPSTREAM_TRACKED ? &up->fetch : &up->write;
     CHECK(argc > 0 && db >= 0);
     UP_COUNT(up, calls, 1);
     struct slot *s = slot_new(SLOT_CALL, db);
     s->u.call = c;
     s->breaks_db = slice_is(argv[0], "select");
-    enum status st = link_admit(&up->write);
+    enum status st = link_admit(ln);
     if (st != ST_OK) {
-        slot_fail(&up->write, s, st);
+        slot_fail(ln, s, st);
         slot_free(s);
         return;
     }
-    link_submit(&up->write, s, link_command(&up->write, argc, argv));
+    link_submit(ln, s, link_command(ln, argc, argv));
 }
 
 void upstream_get_stats(const struct upstream *up, struct upstream_stats *out)

@@ -288,7 +288,7 @@ static void test_pipeline(void **state)
     memset(big, 'x', len);
     struct slice set[] = {SLICE_LIT("SET"), SLICE_LIT("big"), {big, len}};
     struct called c = {.c.done = on_called};
-    upstream_call(w.up, &c.c, 0, 3, set);
+    upstream_call(w.up, &c.c, UPSTREAM_RESP2, 0, 3, set);
     WAIT_FOR(&w, 5000, c.done);
     assert_string_equal(c.reply, "+OK\r\n");
     free(big);
@@ -447,7 +447,7 @@ static void test_pin_transaction(void **state)
     for (int i = 0; i < 8; i++)
         pin_open(&w, &many[i], 0);
     struct upstream_pin_events none = {0};
-    assert_null(upstream_pin_create(w.up, 0, &none));
+    assert_null(upstream_pin_create(w.up, UPSTREAM_PIN_WORK, 2, 0, &none));
     for (int i = 0; i < 8; i++)
         pin_close(&many[i]);
     pin_open(&w, &refused, 99);

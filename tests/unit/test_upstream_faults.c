@@ -391,7 +391,7 @@ static void test_destroy_in_callbacks(void **state)
         p.destroy_when_lost = true;
         call_start(&w, &before, 0, "PING");
         if (i % 4 < 2)
-            upstream_call(w.up, &s.c, 0, 1, argv);
+            upstream_call(w.up, &s.c, UPSTREAM_RESP2, 0, 1, argv);
         else
             upstream_pin_call(p.pin, &s.c, false, 1, argv);
         call_start(&w, &after, 0, "PING");
