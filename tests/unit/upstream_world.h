@@ -353,7 +353,7 @@ static __attribute__((unused)) void call_start(struct world *w, struct called *r
     struct slice argv[16];
     memset(r, 0, sizeof(*r));
     r->c.done = on_called;
-    upstream_call(w->up, &r->c, db, split(command, argv), argv);
+    upstream_call(w->up, &r->c, UPSTREAM_RESP2, db, split(command, argv), argv);
 }
 
 static __attribute__((unused)) struct called call(struct world *w, int db, const char *command)
@@ -405,7 +405,7 @@ static __attribute__((unused)) void pin_open(struct world *w, struct pinned *p, 
     memset(p, 0, sizeof(*p));
     p->w = w;
     struct upstream_pin_events ev = {p, on_push, on_lost};
-    p->pin = upstream_pin_create(w->up, db, &ev);
+    p->pin = upstream_pin_create(w->up, UPSTREAM_PIN_WORK, 2, db, &ev);
     assert_non_null(p->pin);
 }
 
