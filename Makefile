@@ -27,8 +27,11 @@ FUZZ_SECONDS ?= 20
 TRACES  ?= traces
 PREFIX  ?= /usr/local
 BINDIR  ?= $(PREFIX)/bin
-SYSCONFDIR ?= $(PREFIX)/etc
+SYSCONFDIR ?= $(if $(filter /usr,$(PREFIX)),/etc,$(PREFIX)/etc)
+MANDIR  ?= $(PREFIX)/share/man
+SYSTEMDDIR ?= $(PREFIX)/lib/systemd/system
 DESTDIR ?=
+VERSION := $(shell sed -n 's/^.define TIERCEL_VERSION "\(.*\)"/\1/p' include/tiercel/version.h)
 
 .DEFAULT_GOAL := all
 ifeq ($(origin CC),default)
@@ -269,16 +272,33 @@ deps:  ## install the packages needed to build
 deps-test:  ## install the packages needed to test
 	@sh deps/install.sh test
 
-install: all  ## install into DESTDIR, PREFIX=/usr/local
-	install -d $(DESTDIR)$(BINDIR)
-	install -m 755 $(BIN) $(DESTDIR)$(BINDIR)/tiercel
-	$(if $(BENCH_SRCS),install -m 755 $(BENCH) $(DESTDIR)$(BINDIR)/tiercel-bench)
-	@if [ -f conf/tiercel.conf ]; then \
-	    install -d $(DESTDIR)$(SYSCONFDIR)/tiercel && \
-	    install -m 644 conf/tiercel.conf $(DESTDIR)$(SYSCONFDIR)/tiercel/tiercel.conf.sample; fi
+MAN_PAGES := $(MANDIR)/man1/tiercel.1 $(MANDIR)/man1/tiercel-bench.1 $(MANDIR)/man5/tiercel.conf.5
+
+install: all  ## install into DESTDIR, PREFIX=/usr/local: programs, manual pages, sample configuration, systemd unit
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SYSCONFDIR)/tiercel $(DESTDIR)$(SYSTEMDDIR) $(sort $(dir $(MAN_PAGES:%=$(DESTDIR)%)))
+	install -m 755 $(BIN) $(BENCH) $(DESTDIR)$(BINDIR)
+	install -m 644 conf/man/tiercel.1 conf/man/tiercel-bench.1 $(DESTDIR)$(MANDIR)/man1
+	$(BIN) --man-page >$(DESTDIR)$(MANDIR)/man5/tiercel.conf.5
+	install -m 644 conf/tiercel.conf $(DESTDIR)$(SYSCONFDIR)/tiercel/tiercel.conf.sample
+	sed -e 's|@BINDIR@|$(BINDIR)|' -e 's|@SYSCONFDIR@|$(SYSCONFDIR)|' conf/systemd/tiercel.service \
+	    >$(DESTDIR)$(SYSTEMDDIR)/tiercel.service
+	chmod 644 $(DESTDIR)$(MANDIR)/man5/tiercel.conf.5 $(DESTDIR)$(SYSTEMDDIR)/tiercel.service
 
 uninstall:  ## remove what install put there
-	rm -f $(DESTDIR)$(BINDIR)/tiercel $(DESTDIR)$(BINDIR)/tiercel-bench $(DESTDIR)$(SYSCONFDIR)/tiercel/tiercel.conf.sample
+	rm -f $(addprefix $(DESTDIR),$(BINDIR)/tiercel $(BINDIR)/tiercel-bench $(MAN_PAGES) \
+	    $(SYSCONFDIR)/tiercel/tiercel.conf.sample $(SYSTEMDDIR)/tiercel.service)
+	rmdir $(DESTDIR)$(SYSCONFDIR)/tiercel 2>/dev/null || true
+
+deb: all  ## build/tiercel_VERSION_ARCH.deb
+	@sh conf/debian/build.sh $(BUILD) $(VERSION)
+
+deb-test:  ## that package in a fresh system: installed, run as its user, purged (root, debootstrap, some minutes)
+	@bash tests/packaging/deb.sh
+
+dist:  ## build/tiercel-VERSION.tar.gz: the sources of the last commit
+	@mkdir -p $(BUILD)
+	git archive --format=tar.gz --prefix=tiercel-$(VERSION)/ -o $(BUILD)/tiercel-$(VERSION).tar.gz HEAD
+	@echo $(BUILD)/tiercel-$(VERSION).tar.gz
 
 clean:  ## remove build/
 	rm -rf $(BUILD)

@@ -86,7 +86,7 @@ struct conf {
  * later wins. An unknown name or a bad value: ST_BAD, and *err is one line naming the
  * source, the line, and the valid range. On ST_OK *err holds warnings for the log, a line
  * each (unknown TIERCEL_* names: other programs put theirs into the environment too).
- * `-` as argv[1] reads standard input. `--help`, `--version`, `--sample-config` and
+ * `-` as argv[1] reads standard input. `--help`, `--version`, `--sample-config`, `--man-page` and
  * `--settings-table` print and set *exit_now; *out is then NULL. At start, one thread. */
 enum status conf_load(int argc, char **argv, char **envp, struct conf **out, bool *exit_now, struct buf *err);
 
@@ -128,6 +128,8 @@ const char *conf_file(const struct conf *c); /* "" = none */
  * --help prints, from the rows. */
 void conf_write_sample(struct buf *out);
 void conf_write_table(struct buf *out);
+/* The manual page tiercel.conf(5). */
+void conf_write_man(struct buf *out);
 void conf_write_help(struct buf *out);
 
 #endif

@@ -382,6 +382,7 @@ static bool print_and_exit(const char *arg)
         {"-h", conf_write_help},
         {"--sample-config", conf_write_sample},
         {"--settings-table", conf_write_table},
+        {"--man-page", conf_write_man},
     };
     struct buf out;
     buf_init(&out, MEM_OTHER);

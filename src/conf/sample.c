@@ -1,6 +1,8 @@
-/* What is generated from the rows: sample file, README table, --help. */
+/* What is generated from the rows: sample file, README table, manual page, --help. */
 #include <inttypes.h>
 #include <stdio.h>
+
+#include "tiercel/version.h"
 
 #include "conf/conf_priv.h"
 
@@ -22,6 +24,23 @@ static const struct {
 };
 
 #define ITEMS (sizeof(items) / sizeof(items[0]))
+
+/* What stands with a setting: its meaning, what is valid, how it can be given. */
+static void describe(struct buf *text, enum conf_id id)
+{
+    const struct conf_row *row = &conf_rows[id];
+    buf_printf(text, "%s. ", row->help);
+    if (row->kind != KIND_STRING) {
+        buf_printf(text, "Valid: ");
+        conf_value_valid(id, text);
+        buf_printf(text, ". ");
+    }
+    if (row->flags & CONF_SECRET)
+        buf_printf(text, "Or %s-file with the path of a file that holds it. ", row->name);
+    if (row->flags & CONF_START)
+        buf_printf(text, "Cannot be changed at run time. ");
+    text->len--;
+}
 
 /* Appends text in comment lines of at most 100 columns. */
 static void write_comment(struct buf *out, struct slice text)
@@ -48,20 +67,10 @@ static void write_line(void *arg, struct slice line)
 
 static void write_sample_row(struct buf *out, const struct conf *c, enum conf_id id)
 {
-    const struct conf_row *row = &conf_rows[id];
     struct buf text;
     buf_init(&text, MEM_OTHER);
-    buf_printf(&text, "%s. ", row->help);
-    if (row->kind != KIND_STRING) {
-        buf_printf(&text, "Valid: ");
-        conf_value_valid(id, &text);
-        buf_printf(&text, ". ");
-    }
-    if (row->flags & CONF_SECRET)
-        buf_printf(&text, "Or %s-file with the path of a file that holds it. ", row->name);
-    if (row->flags & CONF_START)
-        buf_printf(&text, "Cannot be changed at run time. ");
-    write_comment(out, SLICE(text.ptr, text.len - 1));
+    describe(&text, id);
+    write_comment(out, buf_slice(&text));
     conf_value_lines(c, id, write_line, out);
     buf_byte(out, '\n');
     buf_deinit(&text);
@@ -142,11 +151,68 @@ void conf_write_table(struct buf *out)
     conf_unref(c);
 }
 
+/* Text of a manual page: nothing in it is a request of troff, and a hyphen is one. */
+static void write_roff(struct buf *out, struct slice text)
+{
+    for (size_t i = 0; i < text.len; i++) {
+        if (text.ptr[i] == '\\')
+            buf_printf(out, "\\e");
+        else if (text.ptr[i] == '-')
+            buf_printf(out, "\\-");
+        else if (strchr(".'", text.ptr[i]) != NULL && (i == 0 || text.ptr[i - 1] == '\n'))
+            buf_printf(out, "\\&%c", text.ptr[i]);
+        else
+            buf_byte(out, text.ptr[i]);
+    }
+}
+
+static void write_man_row(struct buf *out, const struct conf *c, enum conf_id id)
+{
+    struct buf text;
+    buf_init(&text, MEM_OTHER);
+    buf_printf(out, ".TP\n\\fB");
+    write_roff(out, slice_str(conf_rows[id].name));
+    buf_printf(out, "\\fR ");
+    format_default(c, id, &text);
+    write_roff(out, text.len != 0 ? buf_slice(&text) : SLICE_LIT("\"\""));
+    buf_byte(out, '\n');
+    text.len = 0;
+    describe(&text, id);
+    write_roff(out, buf_slice(&text));
+    buf_byte(out, '\n');
+    buf_deinit(&text);
+}
+
+void conf_write_man(struct buf *out)
+{
+    struct conf *c = conf_create();
+    buf_printf(
+        out,
+        ".TH TIERCEL.CONF 5 \"\" \"tiercel " TIERCEL_VERSION "\" \"File formats\"\n"
+        ".SH NAME\ntiercel.conf \\- settings of tiercel(1)\n"
+        ".SH DESCRIPTION\n"
+        "The form is redis.conf's: a line is a name and its value; # begins a comment, and a value that has blanks is\n"
+        "quoted. Sizes are bytes, or have a unit: 1k = 1000, 1kb = 1024, and so on for m, mb, g, gb.\n.PP\n"
+        "Every setting can also be given in the environment (maxmemory: TIERCEL_MAXMEMORY) and as an option\n"
+        "(\\-\\-maxmemory 1gb); options win over the environment, that over the file. CONFIG SET changes most at run\n"
+        "time, CONFIG REWRITE writes them back. `include PATH` reads another file at its place; PATH may be a\n"
+        "pattern.\n.PP\nEach setting stands here with its default.\n");
+    for (size_t i = 0; i < ITEMS; i++) {
+        const struct conf_row *row = &conf_rows[items[i].id];
+        if (items[i].group != NULL)
+            buf_printf(out, ".SH %s\n", items[i].group);
+        else if (row->kind != KIND_ALIAS && !(row->flags & CONF_HIDDEN))
+            write_man_row(out, c, items[i].id);
+    }
+    buf_printf(out, ".SH SEE ALSO\ntiercel(1)\n");
+    conf_unref(c);
+}
+
 void conf_write_help(struct buf *out)
 {
     struct conf *c = conf_create();
     buf_printf(out, "usage: tiercel [FILE | -] [--name value]...\n"
-                    "       tiercel --help | --version | --sample-config | --settings-table\n\n"
+                    "       tiercel --help | --version | --sample-config | --settings-table | --man-page\n\n"
                     "FILE has the form of redis.conf; - reads it from standard input. Every setting can be given\n"
                     "in FILE, as TIERCEL_NAME in the environment, or as an option; the last of these wins.\n");
     for (size_t i = 0; i < ITEMS; i++) {

@@ -1,0 +1,87 @@
+#!/bin/bash
+# The Debian package in a fresh system: built, installed, run as its own user on a read-only root as its unit says, purged.
+#   bash tests/packaging/deb.sh        (root; needs debootstrap and a Debian mirror; some minutes)
+# ROOT=dir keeps and reuses the base system there. SUITE and MIRROR choose another.
+set -euo pipefail
+
+cd "$(dirname "$0")/../.."
+suite=${SUITE:-bookworm} mirror=${MIRROR:-http://deb.debian.org/debian}
+work=$(mktemp -d)
+root=${ROOT:-$work/root}
+pid=
+mounted=
+
+finish() {
+    [ -z "$pid" ] || kill "$pid" 2>/dev/null || true
+    [ -z "$mounted" ] || umount "$root/proc" 2>/dev/null || true
+    rm -rf --one-file-system "$work"
+}
+trap finish EXIT
+
+fail() {
+    echo "FAILED: $*" >&2
+    exit 1
+}
+
+inside() { chroot "$root" /usr/bin/env DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
+
+# Every path outside of what apt and dpkg keep about all packages.
+paths() { find "$root" -xdev \( -path "$root/var/lib/dpkg" -o -path "$root/var/lib/apt" -o -path "$root/var/cache" -o -path "$root/var/log" \) -prune -o -print | sort; }
+
+make --no-print-directory deb
+deb=$(echo build/tiercel_*.deb)
+[ -x "$root/usr/bin/apt-get" ] || debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$work/debootstrap.log" 2>&1 || fail "debootstrap: $(tail -3 "$work/debootstrap.log")"
+mount -t proc proc "$root/proc"
+mounted=1
+echo 'exit 101' | install -m 755 /dev/stdin "$root/usr/sbin/policy-rc.d"
+inside apt-get -qq update
+# What it depends on is there before, so that a purge of it alone must leave no difference.
+inside apt-get -qq install -y --no-install-recommends redis-tools adduser iproute2 >/dev/null 2>&1 || fail "apt-get install"
+cp "$deb" "$root/tmp/tiercel.deb"
+depends=$(dpkg-deb -f "$deb" Depends | sed 's/([^)]*)//g; s/,/ /g')
+# shellcheck disable=SC2086
+inside apt-get -qq install -y --no-install-recommends $depends >/dev/null 2>&1 || fail "its dependencies: $depends"
+paths >"$work/before"
+cp "$root/etc/passwd" "$work/passwd"
+
+inside apt-get -qq install -y --no-install-recommends /tmp/tiercel.deb >"$work/install.log" 2>&1 || fail "$(cat "$work/install.log")"
+inside id tiercel
+[ "$(stat -c '%U %a' "$root/etc/tiercel/tiercel.conf")" = "root 640" ] || fail "rights of tiercel.conf"
+[ "$(inside stat -c '%U %G %a' /var/lib/tiercel)" = "tiercel tiercel 700" ] || fail "rights of /var/lib/tiercel"
+
+# As the unit has it: own user, nothing but its state directory writable, no capabilities, no new privileges.
+port=$((20000 + RANDOM % 10000))
+start() {
+    unshare --mount bash -c '
+        mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" &&
+        mount --bind "$1/var/lib/tiercel" "$1/var/lib/tiercel" && mount -o remount,rw,bind "$1/var/lib/tiercel" &&
+        mount -t tmpfs tmpfs "$1/tmp" &&
+        exec chroot "$1" setpriv --reuid tiercel --regid tiercel --clear-groups --bounding-set=-all --inh-caps=-all --no-new-privs \
+            /usr/bin/tiercel /etc/tiercel/tiercel.conf --port "$2" --http-port 0' start "$root" "$port" >"$work/log" 2>&1 &
+    pid=$!
+    for _ in $(seq 100); do
+        [ "$(ask ping 2>/dev/null)" = PONG ] && return
+        sleep 0.1
+    done
+    fail "it does not answer: $(cat "$work/log")"
+}
+ask() { inside redis-cli -p "$port" "$@"; }
+stop() {
+    kill -TERM "$pid"
+    wait "$pid" || fail "exit code $?: $(cat "$work/log")"
+    pid=
+}
+start
+[ "$(stat -c %U "/proc/$pid")" != root ] || fail "it runs as root"
+grep -q '^CapEff:.*0000000000000000$' "/proc/$pid/status" || fail "it has capabilities"
+[ "$(ask set greeting hello)" = OK ] || fail set
+stop
+start
+[ "$(ask get greeting)" = hello ] || fail "the value is gone after a restart"
+stop
+
+inside apt-get -qq purge -y tiercel >/dev/null 2>&1 || fail purge
+paths >"$work/after"
+diff "$work/before" "$work/after" || fail "purge left that, or took it"
+diff "$work/passwd" "$root/etc/passwd" || fail "purge left its user"
+echo "$deb: installed, run, purged"
