@@ -31,8 +31,8 @@ void hll_to_dense(struct buf *hll); /* of one whose registers are whole */
 /* Of a dense one, where it is. */
 bool hll_dense_raise(char *hll, unsigned reg, unsigned value);
 unsigned hll_dense_get(const char *hll, unsigned reg);
-/* The runs of a sparse one for people. false: they are damaged. */
-bool hll_sparse_text(struct slice s, struct buf *out);
+/* The runs of a sparse one for people, whether or not they make up the registers. */
+void hll_sparse_text(struct slice s, struct buf *out);
 /* Raises max[] to its registers. false: they are damaged. */
 bool hll_merge(struct slice s, uint8_t max[HLL_REGISTERS]);
 

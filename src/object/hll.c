@@ -190,14 +190,13 @@ bool hll_merge(struct slice s, uint8_t max[HLL_REGISTERS])
     return true;
 }
 
-bool hll_sparse_text(struct slice s, struct buf *out)
+void hll_sparse_text(struct slice s, struct buf *out)
 {
-    unsigned reg = 0;
     struct run r;
 
-    for (size_t at = HLL_HEAD; at < s.len; at += r.bytes, reg += r.len) {
-        if (!run_read(s, at, &r))
-            return false;
+    for (size_t at = HLL_HEAD; at < s.len; at += r.bytes) {
+        if (!run_read(s, at, &r)) /* half of one: the other is taken for 0 */
+            r = (struct run){2, (unsigned)(s.ptr[at] & 0x3f) << 8 | 1, 0};
         if (at > HLL_HEAD)
             buf_byte(out, ' ');
         if (r.value)
@@ -205,7 +204,6 @@ bool hll_sparse_text(struct slice s, struct buf *out)
         else
             buf_printf(out, "%c:%u", r.bytes == 2 ? 'Z' : 'z', r.len);
     }
-    return reg == HLL_REGISTERS;
 }
 
 void hll_to_dense(struct buf *hll)

@@ -261,3 +261,23 @@ def test_paused_clients_that_leave_are_gone(tiercel):
             wait_until(lambda: a.call("CLIENT", "LIST").count(b"id=") == 1)
         a.ask("CLIENT", "UNPAUSE")
         assert a.ask("EXISTS", "k") == 0
+
+
+def test_a_damaged_hyperloglog_is_shown_as_it_is(tiercel, redis_server):
+    with tiercel().raw() as ours, redis_server().raw() as theirs:
+        for conn in (ours, theirs):
+            conn.call("PFADD", "h", "a", "b")
+        whole = theirs.ask("GET", "h")
+        for value in (whole, whole + b"\x05", whole[:-1], whole[:-2], whole[:16], whole + b"\x7f"):
+            for command in (("SET", "h", value), ("PFDEBUG", "DECODE", "h"), ("PFCOUNT", "h"), ("PFADD", "h", "c"),
+                            ("PFMERGE", "h", "h")):
+                assert ours.call(*command) == theirs.call(*command), (value, command)
+
+
+def test_minus_zero(tiercel, redis_server):
+    with tiercel().raw() as ours, redis_server().raw() as theirs:
+        for name, n in (("small", 3), ("large", 300)):
+            members = [x for i in range(n) for x in ("%d" % (i + 1), "m%d" % i)]
+            for command in (("ZADD", name, *members, "-0", "minus", "-0.0", "zero"), ("ZRANGE", name, "0", "3", "WITHSCORES"),
+                            ("ZINCRBY", name, "-0", "minus"), ("ZSCORE", name, "zero"), ("ZADD", name, "INCR", "-0", "new")):
+                assert ours.call(*command) == theirs.call(*command), command
