@@ -80,11 +80,11 @@ pkg_cflags = $(shell $(PKG_CONFIG) --cflags $(1) 2>/dev/null)
 pkg_libs   = $(shell $(PKG_CONFIG) --libs $(1) 2>/dev/null || echo $(2))
 
 LIB_CFLAGS := $(call pkg_cflags,libuv) $(call pkg_cflags,hiredis) $(call pkg_cflags,lmdb) \
-              $(call pkg_cflags,libzstd) $(call pkg_cflags,libxxhash) $(call pkg_cflags,liblzf) $(call pkg_cflags,libcrypto) \
+              $(call pkg_cflags,libzstd) $(call pkg_cflags,libxxhash) $(call pkg_cflags,liblzf) $(call pkg_cflags,libssl libcrypto) \
               $(call pkg_cflags,libmicrohttpd) $(call pkg_cflags,lua5.1 lua5.1-cjson lua5.1-bitop)
 LIBS       := $(call pkg_libs,libuv,-luv) $(call pkg_libs,hiredis,-lhiredis) $(call pkg_libs,lmdb,-llmdb) \
               $(call pkg_libs,libzstd,-lzstd) $(call pkg_libs,libxxhash,-lxxhash) \
-              $(call pkg_libs,liblzf,-llzf) $(call pkg_libs,libcrypto,-lcrypto) $(call pkg_libs,libmicrohttpd,-lmicrohttpd) \
+              $(call pkg_libs,liblzf,-llzf) $(call pkg_libs,libssl libcrypto,-lssl -lcrypto) $(call pkg_libs,libmicrohttpd,-lmicrohttpd) \
               $(call pkg_libs,lua5.1-cjson lua5.1-bitop lua5.1,-llua5.1-cjson -llua5.1-bitop -llua5.1)
 # Sanitizers bring their own allocator.
 ifeq ($(ALLOC)$(SAN),jemalloc)

@@ -204,6 +204,20 @@ static void on_second_signal(int sig)
     _exit(1);
 }
 
+/* SIGHUP: files that others may have replaced. */
+static void reload(struct server *sv)
+{
+    char err[256];
+
+    if (!log_reopen())
+        log_warning("main", "the log file cannot be reopened: %s", strerror(errno));
+    pthread_mutex_lock(&sv->cmd->conf_lock);
+    enum status st = net_tls_reload(sv->net, sv->cmd->conf, err);
+    pthread_mutex_unlock(&sv->cmd->conf_lock);
+    if (st != ST_OK)
+        log_warning("main", "certificates are not loaded again: %s", err);
+}
+
 static void wait_for_stop(struct server *sv, const sigset_t *set)
 {
     for (;;) {
@@ -211,8 +225,7 @@ static void wait_for_stop(struct server *sv, const sigset_t *set)
         if (sigwait(set, &sig) != 0)
             continue;
         if (sig == SIGHUP) {
-            if (!log_reopen())
-                log_warning("main", "the log file cannot be reopened: %s", strerror(errno));
+            reload(sv);
             continue;
         }
         atomic_store(&sv->stopping, true);
@@ -328,6 +341,13 @@ static bool load_dump(struct server *sv, struct worker *w, bool libraries, char 
     }
 }
 
+static bool reload_tls(void *arg, const struct conf *next, char err[256])
+{
+    struct server *sv = arg;
+
+    return net_tls_reload(sv->net, next, err) == ST_OK;
+}
+
 static bool start(struct server *sv, const char *executable, char err[256])
 {
     sv->acl = acl_create(sv->conf);
@@ -341,7 +361,8 @@ static bool start(struct server *sv, const char *executable, char err[256])
         conf_assign(sv, "maxclients", maxclients);
     if (!make_tiers(sv, threads, err))
         return false;
-    struct cmd_server_ops ops = {.shutdown = on_shutdown_command, .arg = sv, .serve_while_busy = net_serve_while_busy};
+    struct cmd_server_ops ops = {
+        .shutdown = on_shutdown_command, .arg = sv, .serve_while_busy = net_serve_while_busy, .reload_tls = reload_tls};
     sv->cmd = cmd_create(sv->tier, sv->conf, sv->acl, &ops);
     sv->cmd->tcp_port = net_port(sv->net);
     sv->cmd->executable = executable;

@@ -35,6 +35,9 @@ struct cmd_server_ops {
     void *arg;
     /* A script takes long: answers those of the worker's clients that can be answered meanwhile. May be NULL. */
     void (*serve_while_busy)(struct worker *w);
+    /* CONFIG SET of what is about TLS, before it counts: false, with err, when the files it names cannot be used. Any
+     * worker's thread, one at a time. May be NULL. */
+    bool (*reload_tls)(void *arg, const struct conf *next, char err[256]);
 };
 
 struct cmd {

@@ -27,7 +27,10 @@ enum status net_worker_start(struct net *net, struct worker *w);
 void net_worker_stop(struct worker *w, int64_t drain_ms, void (*closed)(struct worker *w));
 /* Closes the sockets and unlinks the UNIX socket. After the loops ended. */
 void net_close(struct net *net);
-int net_port(const struct net *net); /* the port really bound */
+int net_port(const struct net *net); /* the port really bound; without a plain one that of TLS */
+/* Connections from now on get certificates and settings of TLS as they are now. ST_BAD: err says what is wrong with them, and
+ * nothing changed. Any thread. */
+enum status net_tls_reload(struct net *net, const struct conf *conf, char err[256]);
 /* A script keeps the worker's loop from turning: what can be done meanwhile. The worker's thread, from within that. */
 void net_serve_while_busy(struct worker *w);
 /* A worker's periodic work (timeouts, maxmemory-clients), `hz` times a second. */

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "tiercel/acl.h"
+#include "tiercel/glob.h"
 #include "tiercel/stats.h"
 #include "tiercel/tracking.h"
 #include "tiercel/tier.h"
@@ -107,12 +108,27 @@ static void take_newest(struct worker *w, void *arg)
     conf_unref(old);
 }
 
+static bool names_tls(int npairs, const struct slice *pairs)
+{
+    for (int i = 0; i < npairs; i++)
+        if (glob_match(SLICE_LIT("tls-*"), pairs[2 * i], true))
+            return true;
+    return false;
+}
+
 static bool set_locked(struct cmd *cmd, int npairs, const struct slice *pairs, struct buf *err)
 {
     struct conf *next;
     if (conf_set(cmd->conf, npairs, pairs, &next, err) != ST_OK)
         return false;
     struct conf *old = cmd->conf;
+    char why[256];
+    /* Also with the paths as they were: then the files may be new. */
+    if (cmd->ops.reload_tls && names_tls(npairs, pairs) && !cmd->ops.reload_tls(cmd->ops.arg, next, why)) {
+        buf_printf(err, "CONFIG SET failed - %s", why);
+        conf_unref(next);
+        return false;
+    }
     cmd->conf = next;
     if (strcmp(old->requirepass, next->requirepass) != 0)
         acl_set_requirepass(cmd->acl, slice_str(next->requirepass));

@@ -329,7 +329,23 @@ int multi_exec_keys(struct session *s, struct call_key *keys, int max, bool *all
     return n;
 }
 
-/* Runs the queued commands; every key is resident or absent, and locked. */
+/* All of them were brought in before, but for those that a SWAPDB of the same transaction has brought: these are read from
+ * disk at once. */
+static bool resolve_now(struct worker *w, struct call_key *keys, int n)
+{
+    if (LIKELY(dispatch_resolve(w, keys, n, NULL) == ST_OK))
+        return true;
+    for (int i = 0; i < n; i++) {
+        enum status st = dispatch_resolve(w, &keys[i], 1, NULL);
+        if (st == ST_PENDING && tier_fault_now_locked(w, mem_shard_of(w->tier->mem, keys[i].key.hash), &keys[i].key))
+            st = dispatch_resolve(w, &keys[i], 1, NULL);
+        if (st != ST_OK)
+            return false;
+    }
+    return true;
+}
+
+/* Runs the queued commands; every key is locked. */
 static void exec_commands(struct call *c, struct call_key *keys)
 {
     struct session *s = c->s;
@@ -348,11 +364,10 @@ static void exec_commands(struct call *c, struct call_key *keys)
             sub.nkeys = dispatch_keys(c->w, q->cmd, q->argc, q->argv, s->db, keys, sub.nkeys);
         if (UNLIKELY(!acl_admit_queued(&sub)))
             continue;
-        enum status st = dispatch_resolve(c->w, keys, sub.nkeys, NULL);
-        if (st == ST_OK)
+        if (LIKELY(resolve_now(c->w, keys, sub.nkeys)))
             dispatch_call(&sub);
         else
-            call_error(&sub, "ERR a key of this transaction could not be kept in memory");
+            dispatch_fault_error(&sub, ST_IO);
         if (q->cmd->flags & CMD_ALL_SHARDS) { /* at once: the commands behind it change keys by their new hashes */
             watch_rehash(c->w);
             block_rehash(c->w);

@@ -43,17 +43,18 @@ static bool peer_is_loopback(int fd)
     return sa.ss_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&((struct sockaddr_in6 *)&sa)->sin6_addr);
 }
 
-static void fd_refuse(struct net_worker *nw, int fd, const char *text, size_t len)
+static void fd_refuse(struct net_worker *nw, int fd, bool tls, const char *text, size_t len)
 {
-    /* The socket is new and its buffer empty: the text fits, or the client never learns why. */
-    ssize_t n = send(fd, text, len, MSG_NOSIGNAL | MSG_DONTWAIT);
-    (void)n;
+    /* The socket is new and its buffer empty: the text fits, or the client never learns why. Before a handshake nothing
+     * could be said. */
+    if (!tls)
+        (void)!send(fd, text, len, MSG_NOSIGNAL | MSG_DONTWAIT);
     close(fd);
     stats_inc(nw->w->stats, STAT_rejected_connections);
 }
 
 /* Counts the newcomer in, or says no and closes it. */
-static bool fd_admit(struct net_worker *nw, int fd, bool is_unix)
+static bool fd_admit(struct net_worker *nw, int fd, bool is_unix, bool tls)
 {
     const struct conf *conf = nw->w->conf;
     int64_t most = atomic_load_explicit(&nw->net->fd_clients, memory_order_relaxed);
@@ -61,12 +62,12 @@ static bool fd_admit(struct net_worker *nw, int fd, bool is_unix)
         most = conf->maxclients;
     if (atomic_fetch_add_explicit(&nw->net->clients, 1, memory_order_relaxed) >= most) {
         atomic_fetch_sub_explicit(&nw->net->clients, 1, memory_order_relaxed);
-        fd_refuse(nw, fd, max_clients_text, sizeof(max_clients_text) - 1);
+        fd_refuse(nw, fd, tls, max_clients_text, sizeof(max_clients_text) - 1);
         return false;
     }
     if (!is_unix && conf->protected_mode && acl_default_nopass(nw->w->cmd->acl) && !peer_is_loopback(fd)) {
         atomic_fetch_sub_explicit(&nw->net->clients, 1, memory_order_relaxed);
-        fd_refuse(nw, fd, protected_text, sizeof(protected_text) - 1);
+        fd_refuse(nw, fd, tls, protected_text, sizeof(protected_text) - 1);
         return false;
     }
     stats_inc(nw->w->stats, STAT_total_connections_received);
@@ -86,7 +87,7 @@ static void on_handover(struct mbox_msg *msg, void *owner)
     struct handover *h = (struct handover *)msg;
     struct net_worker *nw = ((struct worker *)owner)->net_worker;
     if (nw && !nw->stopping) {
-        conn_open(nw, h->fd, true);
+        conn_open(nw, h->fd, true, false);
     } else {
         atomic_fetch_sub_explicit(&h->net->clients, 1, memory_order_relaxed);
         close(h->fd);
@@ -111,7 +112,7 @@ static void fd_hand_over(struct net_worker *nw, int fd)
     }
     pthread_mutex_unlock(&net->lock);
     if (!posted)
-        conn_open(nw, fd, true);
+        conn_open(nw, fd, true, false);
 }
 
 /* ---- accepting ----------------------------------------------------------------------------- */
@@ -156,12 +157,12 @@ static void on_connection(uv_poll_t *poll, int status, int events)
             }
             continue; /* ECONNABORTED and the network errors Linux passes on: that client's */
         }
-        if (!fd_admit(l->nw, fd, l->is_unix))
+        if (!fd_admit(l->nw, fd, l->is_unix, l->tls))
             continue;
         if (l->is_unix)
             fd_hand_over(l->nw, fd);
         else
-            conn_open(l->nw, fd, false);
+            conn_open(l->nw, fd, false, l->tls);
     }
 }
 
@@ -199,10 +200,10 @@ static void on_idle(uv_idle_t *handle)
     (void)handle; /* its being active is what keeps the loop from sleeping */
 }
 
-static void listener_start(struct net_worker *nw, int fd, bool is_unix)
+static void listener_start(struct net_worker *nw, int fd, bool is_unix, bool tls)
 {
     struct net_listener *l = &nw->listeners[nw->nlisteners++];
-    *l = (struct net_listener){.nw = nw, .fd = fd, .is_unix = is_unix};
+    *l = (struct net_listener){.nw = nw, .fd = fd, .is_unix = is_unix, .tls = tls};
     CHECK(uv_poll_init(nw->w->loop, &l->poll, fd) == 0);
     l->poll.data = l;
     nw->handles++;
@@ -230,9 +231,9 @@ enum status net_worker_start(struct net *net, struct worker *w)
 
     nw->listeners = mem_calloc(MEM_OTHER, (size_t)(net->naddrs + 1) * sizeof(*nw->listeners));
     for (int i = 0; i < net->naddrs; i++)
-        listener_start(nw, net->addrs[i].fds[w->id], false);
+        listener_start(nw, net->addrs[i].fds[w->id], false, net->addrs[i].tls);
     if (net->unix_fd >= 0 && w->id == 0)
-        listener_start(nw, net->unix_fd, true);
+        listener_start(nw, net->unix_fd, true, false);
     listeners_start(nw);
 
     w->net_worker = net->all[w->id] = nw;

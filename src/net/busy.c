@@ -24,7 +24,9 @@ static void send_out(struct conn *c)
     if (chain_empty(out) || out->npacked || c->writing || c->s->unsynced || c->s->holding)
         return;
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)chain_iov(out, iov, NET_IOVECS)};
-    ssize_t n = sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+    size_t offered;
+    ssize_t n = c->tls ? tls_write(c->tls, iov, (int)msg.msg_iovlen, &offered)
+                       : sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n > 0) {
         chain_consume(out, (size_t)n);
         c->s->total_out += (uint64_t)n;
@@ -47,15 +49,21 @@ static void serve(struct net_worker *nw, struct conn *c)
     send_out(c);
     if (!conn_is_idle(c) || conn_unparsed(c) > 0)
         return;
-    ssize_t n = recv(c->fd, text, sizeof(text), MSG_PEEK | MSG_DONTWAIT);
+    ssize_t n =
+        c->tls ? tls_peek(c->tls, text, sizeof(text)) : recv(c->fd, text, sizeof(text), MSG_PEEK | MSG_DONTWAIT);
     if (n <= 0)
         return;
+    if (c->tls)
+        conn_schedule(c); /* what stays is decrypted already: no poll will tell of it */
     resp_parser_init(&parser);
     request_init(&req);
     if (resp_parse(&parser, SLICE(text, (size_t)n), &lim, &used, &req, err) == RESP_OK &&
         session_feed_busy(c->s, &req)) {
         char taken[PEEK_BYTES];
-        (void)!recv(c->fd, taken, used, MSG_DONTWAIT);
+        if (c->tls)
+            tls_take(c->tls, taken, used);
+        else
+            (void)!recv(c->fd, taken, used, MSG_DONTWAIT);
         c->s->total_in += used;
         send_out(c);
     }

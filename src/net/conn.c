@@ -14,7 +14,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "tiercel/acl.h"
@@ -93,9 +92,15 @@ static void session_wake(struct session *s)
 
 static const struct session_ops session_ops = {.wake = session_wake};
 
-void conn_open(struct net_worker *nw, int fd, bool is_unix)
+void conn_open(struct net_worker *nw, int fd, bool is_unix, bool tls)
 {
     struct worker *w = nw->w;
+    struct ssl_st *ssl = tls ? tls_open(nw->net, fd) : NULL;
+    if (tls && !ssl) {
+        atomic_fetch_sub_explicit(&nw->net->clients, 1, memory_order_relaxed);
+        close(fd);
+        return;
+    }
     struct conn *c = mem_calloc(MEM_CLIENT, sizeof(*c));
     c->nw = nw;
     buf_init(&c->in, MEM_CLIENT);
@@ -104,6 +109,8 @@ void conn_open(struct net_worker *nw, int fd, bool is_unix)
     int rc = uv_poll_init(w->loop, &c->poll, fd);
     if (rc != 0) {
         log_warning("net", "a connection cannot be watched: %s", uv_strerror(rc));
+        if (ssl)
+            tls_close(ssl);
         close(fd);
         buf_deinit(&c->in);
         resp_parser_deinit(&c->parser);
@@ -111,6 +118,7 @@ void conn_open(struct net_worker *nw, int fd, bool is_unix)
         return;
     }
     c->fd = fd;
+    c->tls = ssl;
     c->poll.data = c;
     list_push_back(&nw->conns, &c->link);
     nw->nconns++;
@@ -143,6 +151,8 @@ void conn_close(struct conn *c)
     list_remove(&c->link);
     c->s = NULL;
     uv_close((uv_handle_t *)&c->poll, on_closed); /* the loop lets go of the socket here */
+    if (UNLIKELY(c->tls != NULL))
+        tls_close(c->tls);
     close(c->fd);
     session_destroy(s);
     list_remove(&c->ready); /* the session may have asked for a turn while it went */
@@ -520,10 +530,12 @@ static void read_once(struct conn *c)
     struct net_worker *nw = c->nw;
     size_t room;
     char *to = read_room(c, &room);
-    ssize_t got = recv(c->fd, to, room, MSG_DONTWAIT);
+    ssize_t got = LIKELY(!c->tls) ? recv(c->fd, to, room, MSG_DONTWAIT) : tls_read(c->tls, to, room);
     if (UNLIKELY(got <= 0)) {
         if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
             read_ended(c, got == 0 ? 0 : errno);
+        else if (c->tls) /* the handshake got on, or not: it may want to write, and then we may */
+            conn_turn(c);
         return;
     }
     c->s->total_in += (size_t)got;
@@ -576,6 +588,8 @@ static ssize_t write_some(const struct conn *c, size_t *offered)
 {
     struct iovec iov[NET_IOVECS];
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)chain_iov(&c->s->out, iov, NET_IOVECS)};
+    if (UNLIKELY(c->tls != NULL))
+        return tls_write(c->tls, iov, (int)msg.msg_iovlen, offered);
     *offered = 0;
     for (size_t i = 0; i < msg.msg_iovlen; i++)
         *offered += iov[i].iov_len;
@@ -593,6 +607,8 @@ static void flush(struct conn *c)
         conn_close(c);
         return;
     }
+    if (UNLIKELY(c->tls && !tls_established(c->tls)))
+        return;
     if (c->writing || UNLIKELY((c->s->unsynced || c->s->holding) && session_hold(c->s)))
         return;
     if (UNLIKELY(out->npacked) && !chain_unpack(out, inflate, c->nw->w->codec)) {
@@ -681,13 +697,16 @@ static void settle(struct conn *c)
         conn_close(c);
         return;
     }
-    int want = (may_read(c) ? UV_READABLE : 0) | (c->writing ? UV_WRITABLE : 0);
+    bool writable = c->writing || UNLIKELY(c->tls && !tls_established(c->tls) && tls_wants_write(c->tls));
+    int want = (may_read(c) ? UV_READABLE : 0) | (writable ? UV_WRITABLE : 0);
     if (UNLIKELY(want != c->watched)) {
         CHECK(uv_poll_start(&c->poll, want, on_poll) == 0);
         c->watched = want;
     }
     /* Leftovers that only waited for the other connections. */
     if (UNLIKELY(c->s && c->more && c->s->out.bytes <= NET_OUTPUT_SOFT && !session_full(c->s)))
+        conn_schedule(c);
+    if (UNLIKELY(c->tls && want & UV_READABLE && tls_has_input(c->tls)))
         conn_schedule(c);
 }
 
@@ -701,6 +720,8 @@ static void on_poll(uv_poll_t *poll, int status, int events)
     if (UNLIKELY(events & UV_WRITABLE) && c->writing) {
         c->writing = false;
         conn_turn(c);
+    } else if (UNLIKELY(events & UV_WRITABLE) && c->tls) {
+        events |= UV_READABLE; /* its handshake goes on with a read */
     }
     /* That turn may have found that it must not read now. */
     if (LIKELY(events & UV_READABLE) && c->s && LIKELY(!c->eof && (status < 0 || c->watched & UV_READABLE)))
@@ -713,6 +734,14 @@ void conn_turn(struct conn *c)
 {
     if (!c->s)
         return;
+    if (UNLIKELY(c->tls && !c->eof && c->watched & UV_READABLE && tls_has_input(c->tls))) {
+        if (c->nw->nsmall > 0) /* they run first: this may be called by one of them */
+            conn_schedule(c);
+        else
+            read_once(c);
+        if (!c->s)
+            return;
+    }
     if (c->more && !c->s->close_asap) {
         run_own(c);
         if (!c->s)

@@ -123,6 +123,8 @@ static bool is_timed_out(const struct conn *c)
 {
     const struct session *s = c->s;
     int64_t timeout_s = c->nw->w->conf->timeout, idle_ms = c->nw->w->now_ms - s->last_ms;
+    if (c->tls && !tls_established(c->tls))
+        return idle_ms > NET_HANDSHAKE_MS;
     if (c->writing && (c->eof || s->close_after_reply) && idle_ms > LAST_REPLIES_MS)
         return true;
     if (timeout_s == 0 || s->queued || (s->flags & SESSION_BLOCKED) || session_obuf_class(s) == OBUF_PUBSUB)

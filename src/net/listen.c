@@ -44,7 +44,7 @@ int64_t net_raise_fd_limit(int64_t clients)
 
 /* ---- addresses ------------------------------------------------------------------------- */
 
-static enum status address_add(struct net *net, const struct addrinfo *ai)
+static enum status address_add(struct net *net, const struct addrinfo *ai, bool tls)
 {
     for (int i = 0; i < net->naddrs; i++) /* "127.0.0.1 localhost" is one address */
         if (net->addrs[i].len == ai->ai_addrlen && memcmp(&net->addrs[i].sa, ai->ai_addr, ai->ai_addrlen) == 0)
@@ -52,7 +52,7 @@ static enum status address_add(struct net *net, const struct addrinfo *ai)
     if (net->naddrs == ADDRESSES_MAX)
         return ST_FULL;
     struct net_address *a = &net->addrs[net->naddrs++];
-    *a = (struct net_address){.len = ai->ai_addrlen};
+    *a = (struct net_address){.len = ai->ai_addrlen, .tls = tls};
     memcpy(&a->sa, ai->ai_addr, ai->ai_addrlen);
     a->fds = mem_alloc(MEM_OTHER, (size_t)net->nworkers * sizeof(*a->fds));
     for (int i = 0; i < net->nworkers; i++)
@@ -131,11 +131,13 @@ static void address_close(struct net *net, struct net_address *a)
 }
 
 /* One word of `bind`: every address it stands for, each listened on by every worker. */
-static enum status host_listen(struct net *net, const char *host, bool optional, int backlog, char err[ERR_MAX])
+static enum status host_listen(struct net *net, const char *host, bool optional, bool tls, int backlog,
+                               char err[ERR_MAX])
 {
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *list;
+    int port = tls ? net->tls_port : net->port;
     char service[16];
-    snprintf(service, sizeof(service), "%d", net->port);
+    snprintf(service, sizeof(service), "%d", port);
     if (strcmp(host, "0.0.0.0") == 0)
         hints.ai_family = AF_INET;
     else if (strchr(host, ':'))
@@ -150,7 +152,7 @@ static enum status host_listen(struct net *net, const char *host, bool optional,
     enum status st = ST_OK;
     for (const struct addrinfo *ai = list; ai && st == ST_OK; ai = ai->ai_next) {
         int before = net->naddrs;
-        st = address_add(net, ai);
+        st = address_add(net, ai, tls);
         if (st != ST_OK)
             snprintf(err, ERR_MAX, "bind: more than %d addresses", ADDRESSES_MAX);
         if (net->naddrs == before || address_listen(net, &net->addrs[before], backlog))
@@ -158,22 +160,21 @@ static enum status host_listen(struct net *net, const char *host, bool optional,
         int why = errno;
         address_close(net, &net->addrs[--net->naddrs]);
         if ((optional && why == EADDRNOTAVAIL) || family_missing(why)) {
-            log_verbose("net", "not listening on %s port %d: %s", host, net->port, strerror(why));
+            log_verbose("net", "not listening on %s port %d: %s", host, port, strerror(why));
             continue;
         }
-        snprintf(err, ERR_MAX, "cannot listen on %s port %d: %s", host, net->port, strerror(why));
+        snprintf(err, ERR_MAX, "cannot listen on %s port %d: %s", host, port, strerror(why));
         st = ST_IO;
     }
     freeaddrinfo(list);
     return st;
 }
 
-static enum status tcp_listen(struct net *net, const struct conf *conf, char err[ERR_MAX])
+static enum status tcp_listen(struct net *net, const struct conf *conf, bool tls, char err[ERR_MAX])
 {
     const char *p = conf->bind;
     int backlog = (int)conf->tcp_backlog;
     enum status st = ST_OK;
-    net->addrs = mem_calloc(MEM_OTHER, ADDRESSES_MAX * sizeof(*net->addrs));
     while (st == ST_OK) {
         char host[256];
         p += strspn(p, " \t");
@@ -189,12 +190,12 @@ static enum status tcp_listen(struct net *net, const struct conf *conf, char err
         host[len - optional] = '\0';
         p += len;
         if (strcmp(host, "*") != 0) {
-            st = host_listen(net, host, optional, backlog, err);
+            st = host_listen(net, host, optional, tls, backlog, err);
             continue;
         }
-        st = host_listen(net, "0.0.0.0", optional, backlog, err);
+        st = host_listen(net, "0.0.0.0", optional, tls, backlog, err);
         if (st == ST_OK)
-            st = host_listen(net, "::", true, backlog, err);
+            st = host_listen(net, "::", true, tls, backlog, err);
     }
     return st;
 }
@@ -277,6 +278,8 @@ enum status net_listen(const struct conf *conf, int nworkers, struct net **out, 
     struct net *net = mem_calloc(MEM_OTHER, sizeof(*net));
     net->nworkers = nworkers;
     net->port = (int)conf->port;
+    net->tls_port = (int)conf->tls_port;
+    net->addrs = mem_calloc(MEM_OTHER, ADDRESSES_MAX * sizeof(*net->addrs));
     net->unix_fd = -1;
     net->worker = mem_calloc(MEM_OTHER, (size_t)nworkers * sizeof(*net->worker));
     net->all = mem_calloc(MEM_OTHER, (size_t)nworkers * sizeof(*net->all));
@@ -284,11 +287,15 @@ enum status net_listen(const struct conf *conf, int nworkers, struct net **out, 
     *out = NULL;
     err[0] = '\0';
 
-    enum status st = net->port ? tcp_listen(net, conf, err) : ST_OK;
+    enum status st = net->port ? tcp_listen(net, conf, false, err) : ST_OK;
+    if (st == ST_OK && net->tls_port)
+        st = tls_context_create(conf, &net->tls, err);
+    if (st == ST_OK && net->tls_port)
+        st = tcp_listen(net, conf, true, err);
     if (st == ST_OK && conf->unixsocket[0])
         st = unix_listen(net, conf, err);
     if (st == ST_OK && net->naddrs == 0 && net->unix_fd < 0) {
-        snprintf(err, ERR_MAX, "nothing to listen on: see port, bind and unixsocket");
+        snprintf(err, ERR_MAX, "nothing to listen on: see port, tls-port, bind and unixsocket");
         st = ST_BAD;
     }
     if (st != ST_OK) {
@@ -313,6 +320,7 @@ void net_close(struct net *net)
     for (int i = 0; i < net->naddrs; i++)
         address_close(net, &net->addrs[i]);
     mem_free(MEM_OTHER, net->addrs);
+    tls_context_free(net->tls);
     unix_unlink(net);
     if (net->unix_fd >= 0)
         close(net->unix_fd);
@@ -327,5 +335,5 @@ void net_close(struct net *net)
 
 int net_port(const struct net *net)
 {
-    return net->naddrs ? net->port : 0;
+    return net->naddrs ? (net->port ? net->port : net->tls_port) : 0;
 }

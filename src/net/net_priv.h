@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <uv.h>
 
 #include "tiercel/buf.h"
@@ -14,7 +15,10 @@
 #include "tiercel/stats.h"
 
 /* What the files of this module share: listen.c binds, accept.c accepts and owns a worker's
- * start and stop, conn.c moves bytes, limits.c closes who takes too much. */
+ * start and stop, conn.c moves bytes, tls.c those that are encrypted, limits.c closes who takes too much. */
+
+struct ssl_st; /* OpenSSL's: only tls.c includes its headers */
+struct ssl_ctx_st;
 
 /* Half a request of at most NET_READ_HEAD bytes is put in front of the shared buffer before
  * the next read; a longer one has grown a buffer of its own. */
@@ -37,11 +41,13 @@
 /* A read of at most so many bytes that is one request runs together with those of other connections, for the
  * same reason: NET_BATCH of them at most. */
 #define NET_SMALL_READ ((size_t)2 << 10)
-#define NET_FDS_RESERVED 64 /* descriptors that are no clients': files, upstream, pollers */
+#define NET_HANDSHAKE_MS 10000 /* a TLS client that is not done with its part after so long is closed */
+#define NET_FDS_RESERVED 64    /* descriptors that are no clients': files, upstream, pollers */
 
 struct conn {
     uv_poll_t poll;
     int fd;
+    struct ssl_st *tls; /* NULL: plain */
     struct net_worker *nw;
     struct session *s; /* NULL once closed */
     struct list link;  /* in nw->conns */
@@ -62,11 +68,12 @@ struct conn {
 struct net_address {
     struct sockaddr_storage sa;
     socklen_t len;
+    bool tls;
     int *fds; /* one per worker; -1: closed */
 };
 
 struct net {
-    int nworkers, naddrs, port;
+    int nworkers, naddrs, port, tls_port;
     struct net_address *addrs;
     int unix_fd; /* -1: none */
     char *unix_path;
@@ -74,7 +81,8 @@ struct net {
 
     _Atomic int64_t clients, fd_clients; /* now; at most, by the fd limit */
 
-    pthread_mutex_t lock;       /* guards worker[]: a stopped one is sent nothing more */
+    struct ssl_ctx_st *tls;     /* of new connections; NULL: no tls-port */
+    pthread_mutex_t lock;       /* guards worker[], a stopped one is sent nothing more, and tls */
     struct net_worker **worker; /* NULL: not started, or stopped */
     struct net_worker **all;    /* freed by net_close() */
     unsigned next_unix;         /* round robin; worker 0 only */
@@ -84,7 +92,7 @@ struct net_listener {
     uv_poll_t poll;
     struct net_worker *nw;
     int fd;
-    bool is_unix;
+    bool is_unix, tls;
 };
 
 /* A request that was read, is in read_buf, and did not run yet. */
@@ -127,7 +135,7 @@ void net_start_idle(struct net_worker *nw);
 
 /* ---- conn.c ---- */
 /* Takes the descriptor over. */
-void conn_open(struct net_worker *nw, int fd, bool is_unix);
+void conn_open(struct net_worker *nw, int fd, bool is_unix, bool tls);
 void conn_close(struct conn *c);
 /* Gives it a turn before the loop sleeps again. */
 void conn_schedule(struct conn *c);
@@ -145,6 +153,22 @@ static inline size_t conn_unparsed(const struct conn *c)
 {
     return c->in.len - c->in_pos;
 }
+
+/* ---- tls.c: reading and writing as recv() and send() do without waiting, with errno ---- */
+/* ST_BAD: err names the setting and says what is wrong with it. */
+enum status tls_context_create(const struct conf *conf, struct ssl_ctx_st **out, char err[256]);
+void tls_context_free(struct ssl_ctx_st *ctx);
+struct ssl_st *tls_open(struct net *net, int fd); /* NULL: out of memory. The handshake is part of the first reads */
+void tls_close(struct ssl_st *ssl);               /* not the descriptor */
+bool tls_established(const struct ssl_st *ssl);   /* before that nothing is to be written */
+bool tls_wants_write(const struct ssl_st *ssl);   /* its handshake waits until the socket takes more */
+/* room: at least INPUT_ROOM. All that was decrypted is taken, so whatever is left is in the socket. EPROTO: told in the log. */
+ssize_t tls_read(struct ssl_st *ssl, void *to, size_t room);
+ssize_t tls_peek(struct ssl_st *ssl, void *to, size_t room);
+void tls_take(struct ssl_st *ssl, void *to, size_t len); /* what was peeked at */
+/* What no poll tells of: the rest of what was peeked at, or that the client has said that it ends. */
+bool tls_has_input(const struct ssl_st *ssl);
+ssize_t tls_write(struct ssl_st *ssl, const struct iovec *iov, int n, size_t *offered);
 
 /* ---- limits.c ---- */
 /* true: over a limit, said so in the log; the caller closes the connection. */

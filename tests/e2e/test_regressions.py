@@ -281,3 +281,13 @@ def test_minus_zero(tiercel, redis_server):
             for command in (("ZADD", name, *members, "-0", "minus", "-0.0", "zero"), ("ZRANGE", name, "0", "3", "WITHSCORES"),
                             ("ZINCRBY", name, "-0", "minus"), ("ZSCORE", name, "zero"), ("ZADD", name, "INCR", "-0", "new")):
                 assert ours.call(*command) == theirs.call(*command), command
+
+
+def test_swapdb_in_a_transaction_brings_keys_that_are_on_disk(tiercel):
+    t = tiercel(threads=2)
+    with t.raw() as conn:
+        conn.pipeline(("SELECT", "1"), ("RPUSH", "l", "a", "b"), ("SET", "s", "v"))
+    t.restart()
+    p = t.client().pipeline()
+    p.get("s").execute_command("SWAPDB", "0", "1").get("s").lpush("l", "c").lrange("l", "0", "-1")
+    assert p.execute() == [None, True, b"v", 3, [b"c", b"a", b"b"]]
