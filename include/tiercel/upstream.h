@@ -139,8 +139,17 @@ struct upstream_pin_events {
  * first command. After lost()
  * calls get ST_UNAVAILABLE. lost() is never called inside upstream_pin_call(). */
 enum upstream_pin_kind { UPSTREAM_PIN_WORK, UPSTREAM_PIN_PUBSUB }; /* counted and limited apart */
+/* Who a pin is at the upstream. user "": the password alone, the default user's; both "": nobody
+ * logs in, and the connection is what the upstream makes of such. */
+struct upstream_auth {
+    char user[128];
+    char password[512];
+};
+/* `auth` is copied, and wiped once it was sent; NULL: the upstream's own. A pin with one begins with a new
+ * connection and is never kept for another. What the upstream answers to AUTH, if it is an error, is
+ * the reply (ST_OK, is_error, not sent) of all calls that wait for the connection; then it is lost. */
 struct upstream_pin *upstream_pin_create(struct upstream *up, enum upstream_pin_kind kind, int proto, int db,
-                                         const struct upstream_pin_events *ev);
+                                         const struct upstream_pin_events *ev, const struct upstream_auth *auth);
 /* No deadline when `blocking`. (P)SUBSCRIBE and friends: done() gets the first confirmation,
  * push() the rest. A reply that no call waits for (MONITOR) goes to push() too. */
 void upstream_pin_call(struct upstream_pin *pin, struct upstream_call *c, bool blocking, int argc,

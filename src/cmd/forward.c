@@ -390,7 +390,7 @@ static struct forward_pin *pin_of(struct call *c)
     buf_init(&fp->names, MEM_CLIENT);
     struct upstream_pin_events ev = {fp, pin_push, pin_lost};
     fp->pin = upstream_pin_create(tier_upstream(c->w), fp->mode == PIN_PUBSUB ? UPSTREAM_PIN_PUBSUB : UPSTREAM_PIN_WORK,
-                                  2, s->db, &ev);
+                                  2, s->db, &ev, NULL);
     if (!fp->pin) {
         mem_free(MEM_CLIENT, fp);
         return NULL;

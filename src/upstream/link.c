@@ -269,19 +269,11 @@ void link_flush(struct link *ln)
 
 /* ---- receiving ----------------------------------------------------------------------- */
 
-static void link_take_select(struct link *ln, struct slot *s, struct slice raw)
+void link_refuse(struct link *ln, int db, struct slice raw)
 {
-    ln->selecting = false;
-    if (raw.ptr[0] != '-') {
-        link_know_db(ln, s->db);
-        link_pump(ln);
-        return;
-    }
-    /* All that waits for this database is refused; in a list of its own, so that what the
-     * callbacks send is not refused in the same breath. */
     for (struct list *l = ln->waiting.next, *next; l != &ln->waiting; l = next) {
         next = l->next;
-        if (LIST_ENTRY(l, struct slot, queue)->db != s->db)
+        if (db >= 0 && LIST_ENTRY(l, struct slot, queue)->db != db)
             continue;
         list_remove(l);
         list_push_back(&ln->doomed, l);
@@ -293,6 +285,15 @@ static void link_take_select(struct link *ln, struct slot *s, struct slice raw)
         slot_refuse(ln, refused, raw);
         slot_free(refused);
     }
+}
+
+static void link_take_select(struct link *ln, struct slot *s, struct slice raw)
+{
+    ln->selecting = false;
+    if (raw.ptr[0] != '-')
+        link_know_db(ln, s->db);
+    else
+        link_refuse(ln, s->db, raw);
     link_pump(ln);
 }
 

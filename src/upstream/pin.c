@@ -1,4 +1,5 @@
 #include <stdlib.h>
+#include <string.h>
 
 #include "tiercel/alloc.h"
 #include "tiercel/check.h"
@@ -19,7 +20,8 @@ struct upstream_pin {
     bool tainted; /* may speak unasked without our count of subscriptions: not for the next client */
     long long subscribed, subscribed_shards; /* as the upstream counts them */
     int channels, patterns;
-    int confirmations; /* of a subscribe that was answered already */
+    int confirmations;          /* of a subscribe that was answered already */
+    struct upstream_auth *auth; /* a client's own, wiped once it was used; NULL: the upstream's */
 };
 
 static const struct link_ops pin_ops;
@@ -142,14 +144,42 @@ static bool pin_push(struct link *ln, struct slice raw)
 
 static void pin_greet(struct link *ln)
 {
-    upstream_greet_auth(ln);
+    struct upstream_auth *auth = pin_of(ln)->auth;
+    upstream_greet_auth(ln, auth);
     upstream_greet_name(ln);
+    if (auth)
+        explicit_bzero(auth, sizeof(*auth)); /* a pin connects once */
+}
+
+/* A client's own connection: what its user may not do is the client's to hear, not ours. */
+static bool pin_greeted_as(struct link *ln, enum greeting_step step, const redisReply *r)
+{
+    if (r->type != REDIS_REPLY_ERROR || step != GREET_AUTH)
+        return true;
+    struct buf raw;
+    buf_init(&raw, MEM_CLIENT);
+    buf_printf(&raw, "-%s\r\n", r->str);
+    link_refuse(ln, -1, buf_slice(&raw));
+    buf_deinit(&raw);
+    link_fail(ln, r->str); /* the callbacks may have ended it */
+    return false;
+}
+
+static bool pin_greeted(struct link *ln, enum greeting_step step, const redisReply *r)
+{
+    if (pin_of(ln)->auth)
+        return pin_greeted_as(ln, step, r);
+    return upstream_greeted_basic(ln, step, r);
 }
 
 void pin_free_orphan(struct link *ln)
 {
+    struct upstream_pin *pin = pin_of(ln);
     link_deinit(ln);
-    mem_free(MEM_OTHER, pin_of(ln));
+    if (pin->auth)
+        explicit_bzero(pin->auth, sizeof(*pin->auth));
+    mem_free(MEM_OTHER, pin->auth);
+    mem_free(MEM_OTHER, pin);
 }
 
 /* Out of all lists; the memory goes when the link is no longer on the stack. */
@@ -179,7 +209,7 @@ static void pin_lost(struct link *ln, const char *why)
 static const struct link_ops pin_ops = {
     .name = "pin",
     .greet = pin_greet,
-    .greeted = upstream_greeted_basic,
+    .greeted = pin_greeted,
     .lost = pin_lost,
     .push = pin_push,
 };
@@ -190,7 +220,7 @@ static bool pin_can_rest(const struct upstream_pin *pin)
 {
     const struct link *ln = &pin->ln;
     const struct upstream *up = ln->up;
-    return !up->destroyed && ln->state == LINK_READY && !ln->queued && !pin->lost && !pin->tainted &&
+    return !up->destroyed && !pin->auth && ln->state == LINK_READY && !ln->queued && !pin->lost && !pin->tainted &&
            !pin->subscribed && !pin->subscribed_shards && !pin->confirmations && up->nidle_pins < PIN_IDLE_MAX &&
            up->npins + up->nidle_pins < up->opt.pins_max;
 }
@@ -269,17 +299,21 @@ static struct upstream_pin *pin_take_idle(struct upstream *up)
 }
 
 struct upstream_pin *upstream_pin_create(struct upstream *up, enum upstream_pin_kind kind, int proto, int db,
-                                         const struct upstream_pin_events *ev)
+                                         const struct upstream_pin_events *ev, const struct upstream_auth *auth)
 {
     (void)kind;
     (void)proto;
     if (up->destroyed || up->npins >= up->opt.pins_max)
         return NULL;
-    struct upstream_pin *pin = pin_take_idle(up);
+    struct upstream_pin *pin = auth ? NULL : pin_take_idle(up);
     if (!pin) {
         pin = mem_calloc(MEM_OTHER, sizeof(*pin));
         list_init(&pin->idle);
         link_init(&pin->ln, up, &pin_ops);
+    }
+    if (auth) {
+        pin->auth = mem_alloc(MEM_OTHER, sizeof(*auth));
+        *pin->auth = *auth;
     }
     pin->ev = *ev;
     pin->db = db;

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "tiercel/alloc.h"
 #include "tiercel/check.h"
@@ -114,16 +115,20 @@ void upstream_resolve(struct upstream *up, struct link *ln)
 
 /* ---- greeting ---------------------------------------------------------------------------- */
 
-void upstream_greet_auth(struct link *ln)
+void upstream_greet_auth(struct link *ln, const struct upstream_auth *auth)
 {
     const struct upstream_options *opt = &ln->up->opt;
-    if (opt->user[0]) {
-        struct slice argv[] = {SLICE_LIT("AUTH"), slice_str(opt->user), slice_str(opt->password)};
+    const char *user = auth ? auth->user : opt->user, *password = auth ? auth->password : opt->password;
+    struct buf *scratch = &ln->up->scratch;
+    if (user[0]) {
+        struct slice argv[] = {SLICE_LIT("AUTH"), slice_str(user), slice_str(password)};
         link_greet(ln, GREET_AUTH, 3, argv);
-    } else if (opt->password[0]) {
-        struct slice argv[] = {SLICE_LIT("AUTH"), slice_str(opt->password)};
+    } else if (password[0]) {
+        struct slice argv[] = {SLICE_LIT("AUTH"), slice_str(password)};
         link_greet(ln, GREET_AUTH, 2, argv);
     }
+    if (auth && scratch->len)
+        explicit_bzero(scratch->ptr, scratch->len); /* a client's secret */
 }
 
 void upstream_greet_name(struct link *ln)
@@ -257,7 +262,7 @@ static void inval_greet(struct link *ln)
 {
     struct slice id[] = {SLICE_LIT("CLIENT"), SLICE_LIT("ID")};
     struct slice subscribe[] = {SLICE_LIT("SUBSCRIBE"), SLICE_LIT(INVALIDATE_CHANNEL)};
-    upstream_greet_auth(ln);
+    upstream_greet_auth(ln, NULL);
     upstream_greet_name(ln);
     link_greet(ln, GREET_ID, 2, id);
     link_greet(ln, GREET_SUBSCRIBE, 2, subscribe);
@@ -317,7 +322,7 @@ static bool inval_push(struct link *ln, struct slice raw)
 static void fetch_greet(struct link *ln)
 {
     struct upstream *up = ln->up;
-    upstream_greet_auth(ln);
+    upstream_greet_auth(ln, NULL);
     greet_select(ln);
     upstream_greet_name(ln);
     if (up->inval.state != LINK_READY)
@@ -371,7 +376,7 @@ static void fetch_ready(struct link *ln)
 
 static void write_greet(struct link *ln)
 {
-    upstream_greet_auth(ln);
+    upstream_greet_auth(ln, NULL);
     greet_select(ln);
     upstream_greet_name(ln);
 }

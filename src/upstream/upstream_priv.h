@@ -199,6 +199,9 @@ void link_deinit(struct link *ln);
 void link_open(struct link *ln); /* calls nothing back before it returns */
 /* Ends the connection: outstanding requests get ST_UNAVAILABLE, then ops->lost(). */
 void link_fail(struct link *ln, const char *why);
+/* Answers all that waits for database `db`, or for any (-1), with an error reply. Others that are sent
+ * meanwhile are not among them. */
+void link_refuse(struct link *ln, int db, struct slice raw);
 /* Ends it and answers everything with ST_CANCELLED; ops are not called. */
 void link_cancel(struct link *ln);
 void link_greet(struct link *ln, enum greeting_step step, int argc, const struct slice *argv);
@@ -268,7 +271,8 @@ void upstream_wake(struct upstream *up, int64_t at_ms); /* the timer looks no la
 void upstream_resolve(struct upstream *up, struct link *ln);
 void upstream_handle_closed(void *up);
 void upstream_release(struct upstream *up); /* frees it when nothing is left */
-void upstream_greet_auth(struct link *ln);
+/* Queues AUTH as `auth` says; NULL: as the options do. */
+void upstream_greet_auth(struct link *ln, const struct upstream_auth *auth);
 void upstream_greet_name(struct link *ln);
 /* For AUTH, SELECT and NOAUTH: false and link_fail() when the connection is of no use. */
 bool upstream_greeted_basic(struct link *ln, enum greeting_step step, const redisReply *r);

@@ -400,13 +400,19 @@ static __attribute__((unused)) void on_lost(void *arg)
     }
 }
 
-static __attribute__((unused)) void pin_open(struct world *w, struct pinned *p, int db)
+static __attribute__((unused)) void pin_open_as(struct world *w, struct pinned *p, int proto, int db,
+                                                const struct upstream_auth *auth)
 {
     memset(p, 0, sizeof(*p));
     p->w = w;
     struct upstream_pin_events ev = {p, on_push, on_lost};
-    p->pin = upstream_pin_create(w->up, UPSTREAM_PIN_WORK, 2, db, &ev);
+    p->pin = upstream_pin_create(w->up, UPSTREAM_PIN_WORK, proto, db, &ev, auth);
     assert_non_null(p->pin);
+}
+
+static __attribute__((unused)) void pin_open(struct world *w, struct pinned *p, int db)
+{
+    pin_open_as(w, p, 2, db, NULL);
 }
 
 static __attribute__((unused)) void pin_start(struct pinned *p, struct called *r, bool blocking, const char *command)
