@@ -40,6 +40,7 @@ struct server {
     pid_t pid;
     int port;
     char dir[64];
+    const char *without; /* a command that it does not know */
 };
 
 static struct server server; /* shared by the tests that do not stop it */
@@ -72,7 +73,8 @@ static __attribute__((unused)) void server_run(struct server *s)
         dup2(null, 1);
         dup2(null, 2);
         execlp("redis-server", "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly",
-               "no", "--dir", s->dir, "--daemonize", "no", (char *)NULL);
+               "no", "--dir", s->dir, "--daemonize", "no", s->without ? "--rename-command" : (char *)NULL, s->without,
+               "", (char *)NULL);
         _exit(127);
     }
     for (int i = 0; i < 500; i++) {
