@@ -54,13 +54,11 @@ static void generation_end(struct upstream *up)
 
 static void generation_begin(struct upstream *up)
 {
-    int64_t now_ms = clock_mono_ms();
     up->generation = up->generation_next++;
     if (!up->generation_next)
         up->generation_next = 1;
     up->doubted = 0;
-    up->watchdog_ms = now_ms + up->opt.watchdog_ms;
-    up->rotate_ms = up->mode == UPSTREAM_TTL ? now_ms + up->opt.ttl_ms : DUE_NEVER;
+    up->rotate_ms = up->mode == UPSTREAM_TTL ? clock_mono_ms() + up->opt.ttl_ms : DUE_NEVER;
     upstream_wake(up, earlier(up->watchdog_ms, up->rotate_ms));
     pair_coherence_set(up);
     if (up->ev.generation)
@@ -170,6 +168,7 @@ static void pair_settle(struct upstream *up)
             probe_later(up);
     }
     up->mode = up->trying == UPSTREAM_TTL && up->opt.ttl_ms <= 0 ? UPSTREAM_NONE : up->trying;
+    up->watchdog_ms = clock_mono_ms() + up->opt.watchdog_ms;
     if (up->mode == UPSTREAM_NONE)
         pair_coherence_set(up);
     else
@@ -380,16 +379,19 @@ void pair_ponged(struct link *ln)
 {
     struct upstream *up = ln->up;
     int64_t now_ms = clock_mono_ms();
+    bool in_time = now_ms - ln->ping_ms <= up->opt.watchdog_timeout_ms;
     ln->ping_ms = 0;
-    upstream_wake(up, up->watchdog_ms);
-    if (!up->doubted || up->inval.ping_ms || up->fetch.ping_ms)
+    if (!up->doubted)
         return;
-    if (now_ms - up->pinged_ms > up->opt.watchdog_timeout_ms) {
-        up->watchdog_ms = now_ms;
+    if (ping_due(ln == &up->inval ? &up->fetch : &up->inval) > now_ms)
         up->doom_ms = DUE_NEVER;
+    if (!in_time) { /* a late answer says nothing about the time since: ask again */
+        up->watchdog_ms = now_ms;
         upstream_wake(up, now_ms);
         return;
     }
+    if (ln != &up->inval || ping_due(&up->fetch) <= now_ms)
+        return;
     up->generation = up->doubted;
     up->doubted = 0;
     pair_coherence_set(up);
@@ -417,18 +419,22 @@ static void pair_watch(struct upstream *up, int64_t now_ms)
             doubt(up);
     }
     if (!up->destroyed && up->doubted && up->doom_ms <= now_ms) {
-        up->doom_ms = DUE_NEVER;
-        link_fail(up->inval.ping_ms ? &up->inval : &up->fetch,
-                  "no answer to the watchdog, while other connections get theirs");
+        struct link *silent = ping_due(&up->inval) <= now_ms ? &up->inval : &up->fetch;
+        up->doom_ms = ping_due(silent);
+        if (up->doom_ms <= now_ms) {
+            link_fail(silent, "no answer to the watchdog, while other connections get theirs");
+            return;
+        }
     }
-    if (up->destroyed || (!up->generation && !up->doubted) || up->watchdog_ms > now_ms || up->inval.ping_ms ||
-        up->fetch.ping_ms)
+    if (up->destroyed || (!up->generation && !up->doubted) || up->watchdog_ms > now_ms)
         return;
     up->watchdog_ms = now_ms + up->opt.watchdog_ms;
-    up->pinged_ms = now_ms;
-    if (pair_tracks(up))
+    if (up->doubted && up->doom_ms == DUE_NEVER)
+        breaker_probe(up);
+    if (pair_tracks(up) && !up->inval.ping_ms)
         ping(&up->inval);
-    ping(&up->fetch);
+    if (!up->fetch.ping_ms)
+        ping(&up->fetch);
 }
 
 void pair_tick(struct upstream *up, int64_t now_ms)
@@ -456,7 +462,7 @@ int64_t pair_next_due(const struct upstream *up)
         next = earlier(next, earlier(up->rotate_ms, pair_ping_due(up)));
     if (up->doubted)
         next = earlier(next, up->doom_ms);
-    if ((up->generation || up->doubted) && !up->inval.ping_ms && !up->fetch.ping_ms)
+    if (up->generation || up->doubted)
         next = earlier(next, up->watchdog_ms);
     return next;
 }

@@ -70,7 +70,7 @@ static void call_answer(struct link *ln, struct slot *s, struct slice raw)
     bool is_error = body.len && (body.ptr[0] == '-' || body.ptr[0] == '!');
     if (is_error)
         UP_COUNT(ln->up, errors, 1);
-    if (s->tracked && (!s->generation || s->generation != ln->up->generation)) {
+    if (s->tracked && s->sent && (!s->generation || s->generation != ln->up->generation)) {
         s->u.call->done(s->u.call, ST_UNAVAILABLE, SLICE_NONE, false, s->sent);
         return;
     }

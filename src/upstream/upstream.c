@@ -225,7 +225,7 @@ static void resp3_refused(const struct upstream *up, struct buf *out)
 static bool write3_greeted(struct link *ln, enum greeting_step step, const redisReply *r)
 {
     struct upstream *up = ln->up;
-    if (step != GREET_HELLO || r->type != REDIS_REPLY_ERROR)
+    if (step != GREET_HELLO || r->type != REDIS_REPLY_ERROR || starts_with(r->str, "NOAUTH"))
         return upstream_greeted_basic(ln, step, r);
     struct buf raw;
     snprintf(up->resp3_refusal, sizeof(up->resp3_refusal), "%s", r->str);

@@ -280,7 +280,7 @@ struct upstream {
     bool probing;                          /* inval is open to ask for a better mode than the one in force */
     int64_t probe_ms, rotate_ms;           /* when to ask; when a generation of ttl mode ends */
     uint32_t doubted;                      /* the generation that is suspended; 0 = none */
-    int64_t pinged_ms, doom_ms;            /* the last round of PINGs; when a doubted pair is given up */
+    int64_t doom_ms;                       /* when a doubted pair is given up; DUE_NEVER = not yet */
     bool pair_closing;                     /* fetch and inval are being closed together */
     int64_t pair_retry_ms, write_retry_ms; /* when to open again; DUE_NEVER = not waiting */
     unsigned pair_failures, write_failures;

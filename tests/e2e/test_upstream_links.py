@@ -37,9 +37,12 @@ def test_the_bound_does_not_depend_on_the_timeout(tiercel, redis_server):
 
 @pytest.mark.parametrize("which", ["inval", "fetch"])
 @pytest.mark.timeout(60)
-def test_a_half_open_connection_is_found_within_the_bound(trio, which):
-    """Copies end within the bound; the pair is replaced though it never says that it is broken."""
-    up, wire, t = trio
+def test_a_half_open_connection_is_found_within_the_bound(tiercel, redis_server, proxy, which):
+    """Copies end within the bound; the pair is replaced though it never says that it is broken, long before the timeout."""
+    up = redis_server()
+    wire = proxy(up)
+    t = tiercel(upstream=wire, threads=2, **{"upstream-timeout-ms": 20000})
+    t.wait_tiers(tier_upstream_state="up", coherence_mode="tracking")
     clients = [t.client() for _ in range(8)]  # of both workers
     up.client().set("k", "old")
     assert {c.get("k") for c in clients} == {b"old"}
