@@ -390,7 +390,7 @@ static struct forward_pin *pin_of(struct call *c)
     buf_init(&fp->names, MEM_CLIENT);
     struct upstream_pin_events ev = {fp, pin_push, pin_lost};
     fp->pin = upstream_pin_create(tier_upstream(c->w), fp->mode == PIN_PUBSUB ? UPSTREAM_PIN_PUBSUB : UPSTREAM_PIN_WORK,
-                                  2, s->db, &ev);
+                                  2, s->db, &ev, NULL);
     if (!fp->pin) {
         mem_free(MEM_CLIENT, fp);
         return NULL;
@@ -432,7 +432,9 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
 
     if (route == ROUTE_PIN && !(fp = pin_of(c))) {
         call_error(c, had_pin ? "UPSTREAMDOWN the upstream connection of this transaction was lost"
-                              : "UPSTREAMBUSY no upstream connection is free: upstream-pins-max is reached");
+                      : pin_mode_of(c->cmd) == PIN_PUBSUB
+                          ? "UPSTREAMBUSY no upstream connection is free: upstream-subscriptions-max is reached"
+                          : "UPSTREAMBUSY no upstream connection is free: upstream-pins-max is reached");
         s->close_after_reply |= had_pin || pin_mode_of(c->cmd) == PIN_MULTI; /* see forward_reply() */
         return DISPATCH_DONE;
     }

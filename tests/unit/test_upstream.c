@@ -447,7 +447,7 @@ static void test_pin_transaction(void **state)
     for (int i = 0; i < 8; i++)
         pin_open(&w, &many[i], 0);
     struct upstream_pin_events none = {0};
-    assert_null(upstream_pin_create(w.up, UPSTREAM_PIN_WORK, 2, 0, &none));
+    assert_null(upstream_pin_create(w.up, UPSTREAM_PIN_WORK, 2, 0, &none, NULL));
     for (int i = 0; i < 8; i++)
         pin_close(&many[i]);
     pin_open(&w, &refused, 99);
@@ -456,6 +456,51 @@ static void test_pin_transaction(void **state)
     struct upstream_stats st;
     upstream_get_stats(w.up, &st);
     assert_int_equal(st.pins, 0);
+    world_close(&w);
+}
+
+/* Credentials of a client's own: the upstream's rights and words, and no connection is shared. */
+static void test_pin_auth(void **state)
+{
+    (void)state;
+    struct world w;
+    struct pinned p;
+    struct called r, r2;
+    struct upstream_auth alice = {"alice", "pw"}, wrong = {"alice", "no"}, nobody = {"", ""};
+    foreign(&server, "ACL SETUSER alice reset on >pw ~a* +get +set +ping +select");
+    world_open(&w, server.port);
+    WAIT_UP(&w);
+    pin_open_as(&w, &p, 2, 0, &alice);
+    expect_pin(&p, "SET a1 x", "+OK\r\n");
+    pin_start(&p, &r, false, "GET b");
+    WAIT_FOR(&w, 1000, r.done);
+    assert_true(r.is_error);
+    assert_non_null(strstr(r.reply, "NOPERM"));
+    pin_close(&p);
+    turn_ms(&w, 20);
+    assert_int_equal(clients_named(&server, "tiercel-pin"), 0);
+
+    pin_open_as(&w, &p, 2, 0, &wrong);
+    pin_start(&p, &r, false, "PING");
+    pin_start(&p, &r2, false, "GET a1");
+    WAIT_FOR(&w, 1000, p.lost);
+    assert_true(r.done == 1 && r.st == ST_OK && r.is_error && !r.sent && r2.done == 1);
+    assert_string_equal(r.reply, "-WRONGPASS invalid username-password pair or user is disabled.\r\n");
+    assert_string_equal(r2.reply, r.reply);
+    pin_close(&p);
+
+    foreign(&server, "CONFIG SET requirepass secret");
+    pin_open_as(&w, &p, 2, 0, &nobody);
+    pin_start(&p, &r, false, "GET a1");
+    WAIT_FOR(&w, 1000, r.done);
+    assert_non_null(strstr(r.reply, "-NOAUTH"));
+    assert_int_equal(p.lost, 0);
+    pin_close(&p);
+    redisContext *c = dial(&server);
+    freeReplyObject(redisCommand(c, "AUTH secret"));
+    freeReplyObject(redisCommand(c, "CONFIG SET requirepass %s", ""));
+    freeReplyObject(redisCommand(c, "ACL DELUSER alice"));
+    redisFree(c);
     world_close(&w);
 }
 
@@ -580,6 +625,7 @@ int main(void)
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_host_names),
         cmocka_unit_test(test_pin_transaction),
+        cmocka_unit_test(test_pin_auth),
         cmocka_unit_test(test_pin_blocking),
         cmocka_unit_test(test_pin_pubsub),
     };

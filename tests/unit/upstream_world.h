@@ -40,6 +40,8 @@ struct server {
     pid_t pid;
     int port;
     char dir[64];
+    const char *without; /* a command that it does not know */
+    bool debug;          /* it knows DEBUG */
 };
 
 static struct server server; /* shared by the tests that do not stop it */
@@ -71,8 +73,19 @@ static __attribute__((unused)) void server_run(struct server *s)
         int null = open("/dev/null", O_WRONLY);
         dup2(null, 1);
         dup2(null, 2);
-        execlp("redis-server", "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly",
-               "no", "--dir", s->dir, "--daemonize", "no", (char *)NULL);
+        const char *argv[24] = {"redis-server", "--port", port,    "--bind", "127.0.0.1",   "--save", "",
+                                "--appendonly", "no",     "--dir", s->dir,   "--daemonize", "no"};
+        int n = 13;
+        if (s->without) {
+            argv[n++] = "--rename-command";
+            argv[n++] = s->without;
+            argv[n++] = "";
+        }
+        if (s->debug) {
+            argv[n++] = "--enable-debug-command";
+            argv[n++] = "yes";
+        }
+        execvp(argv[0], (char *const *)argv);
         _exit(127);
     }
     for (int i = 0; i < 500; i++) {
@@ -192,7 +205,7 @@ static __attribute__((unused)) void on_generation(void *arg, uint32_t generation
 {
     struct world *w = arg;
     if (generation) {
-        assert_true(generation > w->generation);
+        assert_true(generation > w->generation || (w->ended && generation == w->generation)); /* it goes on */
         w->generation = generation;
         w->began++;
     } else {
@@ -227,6 +240,7 @@ static __attribute__((unused)) void world_init(struct world *w, int port)
         .backoff_max_ms = 80,
         .queue_max = 20000,
         .pins_max = 8,
+        .subscriptions_max = 8,
     };
 }
 
@@ -400,13 +414,19 @@ static __attribute__((unused)) void on_lost(void *arg)
     }
 }
 
-static __attribute__((unused)) void pin_open(struct world *w, struct pinned *p, int db)
+static __attribute__((unused)) void pin_open_as(struct world *w, struct pinned *p, int proto, int db,
+                                                const struct upstream_auth *auth)
 {
     memset(p, 0, sizeof(*p));
     p->w = w;
     struct upstream_pin_events ev = {p, on_push, on_lost};
-    p->pin = upstream_pin_create(w->up, UPSTREAM_PIN_WORK, 2, db, &ev);
+    p->pin = upstream_pin_create(w->up, UPSTREAM_PIN_WORK, proto, db, &ev, auth);
     assert_non_null(p->pin);
+}
+
+static __attribute__((unused)) void pin_open(struct world *w, struct pinned *p, int db)
+{
+    pin_open_as(w, p, 2, db, NULL);
 }
 
 static __attribute__((unused)) void pin_start(struct pinned *p, struct called *r, bool blocking, const char *command)
