@@ -8,7 +8,10 @@
  * A write drops the local copies of its keys when it is sent and again at its reply; one that
  * cannot be sent leaves them, to bridge the outage. Where the table does not know a command's
  * keys, every argument is taken for one: dropping too much costs a fetch, dropping too little a
- * stale read. */
+ * stale read.
+ *
+ * What a script or an unknown command has changed nobody tells us but the invalidations, and those may come later than
+ * its reply: so that waits until all that were sent before it have arrived (tier_fence()). */
 #include <stdio.h>
 
 #include "tiercel/num.h"
@@ -34,6 +37,7 @@ struct forward_pin {
     bool in_multi;    /* ... and answered */
     bool watching;    /* WATCH was answered, and nothing has ended it */
     bool ending;      /* EXEC or DISCARD was sent: what follows must wait for its answer */
+    bool fence;       /* it has a script or an unknown command */
     bool forget_all;  /* the transaction has a FLUSHALL, FLUSHDB or SWAPDB */
     struct buf names; /* length-prefixed keys of the transaction's writes, dropped again at EXEC */
 };
@@ -49,7 +53,9 @@ struct forward {
     bool writes;
     bool in_transaction; /* or watching keys for one */
     bool blocking;
-    struct slice reply; /* during done() */
+    bool fence;         /* its answer waits for the invalidations of whatever it did */
+    struct buf copy;    /* of the reply, where it outlives done() */
+    struct slice reply; /* from done() on */
     enum status st;
     bool sent;
 };
@@ -149,6 +155,12 @@ enum forward_route forward_route(const struct session *s, const struct command *
 static bool writes(const struct command *cmd)
 {
     return !cmd || cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || !(cmd->flags & CMD_READONLY);
+}
+
+/* May it change keys that it does not name? */
+static bool writes_unknown_keys(const struct command *cmd)
+{
+    return !cmd || (cmd->flags & CMD_SCRIPT && !(cmd->flags & CMD_READONLY));
 }
 
 static bool changes_all(const struct command *cmd)
@@ -300,41 +312,62 @@ static void forget_transaction(struct forward_pin *fp)
     fp->forget_all = false;
 }
 
+/* The answer goes to the client. */
+static void forward_finish(struct forward *f)
+{
+    if (f->p)
+        call_complete(f->p, forward_reply, f);
+    buf_deinit(&f->copy);
+    mem_free(MEM_CLIENT, f);
+}
+
+static void fence_passed(void *arg)
+{
+    forward_finish(arg);
+}
+
+/* Keeps the answer beyond the call that brought it. */
+static void keep_reply(struct forward *f)
+{
+    buf_init(&f->copy, MEM_CLIENT);
+    buf_slice_append(&f->copy, f->reply);
+    f->reply = buf_slice(&f->copy);
+}
+
 static void forward_done(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
 {
     struct forward *f = LIST_ENTRY(call, struct forward, call);
     struct parked *p = f->p;
+    struct forward_pin *fp = f->fp;
 
     f->st = st;
     f->reply = reply;
     f->sent = sent;
-    if (p) {
-        struct session *s = p->s;
-        struct forward_pin *fp = f->fp;
-        if (f->blocking)
-            s->flags &= ~(uint32_t)SESSION_BLOCKED;
-        if (f->writes && (st == ST_OK || sent)) /* else the copies are as good as before */
-            forget_keys(f->w, f->cmd, f->db, p->argc, p->argv);
-        if (fp) {
-            fp->outstanding--;
-            if (f->cmd && f->cmd->id == CMDID_exec)
-                forget_transaction(fp);
-            if (pin_answered(fp, f, reply, is_error) && s->pin == fp) {
-                /* The answer is copied before the connection, and what it holds, goes. */
-                struct buf copy;
-                buf_init(&copy, MEM_CLIENT);
-                buf_slice_append(&copy, reply);
-                f->reply = buf_slice(&copy);
-                pin_close(s);
-                call_complete(p, forward_reply, f);
-                buf_deinit(&copy);
-                mem_free(MEM_CLIENT, f);
-                return;
-            }
-        }
-        call_complete(p, forward_reply, f);
+    if (!p) {
+        forward_finish(f);
+        return;
     }
-    mem_free(MEM_CLIENT, f);
+    bool fence = st == ST_OK && f->fence && !slice_eq(reply, SLICE_LIT("+QUEUED\r\n"));
+    if (f->blocking)
+        p->s->flags &= ~(uint32_t)SESSION_BLOCKED;
+    if (f->writes && (st == ST_OK || sent)) /* else the copies are as good as before */
+        forget_keys(f->w, f->cmd, f->db, p->argc, p->argv);
+    if (fp) {
+        fp->outstanding--;
+        if (f->cmd && f->cmd->id == CMDID_exec)
+            forget_transaction(fp);
+        if (pin_answered(fp, f, reply, is_error) && p->s->pin == fp) {
+            keep_reply(f); /* before the connection, and what it holds, goes */
+            pin_close(p->s);
+        }
+    }
+    if (!fence) {
+        forward_finish(f);
+        return;
+    }
+    if (f->copy.len == 0)
+        keep_reply(f);
+    tier_fence(f->w, fence_passed, f);
 }
 
 /* ---- pins ---- */
@@ -447,6 +480,7 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->in_transaction = fp && fp->mode == PIN_MULTI;
     f->db = fp ? fp->db : s->db;
     f->writes = writes(c->cmd);
+    f->fence = writes_unknown_keys(c->cmd);
     f->call.done = forward_done;
     if (f->writes && upstream_state(tier_upstream(c->w)) == UPSTREAM_UP)
         forget_keys(c->w, c->cmd, f->db, c->argc, c->argv);
@@ -461,6 +495,10 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->blocking = fp->mode == PIN_BLOCKING || (!fp->multi && blocks(c->cmd, c->argc, c->argv));
     if (fp->mode == PIN_MULTI) {
         fp->multi |= c->cmd && c->cmd->id == CMDID_multi;
+        if (c->cmd && c->cmd->id == CMDID_exec)
+            f->fence = fp->fence;
+        else
+            fp->fence |= f->fence;
         fp->ending |= c->cmd && (c->cmd->id == CMDID_exec || c->cmd->id == CMDID_discard);
         int db = c->cmd && c->cmd->id == CMDID_select ? selected_db(s, c->argc, c->argv) : -1;
         if (db >= 0)

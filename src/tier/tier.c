@@ -69,6 +69,8 @@ struct tier *tier_create(const struct tier_options *opt, const struct conf *conf
     t->workers = mem_calloc(MEM_OTHER, n * sizeof(*t->workers));
     t->generation = mem_calloc(MEM_OTHER, n * sizeof(*t->generation));
     t->lost_ms = mem_calloc(MEM_OTHER, n * sizeof(*t->lost_ms));
+    t->newest_generation = mem_calloc(MEM_OTHER, n * sizeof(*t->newest_generation));
+    t->stale_from = mem_calloc(MEM_OTHER, n * sizeof(*t->stale_from));
     t->disk_stats = stats_block_create();
     t->policy = tier_policy_create();
     buf_init(&t->paying_serial, MEM_OTHER);
@@ -134,6 +136,8 @@ void tier_destroy(struct tier *t)
     mem_free(MEM_OTHER, t->workers);
     mem_free(MEM_OTHER, (void *)t->generation);
     mem_free(MEM_OTHER, (void *)t->lost_ms);
+    mem_free(MEM_OTHER, (void *)t->newest_generation);
+    mem_free(MEM_OTHER, (void *)t->stale_from);
     tier_big_stop(t);
     mem_free(MEM_OTHER, t->saver);
     tier_policy_destroy(t->policy);
@@ -168,6 +172,8 @@ static void upstream_generation_changed(void *arg, uint32_t generation)
 
     if (generation == 0)
         atomic_store(&t->lost_ms[tw->w->id], clock_wall_ms());
+    else
+        atomic_store(&t->newest_generation[tw->w->id], generation);
     atomic_store(&t->generation[tw->w->id], generation);
 }
 
@@ -185,6 +191,7 @@ void tier_worker_init(struct tier *t, struct worker *w, const struct upstream_op
 
     tw->w = w;
     tier_fault_init(tw);
+    tier_fence_init(tw);
     tier_journal_init(tw);
     buf_init(&tw->serial, MEM_OTHER);
     w->tier = t;
@@ -204,6 +211,7 @@ void tier_worker_stop(struct worker *w)
     if (w->tier_worker->up)
         upstream_destroy(w->tier_worker->up);
     w->tier_worker->up = NULL;
+    tier_fence_stop(w->tier_worker);
 }
 
 void tier_worker_deinit(struct worker *w)

@@ -66,6 +66,11 @@ struct tier_worker {
     _Atomic int sync_waiting;
     struct mbox_msg sync_msg;
     _Atomic bool sync_posted;
+    struct list fence_next, fence_now; /* struct fence_part: to ask for, asked for (fence.c) */
+    struct upstream_fence fence;
+    uint32_t fence_generation; /* when it was asked */
+    bool fencing;
+    struct mbox_timer *fence_timer; /* it could not be asked: again then */
 };
 
 /* How an object in the table may be used now. */
@@ -98,6 +103,10 @@ void tier_fault_init(struct tier_worker *tw);
 void tier_drop_room_waits(struct tier_worker *tw);
 void tier_count_disk_hit(struct worker *w, const struct object *o, bool stays);
 void tier_learn_size(struct tier *t, const struct object *o);
+
+/* fence.c */
+void tier_fence_init(struct tier_worker *tw);
+void tier_fence_stop(struct tier_worker *tw); /* after the upstream is gone */
 
 /* big.c */
 bool tier_big_start(struct tier *t); /* with a disk; false: no thread is to be had */

@@ -556,8 +556,9 @@ static void link_slot_overdue(struct link *ln, struct slot *s)
         [SLOT_GREETING] = "no answer to the greeting in time",
         [SLOT_SELECT] = "no answer to SELECT in time",
         [SLOT_PING] = "no answer to the watchdog in time",
+        [SLOT_FENCE] = "no answer to a fence in time", /* who waits for it must not go on with this generation */
     };
-    if (s->kind <= SLOT_PING) {
+    if (s->kind <= SLOT_FENCE) {
         link_fail(ln, silent[s->kind]);
         return;
     }
