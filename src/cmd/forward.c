@@ -2,6 +2,7 @@
  *
  *   LOCAL       about this server or connection
  *   NEAR        reads of strings: answered from a kept copy, fetched on a miss (tier layer)
+ *   PART        reads that whole copies can answer; else passed through as WRITE_LINK (near.c)
  *   WRITE_LINK  the rest, on the worker's shared connection, in order
  *   PIN         what ties a client to a connection: transactions, blocking commands, pub/sub
  *
@@ -147,6 +148,8 @@ enum forward_route forward_route(const struct session *s, const struct command *
         return ROUTE_LOCAL; /* no transaction is open: the error, or OK, is ours */
     if (cmd && cmd->flags & CMD_NEAR)
         return ROUTE_NEAR;
+    if (cmd && cmd->flags & CMD_NEAR_PART)
+        return ROUTE_PART;
     return ROUTE_WRITE_LINK;
 }
 
@@ -344,6 +347,11 @@ static void forward_done(struct upstream_call *call, enum status st, struct slic
     f->reply = reply;
     f->sent = sent;
     if (!p) {
+        forward_finish(f);
+        return;
+    }
+    if (st == ST_UNAVAILABLE && !fp && near_retry(p, f->cmd)) {
+        f->p = NULL;
         forward_finish(f);
         return;
     }

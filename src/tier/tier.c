@@ -20,6 +20,7 @@ void tier_conf_changed(struct tier *t, const struct conf *c)
     atomic_store(&t->limit.negative_ttl_ms, c->negative_ttl_ms);
     atomic_store(&t->limit.stale_if_error_ms, c->stale_if_error_ms);
     atomic_store(&t->limit.tracked_keys_max, c->tracked_keys_max);
+    atomic_store(&t->limit.upstream_max_object, c->upstream_max_object);
     atomic_store(&t->limit.policy, c->maxmemory_policy);
     atomic_store(&t->limit.samples, (int)c->maxmemory_samples);
     atomic_store(&t->limit.lfu_log_factor, (int)c->lfu_log_factor);
@@ -218,6 +219,7 @@ void tier_worker_deinit(struct worker *w)
 {
     buf_deinit(&w->tier_worker->serial);
     tier_journal_deinit(w->tier_worker);
+    mem_free(MEM_OTHER, w->tier_worker->touches);
     mem_free(MEM_OTHER, w->tier_worker);
     w->tier_worker = NULL;
 }

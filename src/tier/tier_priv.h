@@ -70,6 +70,8 @@ struct tier_worker {
     struct upstream_fence fence;
     uint32_t fence_generation; /* when it was asked */
     bool fencing;
+    struct touch *touches;          /* want.c; NULL until used */
+    unsigned wants;                 /* background fetches under way */
     struct mbox_timer *fence_timer; /* it could not be asked: again then */
 };
 
@@ -103,6 +105,13 @@ void tier_fault_init(struct tier_worker *tw);
 void tier_drop_room_waits(struct tier_worker *tw);
 void tier_count_disk_hit(struct worker *w, const struct object *o, bool stays);
 void tier_learn_size(struct tier *t, const struct object *o);
+
+/* want.c */
+void tier_want_unreadable(struct worker *w, uint64_t hash); /* the key's value was of no use: not again for a while */
+void tier_want_over(struct worker *w);                      /* a background fetch has ended */
+/* fault.c: fetches the value, of whatever type, for nobody in particular, and then says tier_want_over(). No lock held.
+ * false: there is no need to. */
+bool tier_fetch_whole(struct worker *w, const struct key *key);
 
 /* fence.c */
 void tier_fence_init(struct tier_worker *tw);

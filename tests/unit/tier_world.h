@@ -646,6 +646,28 @@ enum upstream_state upstream_state(const struct upstream *up)
     return up->generation ? UPSTREAM_UP : UPSTREAM_DOWN;
 }
 
+uint32_t upstream_generation(const struct upstream *up)
+{
+    return up->generation;
+}
+
+void upstream_fence(struct upstream *up, struct upstream_fence *f)
+{
+    f->done(f, up->generation ? ST_OK : ST_UNAVAILABLE);
+}
+
+/* All keys are small. */
+void upstream_call(struct upstream *up, struct upstream_call *c, enum upstream_via via, int db, int argc,
+                   const struct slice *argv)
+{
+    (void)via;
+    (void)db;
+    (void)argc;
+    (void)argv;
+    c->done(c, up->generation ? ST_OK : ST_UNAVAILABLE, up->generation ? SLICE_LIT(":100\r\n") : SLICE_NONE, false,
+            up->generation != 0);
+}
+
 /* Answers the oldest fetch. */
 static inline bool fake_up_answer(struct upstream *up, enum status st, const char *value, int64_t pttl_ms)
 {
