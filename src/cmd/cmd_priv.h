@@ -281,7 +281,9 @@ enum forward_route { ROUTE_LOCAL, ROUTE_NEAR, ROUTE_PART, ROUTE_WRITE_LINK, ROUT
 enum forward_route forward_route(const struct session *s, const struct command *cmd, int argc,
                                  const struct slice *argv);
 enum dispatch_rc forward_send(struct call *c, enum forward_route route);
-void forward_drop(struct session *s);                 /* the client went, or RESET */
+void forward_drop(struct session *s); /* the client went, or RESET */
+/* A client that blocks at the upstream is let go there; false: it does not. */
+bool forward_unblock(struct session *s, bool error);
 bool forward_pin_takes_more(const struct session *s); /* a transaction that is not ending */
 /* In RESP2 a client in subscribed mode may only do what concerns subscriptions. */
 bool forward_allows(const struct session *s, const struct command *cmd);

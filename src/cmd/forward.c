@@ -33,6 +33,8 @@ struct forward_pin {
     enum pin_mode mode;
     int db;          /* selected there, as far as was sent */
     int outstanding; /* calls without an answer */
+    struct upstream_call ask_id;
+    int64_t id; /* of a blocking one, as the upstream counts clients; 0 = not known */
     bool lost;
     bool multi;       /* MULTI was sent ... */
     bool in_multi;    /* ... and answered */
@@ -71,7 +73,7 @@ static bool is_pubsub(const struct command *cmd)
 
 static bool opens_pin(const struct command *cmd)
 {
-    return cmd && (cmd->id == CMDID_multi || cmd->id == CMDID_watch || cmd->flags & CMD_BLOCKING || is_pubsub(cmd));
+    return cmd && (cmd->id == CMDID_multi || cmd->id == CMDID_watch || is_pubsub(cmd));
 }
 
 static bool is_one_of(struct slice name, const char *const *names)
@@ -109,6 +111,8 @@ static bool blocks_by_option(int argc, const struct slice *argv)
 
 static bool blocks(const struct command *cmd, int argc, const struct slice *argv)
 {
+    if (cmd && (cmd->id == CMDID_xread || cmd->id == CMDID_xreadgroup))
+        return blocks_by_option(argc, argv);
     return cmd ? cmd->flags & CMD_BLOCKING : blocks_by_name(argv[0]) || blocks_by_option(argc, argv);
 }
 
@@ -183,6 +187,8 @@ static void each_written(struct worker *w, const struct command *cmd, int db, in
     int max = dispatch_key_count(cmd, argc);
     struct call_key *keys = mem_alloc(MEM_CLIENT, (size_t)(max + 1) * sizeof(*keys));
     int n = dispatch_keys(w, cmd, argc, argv, db, keys, max);
+    if (n == 0 && cmd->id == CMDID_move && argc > 1) /* to a database that there is none of here */
+        fn(arg, (unsigned)db, argv[1]);
     for (int i = 0; i < n; i++)
         fn(arg, keys[i].key.db, key_slice(&keys[i].key));
     mem_free(MEM_CLIENT, keys);
@@ -431,7 +437,7 @@ static struct forward_pin *pin_of(struct call *c)
     buf_init(&fp->names, MEM_CLIENT);
     struct upstream_pin_events ev = {fp, pin_push, pin_lost};
     fp->pin = upstream_pin_create(tier_upstream(c->w), fp->mode == PIN_PUBSUB ? UPSTREAM_PIN_PUBSUB : UPSTREAM_PIN_WORK,
-                                  2, s->db, &ev);
+                                  s->proto, s->db, &ev);
     if (!fp->pin) {
         mem_free(MEM_CLIENT, fp);
         return NULL;
@@ -460,6 +466,52 @@ static void remember_keys(struct forward_pin *fp, const struct command *cmd, int
         fp->forget_all = true;
     else
         each_written(fp->s->w, cmd, fp->db, argc, argv, remember_key, fp);
+}
+
+/* ---- CLIENT UNBLOCK ----
+ * It is the upstream that unblocks, so that no element is on its way to a client that is told otherwise. */
+
+static void id_known(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
+{
+    struct forward_pin *fp = LIST_ENTRY(call, struct forward_pin, ask_id);
+    (void)sent;
+
+    if (st == ST_OK && !is_error && reply.len > 3 && reply.ptr[0] == ':')
+        (void)num_parse_i64(SLICE(reply.ptr + 1, reply.len - 3), &fp->id);
+}
+
+/* In front of what blocks. */
+static void ask_id(struct forward_pin *fp)
+{
+    static const struct slice argv[] = {{"CLIENT", 6}, {"ID", 2}};
+
+    fp->ask_id.done = id_known;
+    upstream_pin_call(fp->pin, &fp->ask_id, false, 2, argv);
+}
+
+static void unblock_done(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
+{
+    (void)st; /* its client gets its own answer */
+    (void)reply;
+    (void)is_error;
+    (void)sent;
+    mem_free(MEM_CLIENT, call);
+}
+
+bool forward_unblock(struct session *s, bool error)
+{
+    struct forward_pin *fp = s->pin;
+    char id[24];
+
+    if (!fp || fp->mode != PIN_BLOCKING || !(s->flags & SESSION_BLOCKED) || fp->id == 0)
+        return false;
+    int len = snprintf(id, sizeof(id), "%lld", (long long)fp->id);
+    struct slice argv[] = {SLICE_LIT("CLIENT"), SLICE_LIT("UNBLOCK"), SLICE(id, (size_t)len),
+                           error ? SLICE_LIT("ERROR") : SLICE_LIT("TIMEOUT")};
+    struct upstream_call *call = mem_calloc(MEM_CLIENT, sizeof(*call));
+    call->done = unblock_done;
+    upstream_call(tier_upstream(s->w), call, UPSTREAM_RESP2, s->db, 4, argv);
+    return true;
 }
 
 enum dispatch_rc forward_send(struct call *c, enum forward_route route)
@@ -496,7 +548,8 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->p->state = PARKED_SENT;
     stats_inc(c->w->stats, STAT_tier_upstream_requests);
     if (!fp) {
-        upstream_call(tier_upstream(c->w), &f->call, UPSTREAM_RESP2, s->db, c->argc, c->argv);
+        upstream_call(tier_upstream(c->w), &f->call, s->proto == 3 ? UPSTREAM_RESP3 : UPSTREAM_RESP2, s->db, c->argc,
+                      c->argv);
         return DISPATCH_LATER;
     }
     fp->outstanding++;
@@ -518,6 +571,8 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
         f->p->state = PARKED_LATER; /* those behind it wait for its answer */
     if (f->blocking)
         s->flags |= SESSION_BLOCKED;
+    if (fp->mode == PIN_BLOCKING)
+        ask_id(fp);
     upstream_pin_call(fp->pin, &f->call, f->blocking, f->p->argc, f->p->argv);
     return DISPATCH_LATER;
 }
