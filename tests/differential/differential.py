@@ -371,6 +371,14 @@ class Differential:
                 if self.verbose:
                     print("%6d commands, %5d keys and %6d events equal, redis uses %s, slowest exchange %d ms" % (
                         self.sent, total, self.events.compared, self.redis_memory(), self.slowest_ms), flush=True)
+                    if self.behind:
+                        print("    of copies: " + ", ".join("%s %d" % kv for kv in self.copies().items()), flush=True)
+
+    def copies(self):
+        """What the sidecar has answered from copies, and what it had to do for them."""
+        info = self.inspector[1].exchange(encode([b"INFO", b"tiers"]), 1)[0]
+        return {name: int(re.search(b"%s:(\\d+)" % name.encode(), info).group(1)) for name in (
+            "tier_memory_hits", "tier_disk_hits", "tier_negative_hits", "tier_demotions", "tier_upstream_requests")}
 
     def redis_memory(self):
         info = self.inspector[0].exchange(encode([b"INFO", b"memory"]), 1)[0]
