@@ -2,8 +2,6 @@
  * invalidation connection; what comes while one asks shares the next question. */
 #include "tier_priv.h"
 
-#define FENCE_RETRY_MS 5 /* after a full queue has refused one */
-
 struct fence;
 struct fence_part {
     struct mbox_msg msg;
@@ -39,21 +37,11 @@ static void fence_settle(struct fence *f)
 
 static void fence_ask(struct tier_worker *tw);
 
-static void fence_again(void *arg)
-{
-    struct tier_worker *tw = arg;
-
-    tw->fence_timer = NULL;
-    fence_ask(tw);
-}
-
-/* What was done there may have changed copies that are suspects now, and nobody will tell. Who waits for the fence must
- * not be served them as stale ones either. */
+/* Its link is gone: what was done there may have changed copies that are suspects now, and nobody will tell. Who waits for
+ * the fence must not be served them as stale ones either. */
 static void fence_failed(struct tier *t, int worker)
 {
-    uint32_t from = atomic_load(&t->newest_generation[worker]) + 1;
-
-    atomic_store(&t->stale_from[worker], from); /* it only ever grows */
+    atomic_store(&t->stale_from[worker], atomic_load(&t->newest_generation[worker]) + 1);
 }
 
 static void fence_answered(struct upstream_fence *uf, enum status st)
@@ -61,13 +49,11 @@ static void fence_answered(struct upstream_fence *uf, enum status st)
     struct tier_worker *tw = LIST_ENTRY(uf, struct tier_worker, fence);
     struct list now, *l;
 
-    /* Without the generation nobody vouches for what might be stale; with it, the answer is owed. */
-    if (st != ST_OK && st != ST_CANCELLED && tw->up && upstream_generation(tw->up) == tw->fence_generation) {
-        tw->fence_timer = mbox_timer_start(tw->w->mbox, FENCE_RETRY_MS, fence_again, tw);
-        return;
-    }
     if (st != ST_OK)
         fence_failed(tw->w->tier, tw->w->id);
+    /* It could not even be asked, and copies go on being vouched for: none of them is sure. */
+    if (st != ST_OK && tw->up && tw->fence_generation != 0 && upstream_generation(tw->up) == tw->fence_generation)
+        tier_forget_all_upstream(tw->w);
     list_init(&now);
     list_splice(&now, &tw->fence_now);
     tw->fencing = false;
@@ -84,7 +70,7 @@ static void fence_ask(struct tier_worker *tw)
     list_splice(&tw->fence_now, &tw->fence_next);
     tw->fence.done = fence_answered;
     tw->fence_generation = tw->up ? upstream_generation(tw->up) : 0;
-    if (tw->fence_generation != 0)
+    if (tw->up)
         upstream_fence(tw->up, &tw->fence);
     else
         fence_answered(&tw->fence, ST_CANCELLED);
@@ -110,10 +96,6 @@ void tier_fence(struct worker *w, void (*done)(void *arg), void *arg)
     f->arg = arg;
     atomic_store_explicit(&f->left, 1, memory_order_relaxed);
     for (int i = 0; i < t->nworkers; i++) {
-        if (atomic_load(&t->generation[i]) == 0) { /* one that begins now vouches for what is read from now on */
-            fence_failed(t, i);
-            continue;
-        }
         f->part[i].all = f;
         f->part[i].msg.run = part_run;
         atomic_fetch_add_explicit(&f->left, 1, memory_order_relaxed);
@@ -129,12 +111,4 @@ void tier_fence_init(struct tier_worker *tw)
 {
     list_init(&tw->fence_next);
     list_init(&tw->fence_now);
-}
-
-void tier_fence_stop(struct tier_worker *tw)
-{
-    if (!tw->fence_timer)
-        return;
-    mbox_timer_cancel(tw->fence_timer);
-    fence_again(tw);
 }

@@ -212,7 +212,6 @@ void tier_worker_stop(struct worker *w)
     if (w->tier_worker->up)
         upstream_destroy(w->tier_worker->up);
     w->tier_worker->up = NULL;
-    tier_fence_stop(w->tier_worker);
 }
 
 void tier_worker_deinit(struct worker *w)

@@ -70,9 +70,8 @@ struct tier_worker {
     struct upstream_fence fence;
     uint32_t fence_generation; /* when it was asked */
     bool fencing;
-    struct touch *touches;          /* want.c; NULL until used */
-    unsigned wants;                 /* background fetches under way */
-    struct mbox_timer *fence_timer; /* it could not be asked: again then */
+    struct touch *touches; /* want.c; NULL until used */
+    unsigned wants;        /* background fetches under way */
 };
 
 /* How an object in the table may be used now. */
@@ -115,7 +114,6 @@ bool tier_fetch_whole(struct worker *w, const struct key *key);
 
 /* fence.c */
 void tier_fence_init(struct tier_worker *tw);
-void tier_fence_stop(struct tier_worker *tw); /* after the upstream is gone */
 
 /* big.c */
 bool tier_big_start(struct tier *t); /* with a disk; false: no thread is to be had */

@@ -558,7 +558,7 @@ static void link_slot_overdue(struct link *ln, struct slot *s)
         [SLOT_PING] = "no answer to the watchdog in time",
         [SLOT_FENCE] = "no answer to a fence in time", /* who waits for it must not go on with this generation */
     };
-    if (s->kind <= SLOT_FENCE) {
+    if (s->kind <= SLOT_PING || s->kind == SLOT_FENCE) {
         link_fail(ln, silent[s->kind]);
         return;
     }
