@@ -614,6 +614,7 @@ struct upstream {
     struct list fetches; /* in the order in which they were sent */
     size_t nfetches;     /* ever */
     uint32_t generation, last_generation;
+    bool fence_refused;
     void *arg; /* the test's */
 };
 
@@ -653,7 +654,7 @@ uint32_t upstream_generation(const struct upstream *up)
 
 void upstream_fence(struct upstream *up, struct upstream_fence *f)
 {
-    f->done(f, up->generation ? ST_OK : ST_UNAVAILABLE);
+    f->done(f, up->generation && !up->fence_refused ? ST_OK : ST_UNAVAILABLE);
 }
 
 /* All keys are small. */
