@@ -601,6 +601,8 @@ static void fetch_finish(struct mbox_msg *msg, void *owner)
         residency_unref(f->res);
     mem_unlock(shard);
     if (done) {
+        if (f->whole) /* it was no larger when it went there */
+            tier_want_fetched(w, f->key.hash, 0);
         fetch_free(f);
         after_install(w);
     } else {
@@ -762,6 +764,8 @@ static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struc
     } else {
         snprintf(error, sizeof(error), "%.*s", (int)(value.len < 150 ? value.len : 150), value.len ? value.ptr : "");
     }
+    if (f->whole && o)
+        tier_want_fetched(w, f->key.hash, value.len);
     if (f->whole && st == ST_BAD) /* it does not hand out the value: NOPERM, a proxy without DUMP */
         tier_want_unreadable(w, f->key.hash);
     if (f->whole && (st == ST_BAD || (st == ST_OK && !o))) /* who joined passes the command through */

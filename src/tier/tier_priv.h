@@ -107,7 +107,9 @@ void tier_learn_size(struct tier *t, const struct object *o);
 
 /* want.c */
 void tier_want_unreadable(struct worker *w, uint64_t hash); /* the key's value was of no use: not again for a while */
-void tier_want_over(struct worker *w);                      /* a background fetch has ended */
+/* It came, and was perhaps kept: when its copy is gone, it is asked for anew, the later the larger it is. */
+void tier_want_fetched(struct worker *w, uint64_t hash, size_t bytes);
+void tier_want_over(struct worker *w); /* a background fetch has ended */
 /* fault.c: fetches the value, of whatever type, for nobody in particular, and then says tier_want_over(). No lock held.
  * false: there is no need to. */
 bool tier_fetch_whole(struct worker *w, const struct key *key);

@@ -4,11 +4,12 @@
 #include "tiercel/num.h"
 #include "tier_priv.h"
 
-#define TOUCH_SLOTS 4096 /* keys remembered by each worker; a power of two */
-#define TOUCH_FETCH 2    /* reads until the value is asked for */
-#define TOUCH_AGAIN 64   /* more reads until it is asked for again, where that brought nothing */
-#define WANTS_MAX 16     /* fetches of a worker under way */
-#define UNREADABLE_S 60  /* how long what cannot be read is left alone */
+#define TOUCH_SLOTS 4096  /* keys remembered by each worker; a power of two */
+#define TOUCH_FETCH 2     /* reads until the value is asked for */
+#define TOUCH_AGAIN 64    /* more reads until it is asked for again, where that brought nothing */
+#define TOUCH_BYTES 16384 /* one more read for so many bytes, where the copy was dropped by a write */
+#define WANTS_MAX 16      /* fetches of a worker under way */
+#define UNREADABLE_S 60   /* how long what cannot be read is left alone */
 
 struct touch {
     uint32_t tag;
@@ -51,6 +52,15 @@ void tier_want_unreadable(struct worker *w, uint64_t hash)
     stats_inc(w->stats, STAT_tier_upstream_unreadable);
     *touch_slot(w->tier_worker, hash) = (struct touch){
         .tag = (uint32_t)hash, .left = TOUCH_FETCH, .quiet_until_s = (uint32_t)(w->now_ms / 1000) + UNREADABLE_S};
+}
+
+void tier_want_fetched(struct worker *w, uint64_t hash, size_t bytes)
+{
+    struct touch *t = touch_slot(w->tier_worker, hash);
+    size_t left = TOUCH_FETCH + bytes / TOUCH_BYTES;
+
+    if (t->tag == (uint32_t)hash)
+        t->left = (uint16_t)(left < TOUCH_AGAIN ? left : TOUCH_AGAIN);
 }
 
 void tier_want_over(struct worker *w)

@@ -364,7 +364,7 @@ def test_pipeline_of_misses_costs_one_round_trip(trio):
     with t.raw() as c:
         begin = time.monotonic()
         got = c.pipeline(*[("HGET", "h:%d" % i, "f") for i in range(500)])
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 10  # 500 round trips would be 50 s
     assert [parse(r) for r in got] == [b"%d" % i for i in range(500)]
 
 

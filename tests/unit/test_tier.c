@@ -1324,7 +1324,17 @@ static void test_wanted(void **state)
             tier_want(w, &k); /* one fetch at a time */
         assert_int_equal(up_of(0)->nfetches, before + 1);
         switch (how) {
-        case 0: answer_dump("1", false); break;
+        case 0: /* and again, after it was changed */
+            answer_dump("0", false);
+            HAS(name, "0");
+            tier_want(w, &k); /* it is here: nothing to be noted */
+            up_of(1)->ev.invalidate(up_of(1)->ev.arg, slice_str(name));
+            tier_want(w, &k);
+            assert_int_equal(up_of(0)->nfetches, before + 1);
+            tier_want(w, &k);
+            assert_int_equal(up_of(0)->nfetches, before + 2);
+            answer_dump("1", false);
+            break;
         case 1:
             assert_int_equal(fault(&r, name), ST_PENDING); /* joins */
             assert_int_equal(up_of(0)->nfetches, before + 1);
