@@ -33,6 +33,7 @@ enum command_flags {
     CMD_NO_ASYNC_LOADING = 1 << 19,
     CMD_NO_MANDATORY_KEYS = 1 << 20,
     /* Ours, not reported: */
+    CMD_NEAR_PART = 1 << 23,  /* a read that whole copies of upstream keys can answer; passed through on a miss */
     CMD_ALL_SHARDS = 1 << 24, /* runs with every shard locked: FLUSHALL, SWAPDB */
     CMD_SERVER = 1 << 25,     /* about this server or connection: never passed to an upstream */
     CMD_NEAR = 1 << 26,       /* a read of strings that a kept copy of an upstream key can answer */

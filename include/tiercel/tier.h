@@ -98,6 +98,7 @@ struct tier_options {
 /* Settings that threads without a conf snapshot need too; stored relaxed. */
 struct tier_limits {
     _Atomic int64_t maxmemory, inflight_max, disk_queue_max, negative_ttl_ms, stale_if_error_ms, tracked_keys_max;
+    _Atomic int64_t upstream_max_object;
     _Atomic int64_t disk_min_value, disk_max_value;
     _Atomic int policy, samples, lfu_log_factor, lfu_decay_time, disk_stall_ms;
     _Atomic bool journal, journal_always; /* appendonly yes; and appendfsync always */
@@ -122,8 +123,10 @@ struct tier {
     _Atomic unsigned events; /* enum tier_events: tier_set_events() */
     void *change_arg;
     struct worker **workers;
-    _Atomic uint32_t *generation;                    /* [nworkers]; 0 = none now */
-    _Atomic int64_t *lost_ms;                        /* [nworkers] when the last one ended, wall */
+    _Atomic uint32_t *generation;        /* [nworkers]; 0 = none now */
+    _Atomic int64_t *lost_ms;            /* [nworkers] when the last one ended, wall */
+    _Atomic uint32_t *newest_generation; /* [nworkers] the last that began */
+    _Atomic uint32_t *stale_from;        /* [nworkers] copies of older ones are not served stale (fence.c) */
     _Atomic int64_t inflight_urgent, inflight_ahead; /* bytes of requests that wait, see tier_fault() */
     _Atomic int64_t demoting_bytes, tracked_keys;
     _Atomic int64_t demoting_tracked; /* of tracked_keys, those on their way to the disk */
@@ -275,6 +278,12 @@ void tier_swap_db_locked(struct worker *w, unsigned a, unsigned b);
  * fetch under way is neither kept nor joined. No lock held. */
 void tier_forget_upstream(struct worker *w, unsigned db, struct slice name);
 void tier_forget_all_upstream(struct worker *w);
+/* A read of a part of this upstream key (HGET, LRANGE, ...) could not be answered here: if that happens again, the whole
+ * of it is fetched in the background. No lock held. */
+void tier_want(struct worker *w, const struct key *key);
+/* After an answer of the upstream to something that may have changed any key: done(arg) comes on this thread when no
+ * worker holds a copy that is older and that anybody vouches for. Never before it returns; no lock held. */
+void tier_fence(struct worker *w, void (*done)(void *arg), void *arg);
 
 /* ---- durability ---- */
 

@@ -134,9 +134,32 @@ void cmd_cache_inspect(struct call *c)
     mem_free(MEM_CLIENT, ic);
 }
 
+void cmd_cache_flush(struct call *c)
+{
+    unsigned databases = c->w->tier->mem->databases;
+    int64_t db = -1;
+
+    if (!c->w->tier->has_upstream) {
+        call_error(c, "ERR there is no upstream whose copies could be dropped: FLUSHDB and FLUSHALL delete keys");
+        return;
+    }
+    if (c->argc > 3) {
+        cmd_reply_bad_subcommand(c);
+        return;
+    }
+    if (c->argc == 3 && !cmd_arg_between(c, 2, 0, (int64_t)databases - 1, &db, "ERR DB index is out of range"))
+        return;
+    for (unsigned i = 0; i < databases; i++)
+        if (db < 0 || i == (unsigned)db)
+            tier_flush_db_locked(c->w, i);
+    reply_simple(&c->r, "OK");
+}
+
 void cmd_cache_help(struct call *c)
 {
     static const char *const lines[] = {
+        "FLUSH [<db>]",
+        "    Drops the copies of the upstream's keys here, in all databases or in that one.",
         "INSPECT <key>",
         "    Tells where the key is and how it is kept there, without using it; null when it is",
         "    nowhere. state: resident, demoting, on-disk, damaged; of a copy of an upstream key",

@@ -393,7 +393,7 @@ static void unblock_each(struct visit *v, struct worker *w)
     for (struct list *l = all->next; l != all; l = l->next) {
         struct session *s = LIST_ENTRY(l, struct session, link);
         if (s->id == v->filter.ids[0]) {
-            v->count = block_unblock(s, v->error);
+            v->count = block_unblock(s, v->error) || forward_unblock(s, v->error);
             return;
         }
     }

@@ -63,6 +63,8 @@ struct parked {
     void *ops_arg;
     struct block *block; /* it has waited for a key, and runs again (block.c) */
     struct chain reply;
+    bool through;     /* not to be answered from copies: what was sent before it may change them */
+    bool unanswered;  /* the upstream could not be asked (near.c) */
     struct buf *more; /* keys that are not among its arguments, as they were found (rerun.c) */
 };
 struct block;
@@ -84,6 +86,8 @@ enum dispatch_rc dispatch_run(struct session *s, int argc, const struct slice *a
 void dispatch_prepare(struct parked *p);
 /* May the keys of this request be fetched before its turn? */
 bool dispatch_prefetchable(const struct session *s, int argc, const struct slice *argv);
+/* Is it sure to change no key? */
+bool dispatch_only_reads(int argc, const struct slice *argv);
 /* May this request be sent upstream while earlier ones are unanswered? */
 bool dispatch_forwardable(const struct session *s, int argc, const struct slice *argv);
 
@@ -273,15 +277,22 @@ void functions_figures(struct functions *fs, struct script_figures *f); /* any t
 void library_worker_deinit(struct worker *w);
 
 /* ---- an upstream behind us (forward.c) ---- */
-enum forward_route { ROUTE_LOCAL, ROUTE_NEAR, ROUTE_WRITE_LINK, ROUTE_PIN };
+enum forward_route { ROUTE_LOCAL, ROUTE_NEAR, ROUTE_PART, ROUTE_WRITE_LINK, ROUTE_PIN };
 enum forward_route forward_route(const struct session *s, const struct command *cmd, int argc,
                                  const struct slice *argv);
 enum dispatch_rc forward_send(struct call *c, enum forward_route route);
-void forward_drop(struct session *s);                 /* the client went, or RESET */
+void forward_drop(struct session *s); /* the client went, or RESET */
+/* A client that blocks at the upstream is let go there; false: it does not. */
+bool forward_unblock(struct session *s, bool error);
 bool forward_pin_takes_more(const struct session *s); /* a transaction that is not ending */
 /* In RESP2 a client in subscribed mode may only do what concerns subscriptions. */
 bool forward_allows(const struct session *s, const struct command *cmd);
 bool forward_subscribed(const struct session *s); /* its pinned connection is in subscribed mode */
+
+/* A CMD_NEAR_PART whose keys are not all here: passes it through. */
+enum dispatch_rc near_missed(struct call *c);
+/* It could not be passed through. true: it will run again, on what is here. */
+bool near_retry(struct parked *p, const struct command *cmd);
 
 /* ---- the command table (command.c) ---- */
 

@@ -110,6 +110,11 @@ void cmd_hello(struct call *c)
                       "version at the same time");
         return;
     }
+    if (proto && proto != c->s->proto && c->s->pin) { /* which goes on in the protocol that it began with */
+        call_error(c,
+                   "ERR the protocol cannot be changed while keys are watched or channels subscribed at the upstream");
+        return;
+    }
     if (proto)
         c->s->proto = c->r.proto = (int)proto;
     reply_hello(c);

@@ -362,7 +362,7 @@ static void pack_value(struct call *c)
 static enum dispatch_rc call_failed(struct call *c, enum status st)
 {
     if (st == ST_PENDING)
-        return DISPATCH_FAULT;
+        return UNLIKELY(c->cmd->flags & CMD_NEAR_PART) && c->w->tier->has_upstream ? near_missed(c) : DISPATCH_FAULT;
     if (st == ST_WRONGTYPE && c->w->tier->has_upstream) /* not a string: the upstream's business */
         return forward_send(c, ROUTE_WRITE_LINK);
     dispatch_fault_error(c, st);
@@ -786,6 +786,8 @@ static enum dispatch_rc process(struct call *c)
             return forward_send(c, route);
         if (!known(c))
             return reject(c);
+        if (route == ROUTE_PART && c->parked && c->parked->through)
+            return forward_send(c, ROUTE_WRITE_LINK);
     } else if (c->cmd->flags & (CMD_DENYOOM | CMD_SCRIPT) || c->cmd->id == CMDID_exec) {
         enum status st = LIKELY(tier_has_room(c->w)) ? ST_OK : make_room(c->w);
         if (UNLIKELY(st == ST_PENDING) && !(s->flags & SESSION_MULTI) && !holds_found_keys(c))
@@ -880,5 +882,11 @@ bool dispatch_forwardable(const struct session *s, int argc, const struct slice 
     if (!cmd || s->flags & SESSION_MULTI)
         return false;
     enum forward_route route = forward_route(s, cmd, argc, argv);
-    return s->pin ? route == ROUTE_PIN && forward_pin_takes_more(s) : route == ROUTE_WRITE_LINK;
+    return s->pin ? route == ROUTE_PIN && forward_pin_takes_more(s) : route == ROUTE_WRITE_LINK || route == ROUTE_PART;
+}
+
+bool dispatch_only_reads(int argc, const struct slice *argv)
+{
+    const struct command *cmd = dispatch_find(argc, argv);
+    return cmd && cmd->flags & CMD_READONLY && cmd->access != KEY_UPDATE && !(cmd->flags & CMD_MAY_REPLICATE);
 }

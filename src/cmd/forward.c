@@ -2,13 +2,17 @@
  *
  *   LOCAL       about this server or connection
  *   NEAR        reads of strings: answered from a kept copy, fetched on a miss (tier layer)
+ *   PART        reads that whole copies can answer; else passed through as WRITE_LINK (near.c)
  *   WRITE_LINK  the rest, on the worker's shared connection, in order
  *   PIN         what ties a client to a connection: transactions, blocking commands, pub/sub
  *
  * A write drops the local copies of its keys when it is sent and again at its reply; one that
  * cannot be sent leaves them, to bridge the outage. Where the table does not know a command's
  * keys, every argument is taken for one: dropping too much costs a fetch, dropping too little a
- * stale read. */
+ * stale read.
+ *
+ * What a script or an unknown command has changed nobody tells us but the invalidations, and those may come later than
+ * its reply: so that waits until all that were sent before it have arrived (tier_fence()). */
 #include <stdio.h>
 
 #include "tiercel/num.h"
@@ -29,11 +33,14 @@ struct forward_pin {
     enum pin_mode mode;
     int db;          /* selected there, as far as was sent */
     int outstanding; /* calls without an answer */
+    struct upstream_call ask_id;
+    int64_t id; /* of a blocking one, as the upstream counts clients; 0 = not known */
     bool lost;
     bool multi;       /* MULTI was sent ... */
     bool in_multi;    /* ... and answered */
     bool watching;    /* WATCH was answered, and nothing has ended it */
     bool ending;      /* EXEC or DISCARD was sent: what follows must wait for its answer */
+    bool fence;       /* it has a script or an unknown command */
     bool forget_all;  /* the transaction has a FLUSHALL, FLUSHDB or SWAPDB */
     struct buf names; /* length-prefixed keys of the transaction's writes, dropped again at EXEC */
 };
@@ -49,7 +56,9 @@ struct forward {
     bool writes;
     bool in_transaction; /* or watching keys for one */
     bool blocking;
-    struct slice reply; /* during done() */
+    bool fence;         /* its answer waits for the invalidations of whatever it did */
+    struct buf copy;    /* of the reply, where it outlives done() */
+    struct slice reply; /* from done() on */
     enum status st;
     bool sent;
 };
@@ -64,7 +73,7 @@ static bool is_pubsub(const struct command *cmd)
 
 static bool opens_pin(const struct command *cmd)
 {
-    return cmd && (cmd->id == CMDID_multi || cmd->id == CMDID_watch || cmd->flags & CMD_BLOCKING || is_pubsub(cmd));
+    return cmd && (cmd->id == CMDID_multi || cmd->id == CMDID_watch || is_pubsub(cmd));
 }
 
 static bool is_one_of(struct slice name, const char *const *names)
@@ -102,6 +111,8 @@ static bool blocks_by_option(int argc, const struct slice *argv)
 
 static bool blocks(const struct command *cmd, int argc, const struct slice *argv)
 {
+    if (cmd && (cmd->id == CMDID_xread || cmd->id == CMDID_xreadgroup))
+        return blocks_by_option(argc, argv);
     return cmd ? cmd->flags & CMD_BLOCKING : blocks_by_name(argv[0]) || blocks_by_option(argc, argv);
 }
 
@@ -141,6 +152,8 @@ enum forward_route forward_route(const struct session *s, const struct command *
         return ROUTE_LOCAL; /* no transaction is open: the error, or OK, is ours */
     if (cmd && cmd->flags & CMD_NEAR)
         return ROUTE_NEAR;
+    if (cmd && cmd->flags & CMD_NEAR_PART)
+        return ROUTE_PART;
     return ROUTE_WRITE_LINK;
 }
 
@@ -149,6 +162,12 @@ enum forward_route forward_route(const struct session *s, const struct command *
 static bool writes(const struct command *cmd)
 {
     return !cmd || cmd->flags & (CMD_WRITE | CMD_MAY_REPLICATE) || !(cmd->flags & CMD_READONLY);
+}
+
+/* May it change keys that it does not name? */
+static bool writes_unknown_keys(const struct command *cmd)
+{
+    return !cmd || (cmd->flags & CMD_SCRIPT && !(cmd->flags & CMD_READONLY));
 }
 
 static bool changes_all(const struct command *cmd)
@@ -168,6 +187,8 @@ static void each_written(struct worker *w, const struct command *cmd, int db, in
     int max = dispatch_key_count(cmd, argc);
     struct call_key *keys = mem_alloc(MEM_CLIENT, (size_t)(max + 1) * sizeof(*keys));
     int n = dispatch_keys(w, cmd, argc, argv, db, keys, max);
+    if (n == 0 && cmd->id == CMDID_move && argc > 1) /* to a database that there is none of here */
+        fn(arg, (unsigned)db, argv[1]);
     for (int i = 0; i < n; i++)
         fn(arg, keys[i].key.db, key_slice(&keys[i].key));
     mem_free(MEM_CLIENT, keys);
@@ -204,10 +225,7 @@ static void forward_reply(struct call *c, void *arg)
     struct forward *f = arg;
 
     if (f->st == ST_OK) {
-        if (c->r.proto == 3 && (slice_eq(f->reply, SLICE_LIT("$-1\r\n")) || slice_eq(f->reply, SLICE_LIT("*-1\r\n"))))
-            reply_null(&c->r);
-        else
-            reply_raw(&c->r, f->reply);
+        reply_raw(&c->r, f->reply);
         return;
     }
     stats_inc(c->w->stats, STAT_tier_upstream_errors);
@@ -300,41 +318,67 @@ static void forget_transaction(struct forward_pin *fp)
     fp->forget_all = false;
 }
 
+/* The answer goes to the client. */
+static void forward_finish(struct forward *f)
+{
+    if (f->p)
+        call_complete(f->p, forward_reply, f);
+    buf_deinit(&f->copy);
+    mem_free(MEM_CLIENT, f);
+}
+
+static void fence_passed(void *arg)
+{
+    forward_finish(arg);
+}
+
+/* Keeps the answer beyond the call that brought it. */
+static void keep_reply(struct forward *f)
+{
+    buf_init(&f->copy, MEM_CLIENT);
+    buf_slice_append(&f->copy, f->reply);
+    f->reply = buf_slice(&f->copy);
+}
+
 static void forward_done(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
 {
     struct forward *f = LIST_ENTRY(call, struct forward, call);
     struct parked *p = f->p;
+    struct forward_pin *fp = f->fp;
 
     f->st = st;
     f->reply = reply;
     f->sent = sent;
-    if (p) {
-        struct session *s = p->s;
-        struct forward_pin *fp = f->fp;
-        if (f->blocking)
-            s->flags &= ~(uint32_t)SESSION_BLOCKED;
-        if (f->writes && (st == ST_OK || sent)) /* else the copies are as good as before */
-            forget_keys(f->w, f->cmd, f->db, p->argc, p->argv);
-        if (fp) {
-            fp->outstanding--;
-            if (f->cmd && f->cmd->id == CMDID_exec)
-                forget_transaction(fp);
-            if (pin_answered(fp, f, reply, is_error) && s->pin == fp) {
-                /* The answer is copied before the connection, and what it holds, goes. */
-                struct buf copy;
-                buf_init(&copy, MEM_CLIENT);
-                buf_slice_append(&copy, reply);
-                f->reply = buf_slice(&copy);
-                pin_close(s);
-                call_complete(p, forward_reply, f);
-                buf_deinit(&copy);
-                mem_free(MEM_CLIENT, f);
-                return;
-            }
-        }
-        call_complete(p, forward_reply, f);
+    if (!p) {
+        forward_finish(f);
+        return;
     }
-    mem_free(MEM_CLIENT, f);
+    if (st == ST_UNAVAILABLE && !fp && near_retry(p, f->cmd)) {
+        f->p = NULL;
+        forward_finish(f);
+        return;
+    }
+    bool fence = st == ST_OK && f->fence && !slice_eq(reply, SLICE_LIT("+QUEUED\r\n"));
+    if (f->blocking)
+        p->s->flags &= ~(uint32_t)SESSION_BLOCKED;
+    if (f->writes && (st == ST_OK || sent)) /* else the copies are as good as before */
+        forget_keys(f->w, f->cmd, f->db, p->argc, p->argv);
+    if (fp) {
+        fp->outstanding--;
+        if (f->cmd && f->cmd->id == CMDID_exec)
+            forget_transaction(fp);
+        if (pin_answered(fp, f, reply, is_error) && p->s->pin == fp) {
+            keep_reply(f); /* before the connection, and what it holds, goes */
+            pin_close(p->s);
+        }
+    }
+    if (!fence) {
+        forward_finish(f);
+        return;
+    }
+    if (f->copy.len == 0)
+        keep_reply(f);
+    tier_fence(f->w, fence_passed, f);
 }
 
 /* ---- pins ---- */
@@ -345,10 +389,6 @@ static void pin_push(void *arg, struct slice reply)
     struct session *s = fp->s;
     struct reply r = {&s->out, s->proto};
 
-    if (s->proto == 3 && reply.len && reply.ptr[0] == '*') {
-        reply_raw(&r, SLICE_LIT(">"));
-        reply = SLICE(reply.ptr + 1, reply.len - 1);
-    }
     reply_raw(&r, reply);
     s->ops->wake(s);
 }
@@ -390,7 +430,7 @@ static struct forward_pin *pin_of(struct call *c)
     buf_init(&fp->names, MEM_CLIENT);
     struct upstream_pin_events ev = {fp, pin_push, pin_lost};
     fp->pin = upstream_pin_create(tier_upstream(c->w), fp->mode == PIN_PUBSUB ? UPSTREAM_PIN_PUBSUB : UPSTREAM_PIN_WORK,
-                                  2, s->db, &ev, NULL);
+                                  s->proto, s->db, &ev, NULL);
     if (!fp->pin) {
         mem_free(MEM_CLIENT, fp);
         return NULL;
@@ -421,6 +461,52 @@ static void remember_keys(struct forward_pin *fp, const struct command *cmd, int
         each_written(fp->s->w, cmd, fp->db, argc, argv, remember_key, fp);
 }
 
+/* ---- CLIENT UNBLOCK ----
+ * It is the upstream that unblocks, so that no element is on its way to a client that is told otherwise. */
+
+static void id_known(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
+{
+    struct forward_pin *fp = LIST_ENTRY(call, struct forward_pin, ask_id);
+    (void)sent;
+
+    if (st == ST_OK && !is_error && reply.len > 3 && reply.ptr[0] == ':')
+        (void)num_parse_i64(SLICE(reply.ptr + 1, reply.len - 3), &fp->id);
+}
+
+/* In front of what blocks. */
+static void ask_id(struct forward_pin *fp)
+{
+    static const struct slice argv[] = {{"CLIENT", 6}, {"ID", 2}};
+
+    fp->ask_id.done = id_known;
+    upstream_pin_call(fp->pin, &fp->ask_id, false, 2, argv);
+}
+
+static void unblock_done(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
+{
+    (void)st; /* its client gets its own answer */
+    (void)reply;
+    (void)is_error;
+    (void)sent;
+    mem_free(MEM_CLIENT, call);
+}
+
+bool forward_unblock(struct session *s, bool error)
+{
+    struct forward_pin *fp = s->pin;
+    char id[24];
+
+    if (!fp || fp->mode != PIN_BLOCKING || !(s->flags & SESSION_BLOCKED) || fp->id == 0)
+        return false;
+    int len = snprintf(id, sizeof(id), "%lld", (long long)fp->id);
+    struct slice argv[] = {SLICE_LIT("CLIENT"), SLICE_LIT("UNBLOCK"), SLICE(id, (size_t)len),
+                           error ? SLICE_LIT("ERROR") : SLICE_LIT("TIMEOUT")};
+    struct upstream_call *call = mem_calloc(MEM_CLIENT, sizeof(*call));
+    call->done = unblock_done;
+    upstream_call(tier_upstream(s->w), call, UPSTREAM_RESP2, s->db, 4, argv);
+    return true;
+}
+
 enum dispatch_rc forward_send(struct call *c, enum forward_route route)
 {
     struct session *s = c->s;
@@ -449,6 +535,7 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->in_transaction = fp && fp->mode == PIN_MULTI;
     f->db = fp ? fp->db : s->db;
     f->writes = writes(c->cmd);
+    f->fence = writes_unknown_keys(c->cmd);
     f->call.done = forward_done;
     if (f->writes && upstream_state(tier_upstream(c->w)) == UPSTREAM_UP)
         forget_keys(c->w, c->cmd, f->db, c->argc, c->argv);
@@ -456,13 +543,18 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->p->state = PARKED_SENT;
     stats_inc(c->w->stats, STAT_tier_upstream_requests);
     if (!fp) {
-        upstream_call(tier_upstream(c->w), &f->call, UPSTREAM_RESP2, s->db, c->argc, c->argv);
+        upstream_call(tier_upstream(c->w), &f->call, s->proto == 3 ? UPSTREAM_RESP3 : UPSTREAM_RESP2, s->db, c->argc,
+                      c->argv);
         return DISPATCH_LATER;
     }
     fp->outstanding++;
     f->blocking = fp->mode == PIN_BLOCKING || (!fp->multi && blocks(c->cmd, c->argc, c->argv));
     if (fp->mode == PIN_MULTI) {
         fp->multi |= c->cmd && c->cmd->id == CMDID_multi;
+        if (c->cmd && c->cmd->id == CMDID_exec)
+            f->fence = fp->fence;
+        else
+            fp->fence |= f->fence;
         fp->ending |= c->cmd && (c->cmd->id == CMDID_exec || c->cmd->id == CMDID_discard);
         int db = c->cmd && c->cmd->id == CMDID_select ? selected_db(s, c->argc, c->argv) : -1;
         if (db >= 0)
@@ -474,6 +566,8 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
         f->p->state = PARKED_LATER; /* those behind it wait for its answer */
     if (f->blocking)
         s->flags |= SESSION_BLOCKED;
+    if (fp->mode == PIN_BLOCKING)
+        ask_id(fp);
     upstream_pin_call(fp->pin, &f->call, f->blocking, f->p->argc, f->p->argv);
     return DISPATCH_LATER;
 }

@@ -477,8 +477,9 @@ static void disk_fields(struct info *in, const struct tier_figures *f)
 static void section_tiers(struct info *in)
 {
     static const enum stats_id upstream[] = {
-        STAT_tier_upstream_requests, STAT_tier_upstream_hits, STAT_tier_upstream_misses, STAT_tier_upstream_errors,
-        STAT_tier_coalesced_misses,  STAT_tier_negative_hits, STAT_tier_stale_hits,      STAT_tier_invalidations};
+        STAT_tier_upstream_requests, STAT_tier_upstream_hits,       STAT_tier_upstream_misses,
+        STAT_tier_upstream_errors,   STAT_tier_upstream_unreadable, STAT_tier_coalesced_misses,
+        STAT_tier_negative_hits,     STAT_tier_stale_hits,          STAT_tier_invalidations};
     static const enum stats_id compression[] = {STAT_compression_values, STAT_compression_bytes_in,
                                                 STAT_compression_bytes_out};
     struct tier_figures f;

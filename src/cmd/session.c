@@ -181,16 +181,22 @@ static bool run_head(struct parked *p)
 /* Requests behind forwarded ones may be sent too: their connection keeps the order. */
 static void send_ahead(struct session *s)
 {
+    bool through = false; /* something that may write is on its way */
+
     for (struct list *l = s->queue.next; l != &s->queue; l = l->next) {
         struct parked *p = LIST_ENTRY(l, struct parked, link);
-        if (p->state == PARKED_SENT || p->state == PARKED_DONE)
+        if (p->state == PARKED_SENT || p->state == PARKED_DONE) {
+            through |= p->state == PARKED_SENT && !dispatch_only_reads(p->argc, p->argv);
             continue;
+        }
         if (p->state != PARKED_NEW || !dispatch_forwardable(s, p->argc, p->argv))
             return;
+        p->through = through;
         if (dispatch_run(s, p->argc, p->argv, p) == DISPATCH_DONE)
             p->state = PARKED_DONE;                             /* refused at once: the answer waits for its turn */
         if (p->state != PARKED_SENT && p->state != PARKED_DONE) /* CLIENT PAUSE holds it back, and those behind it */
             return;
+        through |= p->state == PARKED_SENT && !dispatch_only_reads(p->argc, p->argv);
     }
 }
 

@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "tiercel/clock.h"
+#include "tiercel/rdb.h"
 #include "tier_priv.h"
 
 #define FETCHED_SIZE_INIT 1024 /* what a fetched object is taken to weigh before any was seen */
@@ -18,6 +19,7 @@ struct fetch {
     struct key key; /* ptr: name */
     uint32_t incarnation;
     enum status st;
+    bool whole;           /* in the background, whatever its type: tier_fetch_whole() */
     struct object *found; /* what the disk had */
     char name[];
 };
@@ -126,8 +128,8 @@ static void fetch_read(struct fetch *f, uint32_t block)
 }
 
 /* Queues the fetch of a key: from `block` on disk, or from the upstream. Sent when no lock is held. */
-static void fetch_start_locked(struct worker *w, struct residency *r, const struct key *key, bool on_disk,
-                               uint32_t block)
+static struct fetch *fetch_start_locked(struct worker *w, struct residency *r, const struct key *key, bool on_disk,
+                                        uint32_t block)
 {
     struct fetch *f = fetch_create(w, r, key);
 
@@ -135,6 +137,7 @@ static void fetch_start_locked(struct worker *w, struct residency *r, const stru
         fetch_read(f, block);
     else
         list_push_back(&w->tier_worker->upstream_now, &f->link);
+    return f;
 }
 
 static void send_upstream_now(struct tier_worker *tw)
@@ -177,7 +180,7 @@ static void miss_locked(struct worker *w, struct mem_shard *shard, struct tier_r
     if (on_disk && !t->has_upstream && wait->need == TIER_PRESENCE && !has_expire)
         return;
     struct residency *r = residency_attach_locked(t, shard, &wait->key, slot, slot ? mem_object(*slot) : NULL);
-    fetch_start_locked(w, r, &wait->key, on_disk, block);
+    (void)fetch_start_locked(w, r, &wait->key, on_disk, block);
     join_locked(req, wait, r);
 }
 
@@ -225,6 +228,45 @@ static void fault_key_locked(struct worker *w, struct mem_shard *shard, struct t
             tier_delete_locked(w, shard, &wait->key, TIER_EXPIRED);
         miss_locked(w, shard, req, wait, NULL);
     }
+}
+
+static bool fetch_whole_locked(struct worker *w, struct mem_shard *shard, const struct key *key)
+{
+    struct tier *t = w->tier;
+    mem_slot *slot = mem_find_locked(t->mem, shard, key);
+    struct object *o = slot ? mem_object(*slot) : NULL;
+    struct residency *r = o && o->type == OBJ_RESIDENCY ? residency_of(o) : NULL;
+    uint32_t block = 0;
+    bool has_expire;
+
+    if (r && r->fetching)
+        return false;
+    if (r)
+        o = r->value;
+    enum liveness l = o ? tier_liveness(w, o) : GONE;
+    if (l == LIVE || l == NEGATIVE_LIVE)
+        return false;
+    if (l == SUSPECT && r)
+        slot = suspect_apart_locked(t, shard, key, r);
+    if (l == GONE && o)
+        tier_delete_locked(w, shard, key, TIER_EXPIRED);
+    if (l == GONE)
+        slot = NULL;
+    bool on_disk = !slot && t->disk && disk_find_locked(t->disk, key->hash, &block, &has_expire);
+    r = residency_attach_locked(t, shard, key, slot, slot ? mem_object(*slot) : NULL);
+    fetch_start_locked(w, r, key, on_disk, block)->whole = true;
+    return true;
+}
+
+bool tier_fetch_whole(struct worker *w, const struct key *key)
+{
+    struct mem_shard *shard = tier_shard_of(w->tier, key->hash);
+
+    mem_lock(shard);
+    bool started = mem_key_current(w->tier->mem, key) && fetch_whole_locked(w, shard, key);
+    mem_unlock(shard);
+    send_upstream_now(w->tier_worker);
+    return started;
 }
 
 /* ---- inflight-max-bytes ---- */
@@ -410,6 +452,8 @@ bool tier_cancel(struct worker *w, struct tier_request *req)
 
 static void fetch_free(struct fetch *f)
 {
+    if (f->whole)
+        tier_want_over(f->w);
     atomic_fetch_sub(&f->w->tier->fetches, 1);
     mem_free(MEM_CLIENT, f);
 }
@@ -557,6 +601,8 @@ static void fetch_finish(struct mbox_msg *msg, void *owner)
         residency_unref(f->res);
     mem_unlock(shard);
     if (done) {
+        if (f->whole) /* it was no larger when it went there */
+            tier_want_fetched(w, f->key.hash, 0);
         fetch_free(f);
         after_install(w);
     } else {
@@ -658,6 +704,39 @@ static void fail_upstream_locked(struct worker *w, struct mem_shard *shard, stru
     fail_locked(w, shard, r, st, error);
 }
 
+static struct object *new_string(struct worker *w, const struct key *key, struct slice value, int64_t expire_ms,
+                                 uint64_t origin)
+{
+    struct rcbuf *packed = tier_pack(w, value);
+
+    return packed ? object_new_rcbuf(key, packed, expire_ms, origin) : object_new_string(key, value, expire_ms, origin);
+}
+
+/* From DUMP's payload. NULL: of a version or type that is not known, or damaged. */
+static struct object *new_from_dump(struct worker *w, const struct key *key, struct slice payload, int64_t expire_ms,
+                                    uint64_t origin)
+{
+    char scratch[OBJ_SCRATCH];
+    struct slice value;
+
+    if (!rdb_undump(payload, &value) || value.len == 0)
+        return NULL;
+    /* Fields that expire would go here by our clock, and unnoticed by those who are told of changes. */
+    if (value.ptr[0] == RDB_HASH_METADATA || value.ptr[0] == RDB_HASH_LISTPACK_EX)
+        return NULL;
+    struct object *o = rdb_parse(value, NULL, key, expire_ms, origin);
+    if (!o || o->type != OBJ_STRING || object_string(o, w->codec, scratch, &value) != ST_OK)
+        return o;
+    struct object *packed = new_string(w, key, value, expire_ms, origin); /* as a GET would have made it */
+    object_free(o);
+    return packed;
+}
+
+static bool too_large(const struct worker *w, struct slice value)
+{
+    return (int64_t)value.len > atomic_load_explicit(&w->tier->limit.upstream_max_object, memory_order_relaxed);
+}
+
 static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struct slice value, int64_t pttl_ms,
                                 uint32_t generation)
 {
@@ -670,9 +749,14 @@ static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struc
 
     if (st == ST_OK) {
         int64_t expire_ms = pttl_ms >= 0 ? uf->sent_ms + pttl_ms : 0;
-        struct rcbuf *packed = tier_pack(w, value);
-        o = packed ? object_new_rcbuf(&f->key, packed, expire_ms, origin)
-                   : object_new_string(&f->key, value, expire_ms, origin);
+        if (f->uf.as == UPSTREAM_STRING)
+            o = new_string(w, &f->key, value, expire_ms, origin);
+        else if (!too_large(w, value))
+            o = new_from_dump(w, &f->key, value, expire_ms, origin);
+        if (too_large(w, value))
+            generation = 0; /* the answer to those who wait, and no more */
+        else if (!o)
+            tier_want_unreadable(w, f->key.hash);
         stats_inc(w->stats, STAT_tier_upstream_hits);
     } else if (st == ST_NOT_FOUND) {
         o = object_new_none(&f->key, w->now_ms + w->tier->limit.negative_ttl_ms, origin);
@@ -680,6 +764,12 @@ static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struc
     } else {
         snprintf(error, sizeof(error), "%.*s", (int)(value.len < 150 ? value.len : 150), value.len ? value.ptr : "");
     }
+    if (f->whole && o)
+        tier_want_fetched(w, f->key.hash, value.len);
+    if (f->whole && st == ST_BAD) /* it does not hand out the value: NOPERM, a proxy without DUMP */
+        tier_want_unreadable(w, f->key.hash);
+    if (f->whole && (st == ST_BAD || (st == ST_OK && !o))) /* who joined passes the command through */
+        st = ST_WRONGTYPE;
     mem_lock(shard);
     if (o)
         finish_upstream_locked(w, shard, f, o, generation);
@@ -696,6 +786,7 @@ static void fetch_upstream(struct fetch *f)
 {
     f->uf.key = key_slice(&f->key);
     f->uf.db = f->key.db;
+    f->uf.as = f->whole ? UPSTREAM_DUMP : UPSTREAM_STRING;
     f->uf.done = upstream_fetch_done;
     stats_inc(f->w->stats, STAT_tier_upstream_requests);
     if (f->w->tier_worker->up)

@@ -44,6 +44,8 @@ static bool install_inline(struct worker *w, struct mem_shard *shard, const stru
     if (LIKELY(same)) {
         tier_count_disk_hit(w, o, true);
         mem_insert_locked(t->mem, shard, key->hash, o);
+        if (o->flags & OBJ_F_ORIGIN)
+            atomic_fetch_add_explicit(&t->tracked_keys, 1, memory_order_relaxed);
     }
     mem_unlock(shard);
     return same;
@@ -54,6 +56,20 @@ static bool install_inline(struct worker *w, struct mem_shard *shard, const stru
 static bool stays_in_memory(struct worker *w)
 {
     return !tier_over_mark(w->tier) || rng_next(&w->rng) % INLINE_STAYS == 0;
+}
+
+/* A copy of an upstream's key: if somebody vouches for it, or it may bridge the outage there is. */
+static bool may_serve(const struct worker *w, const struct object *o)
+{
+    const struct tier *t = w->tier;
+
+    if (LIKELY(!t->has_upstream))
+        return !(o->flags & OBJ_F_ORIGIN);
+    if (!(o->flags & OBJ_F_ORIGIN))
+        return false;
+    return tier_origin_current(t, object_origin(o)) ||
+           (atomic_load_explicit(&t->generation[w->id], memory_order_relaxed) == 0 &&
+            tier_stale_allowed(t, object_origin(o), w->now_ms));
 }
 
 /* NULL: not without waiting, or the record is of no use. */
@@ -68,7 +84,7 @@ static struct object *read_inline(struct worker *w, const struct key *key, uint3
 
     if (!disk_read_inline(t->disk, &ir.rd) || !ir.found)
         return NULL;
-    if (LIKELY(!object_expired(ir.found, w->now_ms) && !(ir.found->flags & OBJ_F_ORIGIN)))
+    if (LIKELY(!object_expired(ir.found, w->now_ms) && may_serve(w, ir.found)))
         return ir.found;
     object_free(ir.found);
     return NULL;
@@ -83,7 +99,7 @@ bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need n
 
     if (need == TIER_NOTHING)
         return true;
-    if (!t->disk || t->has_upstream)
+    if (!t->disk)
         return false;
     (void)tier_make_room(w);
     if (tier_over_limit(t)) /* what waits is bounded by inflight-max-bytes */
@@ -91,7 +107,7 @@ bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need n
     mem_lock(shard);
     bool on_disk = only_on_disk_locked(t, shard, key, &block, &has_expire);
     mem_unlock(shard);
-    if (!on_disk || (need == TIER_PRESENCE && !has_expire))
+    if (!on_disk || (need == TIER_PRESENCE && !has_expire && !t->has_upstream))
         return true;
     struct object *o = read_inline(w, key, block);
     if (!o)

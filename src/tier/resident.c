@@ -86,7 +86,8 @@ bool tier_stale_allowed(const struct tier *t, uint64_t origin, int64_t now_ms)
 {
     uint32_t worker = (uint32_t)(origin >> 32) - 1;
 
-    if (worker >= (uint32_t)t->nworkers)
+    if (worker >= (uint32_t)t->nworkers ||
+        (uint32_t)origin < atomic_load_explicit(&t->stale_from[worker], memory_order_relaxed))
         return false;
     int64_t lost = atomic_load_explicit(&t->lost_ms[worker], memory_order_relaxed);
     int64_t max = atomic_load_explicit(&t->limit.stale_if_error_ms, memory_order_relaxed);

@@ -20,6 +20,7 @@ void tier_conf_changed(struct tier *t, const struct conf *c)
     atomic_store(&t->limit.negative_ttl_ms, c->negative_ttl_ms);
     atomic_store(&t->limit.stale_if_error_ms, c->stale_if_error_ms);
     atomic_store(&t->limit.tracked_keys_max, c->tracked_keys_max);
+    atomic_store(&t->limit.upstream_max_object, c->upstream_max_object);
     atomic_store(&t->limit.policy, c->maxmemory_policy);
     atomic_store(&t->limit.samples, (int)c->maxmemory_samples);
     atomic_store(&t->limit.lfu_log_factor, (int)c->lfu_log_factor);
@@ -69,6 +70,8 @@ struct tier *tier_create(const struct tier_options *opt, const struct conf *conf
     t->workers = mem_calloc(MEM_OTHER, n * sizeof(*t->workers));
     t->generation = mem_calloc(MEM_OTHER, n * sizeof(*t->generation));
     t->lost_ms = mem_calloc(MEM_OTHER, n * sizeof(*t->lost_ms));
+    t->newest_generation = mem_calloc(MEM_OTHER, n * sizeof(*t->newest_generation));
+    t->stale_from = mem_calloc(MEM_OTHER, n * sizeof(*t->stale_from));
     t->disk_stats = stats_block_create();
     t->policy = tier_policy_create();
     buf_init(&t->paying_serial, MEM_OTHER);
@@ -134,6 +137,8 @@ void tier_destroy(struct tier *t)
     mem_free(MEM_OTHER, t->workers);
     mem_free(MEM_OTHER, (void *)t->generation);
     mem_free(MEM_OTHER, (void *)t->lost_ms);
+    mem_free(MEM_OTHER, (void *)t->newest_generation);
+    mem_free(MEM_OTHER, (void *)t->stale_from);
     tier_big_stop(t);
     mem_free(MEM_OTHER, t->saver);
     tier_policy_destroy(t->policy);
@@ -168,6 +173,8 @@ static void upstream_generation_changed(void *arg, uint32_t generation)
 
     if (generation == 0)
         atomic_store(&t->lost_ms[tw->w->id], clock_wall_ms());
+    else
+        atomic_store(&t->newest_generation[tw->w->id], generation);
     atomic_store(&t->generation[tw->w->id], generation);
 }
 
@@ -185,6 +192,7 @@ void tier_worker_init(struct tier *t, struct worker *w, const struct upstream_op
 
     tw->w = w;
     tier_fault_init(tw);
+    tier_fence_init(tw);
     tier_journal_init(tw);
     buf_init(&tw->serial, MEM_OTHER);
     w->tier = t;
@@ -211,6 +219,7 @@ void tier_worker_deinit(struct worker *w)
 {
     buf_deinit(&w->tier_worker->serial);
     tier_journal_deinit(w->tier_worker);
+    mem_free(MEM_OTHER, w->tier_worker->touches);
     mem_free(MEM_OTHER, w->tier_worker);
     w->tier_worker = NULL;
 }

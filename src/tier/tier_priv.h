@@ -66,6 +66,12 @@ struct tier_worker {
     _Atomic int sync_waiting;
     struct mbox_msg sync_msg;
     _Atomic bool sync_posted;
+    struct list fence_next, fence_now; /* struct fence_part: to ask for, asked for (fence.c) */
+    struct upstream_fence fence;
+    uint32_t fence_generation; /* when it was asked */
+    bool fencing;
+    struct touch *touches; /* want.c; NULL until used */
+    unsigned wants;        /* background fetches under way */
 };
 
 /* How an object in the table may be used now. */
@@ -98,6 +104,18 @@ void tier_fault_init(struct tier_worker *tw);
 void tier_drop_room_waits(struct tier_worker *tw);
 void tier_count_disk_hit(struct worker *w, const struct object *o, bool stays);
 void tier_learn_size(struct tier *t, const struct object *o);
+
+/* want.c */
+void tier_want_unreadable(struct worker *w, uint64_t hash); /* the key's value was of no use: not again for a while */
+/* It came, and was perhaps kept: when its copy is gone, it is asked for anew, the later the larger it is. */
+void tier_want_fetched(struct worker *w, uint64_t hash, size_t bytes);
+void tier_want_over(struct worker *w); /* a background fetch has ended */
+/* fault.c: fetches the value, of whatever type, for nobody in particular, and then says tier_want_over(). No lock held.
+ * false: there is no need to. */
+bool tier_fetch_whole(struct worker *w, const struct key *key);
+
+/* fence.c */
+void tier_fence_init(struct tier_worker *tw);
 
 /* big.c */
 bool tier_big_start(struct tier *t); /* with a disk; false: no thread is to be had */

@@ -595,8 +595,9 @@ static void link_slot_overdue(struct link *ln, struct slot *s)
     static const char *const silent[] = {
         [SLOT_GREETING] = "no answer to the greeting in time",
         [SLOT_SELECT] = "no answer to SELECT in time",
+        [SLOT_FENCE] = "no answer to a fence in time", /* who waits for it must not go on with this generation */
     };
-    if (s->kind <= SLOT_SELECT) {
+    if (s->kind <= SLOT_SELECT || s->kind == SLOT_FENCE) {
         link_fail(ln, silent[s->kind]);
         return;
     }

@@ -3,10 +3,11 @@
 between memory and disk, and to redis-server, and compares the bytes of the replies.
 
 usage: differential.py [--commands N] [--seed S] [--maxmemory 8mb] [--threads 2] [--appendonly] [--no-restart]
-                       [--redis PATH] [--against-redis] [-v]
+                       [--redis PATH] [--against-redis] [--sidecar] [-v]
 
 Every 1,000 commands the whole key space is compared, and at the end once more after Tiercel was stopped
-and started. What may differ is in accepted.txt. Needs the standard library only; the
+and started. With --sidecar there is a second redis-server behind Tiercel, and nothing but what the client
+sends tells it apart from the first. What may differ is in accepted.txt. Needs the standard library only; the
 binary is build/tiercel, or TIERCEL_BIN.
 """
 import argparse
@@ -63,10 +64,10 @@ def shown_command(args):
     return " ".join(shown(a, 60) for a in args[:8]) + (" ... (%d arguments)" % len(args) if len(args) > 8 else "")
 
 
-def load_accepted():
+def load_accepted(name="accepted.txt"):
     """Rows of `COMMAND | redis's reply | tiercel's reply | reason`; replies are regular expressions."""
     rows = []
-    for line in (HERE / "accepted.txt").read_text().splitlines():
+    for line in (HERE / name).read_text().splitlines():
         if line and not line.startswith("#"):
             command, redis, tiercel, reason = [f.strip() for f in line.split(" | ")]
             assert reason, line
@@ -79,13 +80,15 @@ COPY = b"~copy"  # a name that is not in the grammar
 
 
 class Differential:
-    def __init__(self, redis, tiercel, seed, check_every=CHECK_EVERY, verbose=False):
+    def __init__(self, redis, tiercel, seed, check_every=CHECK_EVERY, verbose=False, behind=None):
+        """behind: the redis-server that Tiercel is a sidecar of."""
         self.servers = (redis, tiercel)
+        self.behind = behind
         self.grammar = Grammar(seed)
         self.rng = random.Random(seed * 7919 + 1)
         self.check_every = check_every
         self.verbose = verbose
-        self.accepted = load_accepted()
+        self.accepted = load_accepted("accepted_sidecar.txt" if behind else "accepted.txt")
         self.compared = 0   # replies found equal
         self.checked = 0    # values found equal by whole comparisons
         self.sent = 0       # random commands
@@ -94,14 +97,22 @@ class Differential:
         self.connect()
 
     def connect(self):
-        self.pairs = [(Connection(self.servers[0], proto), Connection(self.servers[1], proto))
-                      for proto in (2, 2, 3, 3)]
+        protos = (2, 2, 3, 3) if not self.behind or self.passes_resp3() else (2, 2, 2, 2)
+        self.pairs = [(Connection(self.servers[0], proto), Connection(self.servers[1], proto)) for proto in protos]
         self.inspector = (Connection(self.servers[0], 2), Connection(self.servers[1], 2))
-        self.events = Events(self.servers)
+        self.events = Events(self.servers, self.behind)
+        self.settings = (self.inspector[0], Connection(self.behind, 2) if self.behind else self.inspector[1])
+
+    def passes_resp3(self):
+        """Does the sidecar hand on the upstream's RESP3?"""
+        c = Connection(self.servers[1], 3)
+        reply = c.exchange(encode([b"EVAL", b"return {map={}}", b"0"]), 1)[0]
+        c.close()
+        return reply.startswith(b"%")
 
     def disconnect(self):
         self.events.close()
-        for pair in self.pairs + [self.inspector]:
+        for pair in self.pairs + [self.inspector, self.settings]:
             for connection in pair:
                 connection.close()
 
@@ -123,9 +134,22 @@ class Differential:
             for connection, cmds in zip((which, other, which), self.grammar.watched()):
                 self.run_commands(connection, cmds)
         else:
-            self.run_commands(which, self.grammar.pipeline())
+            cmds = self.grammar.pipeline()
+            if self.behind:
+                cmds = self.set_apart(cmds)
+            self.run_commands(which, cmds)
+
+    def set_apart(self, cmds):
+        """A sidecar answers CONFIG itself: what is set for the upstream's sake is set there, before the rest."""
+        for c in cmds:
+            if c[0].upper() == b"CONFIG":
+                self.log.append((-1, c))
+                self.exchange_and_compare(self.settings, [c], encode(c))
+        return [c for c in cmds if c[0].upper() != b"CONFIG"]
 
     def run_commands(self, which, cmds):
+        if not cmds:
+            return
         for c in cmds:
             self.log.append((which, c))
         data = b"".join(self.form(c) for c in cmds)
@@ -361,13 +385,21 @@ class Differential:
                 if self.verbose:
                     print("%6d commands, %5d keys and %6d events equal, redis uses %s, slowest exchange %d ms" % (
                         self.sent, total, self.events.compared, self.redis_memory(), self.slowest_ms), flush=True)
+                    if self.behind:
+                        print("    of copies: " + ", ".join("%s %d" % kv for kv in self.copies().items()), flush=True)
+
+    def copies(self):
+        """What the sidecar has answered from copies, and what it had to do for them."""
+        info = self.inspector[1].exchange(encode([b"INFO", b"tiers"]), 1)[0]
+        return {name: int(re.search(b"%s:(\\d+)" % name.encode(), info).group(1)) for name in (
+            "tier_memory_hits", "tier_disk_hits", "tier_negative_hits", "tier_demotions", "tier_upstream_requests")}
 
     def redis_memory(self):
         info = self.inspector[0].exchange(encode([b"INFO", b"memory"]), 1)[0]
         return re.search(rb"used_memory_human:(\S+)", info).group(1).decode()
 
     def restart_and_compare(self, kill=False):
-        for connection in self.inspector:  # what a start sets, for values that are restored then
+        for connection in self.settings:  # what a start sets, for values that are restored then
             for name, value in sets_hashes.LIMITS:
                 connection.exchange(encode([b"CONFIG", b"SET", name, value]), 1)
         self.disconnect()
@@ -376,27 +408,47 @@ class Differential:
         else:
             self.servers[1].stop()
         self.servers[1].start()
+        if self.behind:
+            await_upstream(self.servers[1])
         self.connect()
         self.compare_all()
 
 
+def await_upstream(sidecar):
+    """Until it has found its upstream."""
+    c = Connection(sidecar, 2)
+    deadline = time.monotonic() + 30
+    while b"tier_upstream_state:up" not in c.exchange(encode([b"INFO", b"tiers"]), 1)[0]:
+        if time.monotonic() > deadline:
+            raise Gone("%s does not find its upstream" % sidecar.name)
+        time.sleep(0.02)
+    c.close()
+
+
 def run(commands, seed, binary=None, maxmemory="8mb", threads=2, restart=True, redis="redis-server", out=sys.stdout,
-        verbose=False, appendonly=False):
+        verbose=False, appendonly=False, sidecar=False):
     """Returns how many replies and values were equal, and the text of the mismatch or None.
-    appendonly: with appendfsync always, and kill -9 in place of the orderly restart."""
+    appendonly: with appendfsync always, and kill -9 in place of the orderly restart. sidecar: with a redis-server behind it."""
     left = redis_server(redis)
-    right = tiercel_server(binary, maxmemory, threads, appendonly) if binary else redis_server(redis)
+    behind = redis_server(redis) if sidecar else None
+    right = tiercel_server(binary, maxmemory, threads, appendonly, behind) if binary else redis_server(redis)
     test = None
     try:
         left.start()
+        if behind:
+            behind.start()
         right.start()
-        test = Differential(left, right, seed, verbose=verbose)
+        if behind:
+            await_upstream(right)
+        test = Differential(left, right, seed, verbose=verbose, behind=behind)
         test.run(commands)
         if restart and binary:
             test.restart_and_compare(kill=appendonly)
         test.disconnect()
         right.stop()
         left.stop()
+        if behind:
+            behind.stop()
     except (Mismatch, Gone) as e:
         dead = right.process is not None and right.process.poll() is not None
         text = "seed %d, after %d commands: %s" % (seed, test.sent if test else 0, e)
@@ -406,6 +458,8 @@ def run(commands, seed, binary=None, maxmemory="8mb", threads=2, restart=True, r
     finally:
         left.remove()
         right.remove()
+        if behind:
+            behind.remove()
     return test.compared + test.checked, None
 
 
@@ -418,6 +472,7 @@ def main():
     parser.add_argument("--appendonly", action="store_true", help="appendfsync always, and kill -9 at the end")
     parser.add_argument("--no-restart", action="store_true", help="no comparison after a stop and start")
     parser.add_argument("--redis", default="redis-server", metavar="PATH")
+    parser.add_argument("--sidecar", action="store_true", help="with a redis-server behind Tiercel")
     parser.add_argument("--against-redis", action="store_true", help="two redis-servers: tests the test")
     parser.add_argument("-v", "--verbose", action="store_true")
     args = parser.parse_args()
@@ -427,7 +482,7 @@ def main():
     print("seed %d" % seed, flush=True)
     begin = time.monotonic()
     passed, failure = run(args.commands, seed, binary, args.maxmemory, args.threads, not args.no_restart, args.redis,
-                          verbose=args.verbose, appendonly=args.appendonly)
+                          verbose=args.verbose, appendonly=args.appendonly, sidecar=args.sidecar)
     if failure:
         print(failure)
     print("%.1f s" % (time.monotonic() - begin))

@@ -21,9 +21,12 @@ def misses_sorted(events):
 
 
 class Events:
-    def __init__(self, servers):
+    def __init__(self, servers, behind=None):
+        """behind: whose notifications the second server passes on."""
+        self.flags = b"KEAn" if behind else b"KEAnm"  # what a copy answers nobody misses
         self.subscribers = [Connection(server, 2) for server in servers]
         self.control = [Connection(server, 2) for server in servers]
+        self.settings = [self.control[0], Connection(behind, 2) if behind else self.control[1]]
         self.marks = 0
         self.compared = 0
         self.on = False
@@ -31,14 +34,14 @@ class Events:
             c.exchange(encode([b"PSUBSCRIBE", CHANNELS]) + encode([b"SUBSCRIBE", MARKS]), 2)
 
     def close(self):
-        for c in self.subscribers + self.control:
+        for c in self.subscribers + self.control + self.settings[1:]:
             c.close()
 
     def toggle(self):
         """Without notifications some commands ask less of the tiers: both ways are to be compared."""
         self.on = not self.on
-        for c in self.control:
-            c.exchange(encode([b"CONFIG", b"SET", b"notify-keyspace-events", b"KEAnm" if self.on else b""]), 1)
+        for c in self.settings:
+            c.exchange(encode([b"CONFIG", b"SET", b"notify-keyspace-events", self.flags if self.on else b""]), 1)
 
     def _until_mark(self, subscriber, mark):
         events = []

@@ -30,6 +30,18 @@ def test_what_was_acknowledged_survives_a_kill():
     compare(5_000, SEED + 5, appendonly=True)
 
 
+@pytest.mark.timeout(300)
+def test_the_same_through_a_sidecar():
+    compare(10_000, SEED + 6, sidecar=True, maxmemory="1mb")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(10))
+def test_the_same_through_a_sidecar_for_long(part):
+    compare(50_000, int.from_bytes(os.urandom(4), "big"), threads=4, sidecar=True, maxmemory=("1mb", "4mb")[part % 2])
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", range(20))

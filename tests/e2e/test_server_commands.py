@@ -361,7 +361,7 @@ def test_info_sections(pair, args):
 def test_info_tiers_names(tiercel):
     names = """tier_memory_hits tier_memory_misses tier_memory_keys tier_memory_bytes tier_disk_hits tier_disk_misses
         tier_disk_keys tier_disk_bytes tier_disk_filter_negatives tier_demotions tier_promotions tier_upstream_state
-        tier_upstream_requests tier_upstream_hits tier_upstream_misses tier_upstream_errors tier_coalesced_misses
+        tier_upstream_requests tier_upstream_hits tier_upstream_misses tier_upstream_errors tier_upstream_unreadable tier_coalesced_misses
         tier_negative_hits tier_invalidations coherence_mode coherence_bound_ms compression_values
         compression_bytes_in compression_bytes_out"""
     assert set(names.split()) <= set(tiercel().tiers())

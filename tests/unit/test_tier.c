@@ -2,6 +2,8 @@
  * test_tier_model.c. */
 #include "tier_world.h"
 
+#include "tiercel/rdb.h"
+
 static struct world *wd;
 static struct worker *w; /* the first */
 
@@ -1287,6 +1289,147 @@ static void test_upstream_failed(void **state)
     assert_int_equal(keys(), 0);
 }
 
+/* The value of a fetch of worker 0 by DUMP; damaged: not as it was sent. */
+static void answer_dump(const char *v, bool damaged)
+{
+    struct list *l = list_pop_front(&up_of(0)->fetches);
+    assert_non_null(l);
+    struct fake_fetch *ff = LIST_ENTRY(l, struct fake_fetch, link);
+    assert_int_equal(ff->f->as, UPSTREAM_DUMP);
+    struct key k = key_of("any");
+    struct object *o = object_new_string(&k, slice_str(v), 0, 0);
+    struct buf payload;
+    buf_init(&payload, MEM_OTHER);
+    assert_true(rdb_dump(o, w->codec, &payload));
+    object_free(o);
+    payload.ptr[2] = (char)(payload.ptr[2] ^ damaged);
+    ff->f->done(ff->f, ST_OK, buf_slice(&payload), -1, up_of(0)->generation);
+    buf_deinit(&payload);
+    free(ff);
+}
+
+/* A key of which parts are read: the second time it is fetched whole, and kept as any other. */
+static void test_wanted(void **state)
+{
+    (void)state;
+    for (int how = 0; how < 6; how++) {
+        char name[] = "a";
+        name[0] = (char)('a' + how);
+        size_t before = up_of(0)->nfetches;
+        struct key k = key_of(name);
+        struct req r;
+        tier_want(w, &k);
+        assert_int_equal(up_of(0)->nfetches, before);
+        for (int i = 0; i < 3; i++)
+            tier_want(w, &k); /* one fetch at a time */
+        assert_int_equal(up_of(0)->nfetches, before + 1);
+        switch (how) {
+        case 0: /* and again, after it was changed */
+            answer_dump("0", false);
+            HAS(name, "0");
+            tier_want(w, &k); /* it is here: nothing to be noted */
+            up_of(1)->ev.invalidate(up_of(1)->ev.arg, slice_str(name));
+            tier_want(w, &k);
+            assert_int_equal(up_of(0)->nfetches, before + 1);
+            tier_want(w, &k);
+            assert_int_equal(up_of(0)->nfetches, before + 2);
+            answer_dump("1", false);
+            break;
+        case 1:
+            assert_int_equal(fault(&r, name), ST_PENDING); /* joins */
+            assert_int_equal(up_of(0)->nfetches, before + 1);
+            answer_dump("1", false);
+            world_turn(wd);
+            assert_int_equal(look_as(w, name, TIER_VALUE, &r.waits[0]), ST_OK);
+            release(&r);
+            break;
+        case 2:
+            tier_forget_upstream(w, 0, slice_str(name));
+            answer_dump("1", false);
+            break;
+        case 3:
+            up_of(1)->ev.invalidate(up_of(1)->ev.arg, slice_str(name));
+            answer_dump("1", false);
+            break;
+        case 4: /* cannot be read: who joined passes its command through; not again for a while */
+            assert_int_equal(fault(&r, name), ST_PENDING);
+            answer_dump("1", true);
+            world_turn(wd);
+            assert_int_equal(look_as(w, name, TIER_VALUE, &r.waits[0]), ST_WRONGTYPE);
+            release(&r);
+            for (int i = 0; i < 100; i++)
+                tier_want(w, &k);
+            assert_int_equal(up_of(0)->nfetches, before + 1);
+            w->now_ms += 61000;
+            tier_want(w, &k);
+            tier_want(w, &k);
+            assert_int_equal(up_of(0)->nfetches, before + 2);
+            fake_up_answer(up_of(0), ST_NOT_FOUND, NULL, -1);
+            assert_true(negative(name));
+            break;
+        default: /* larger than what is kept: a string answers those who joined, the rest passes through */
+            atomic_store(&wd->tier->limit.upstream_max_object, 10);
+            assert_int_equal(fault(&r, name), ST_PENDING);
+            answer_dump("longer than ten bytes", false);
+            world_turn(wd);
+            assert_int_equal(look_as(w, name, TIER_VALUE, &r.waits[0]), ST_WRONGTYPE);
+            release(&r);
+            assert_int_equal(fault(&r, name), ST_PENDING);
+            fake_up_answer(up_of(0), ST_OK, "longer than ten bytes", -1);
+            world_turn(wd);
+            assert_int_equal(look_as(w, name, TIER_VALUE, &r.waits[0]), ST_OK);
+            assert_false(found.kept);
+            release(&r);
+        }
+        world_turn(wd);
+        if (how < 2)
+            HAS(name, "1");
+        else if (how != 4)
+            assert_null(entry(name));
+    }
+    assert_int_equal(keys(), 2);
+}
+
+static void fenced(void *arg)
+{
+    ++*(int *)arg;
+}
+
+/* A fence that fails: suspects are not served stale either; one that cannot be asked: no copies are left. */
+static void test_fences(void **state)
+{
+    (void)state;
+    struct req r;
+    int done = 0;
+    assert_int_equal(fault(&r, "a"), ST_PENDING);
+    fake_up_answer(up_of(0), ST_OK, "1", -1);
+    world_turn(wd);
+    release(&r);
+    tier_fence(w, fenced, &done);
+    assert_int_equal(done, 0);
+    world_turn(wd);
+    assert_int_equal(done, 1);
+    HAS("a", "1");
+    fake_up_lose(up_of(0));
+    HAS("a", "1"); /* stale */
+    tier_fence(w, fenced, &done);
+    tier_fence(w, fenced, &done);
+    world_turn(wd);
+    assert_int_equal(done, 3);
+    assert_int_equal(look("a"), ST_PENDING);
+    fake_up_connect(up_of(0));
+    assert_int_equal(fault(&r, "a"), ST_PENDING);
+    fake_up_answer(up_of(0), ST_OK, "2", -1);
+    world_turn(wd);
+    release(&r);
+    HAS("a", "2");
+    up_of(0)->fence_refused = true;
+    tier_fence(w, fenced, &done);
+    world_turn(wd);
+    assert_int_equal(done, 4);
+    assert_int_equal(keys(), 0);
+}
+
 /* Own write, invalidation, loss of the link, flush: who waited gets what was fetched, it is not kept,
  * and who comes later asks anew. */
 static void test_upstream_detached(void **state)
@@ -1676,6 +1819,9 @@ int main(void)
         ROW(test_negative, with_upstream),
         ROW(test_upstream_failed, with_upstream),
         ROW(test_upstream_detached, with_upstream),
+        ROW(test_wanted, with_upstream),
+        ROW(test_wanted, with_all),
+        ROW(test_fences, with_upstream),
         ROW(test_suspect, with_upstream),
         ROW(test_suspect_and_wrongtype, with_upstream),
         ROW(test_suspect_and_flush, with_upstream),

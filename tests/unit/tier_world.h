@@ -614,6 +614,7 @@ struct upstream {
     struct list fetches; /* in the order in which they were sent */
     size_t nfetches;     /* ever */
     uint32_t generation, last_generation;
+    bool fence_refused;
     void *arg; /* the test's */
 };
 
@@ -661,6 +662,28 @@ void upstream_get_stats(const struct upstream *up, struct upstream_stats *out)
 {
     (void)up;
     *out = (struct upstream_stats){0};
+}
+
+uint32_t upstream_generation(const struct upstream *up)
+{
+    return up->generation;
+}
+
+void upstream_fence(struct upstream *up, struct upstream_fence *f)
+{
+    f->done(f, up->generation && !up->fence_refused ? ST_OK : ST_UNAVAILABLE);
+}
+
+/* All keys are small. */
+void upstream_call(struct upstream *up, struct upstream_call *c, enum upstream_via via, int db, int argc,
+                   const struct slice *argv)
+{
+    (void)via;
+    (void)db;
+    (void)argc;
+    (void)argv;
+    c->done(c, up->generation ? ST_OK : ST_UNAVAILABLE, up->generation ? SLICE_LIT(":100\r\n") : SLICE_NONE, false,
+            up->generation != 0);
 }
 
 /* Answers the oldest fetch. */
