@@ -281,6 +281,7 @@ void forward_drop(struct session *s);                 /* the client went, or RES
 bool forward_pin_takes_more(const struct session *s); /* a transaction that is not ending */
 /* In RESP2 a client in subscribed mode may only do what concerns subscriptions. */
 bool forward_allows(const struct session *s, const struct command *cmd);
+bool forward_in_multi(const struct session *s);   /* its transaction is open at the upstream */
 bool forward_subscribed(const struct session *s); /* its pinned connection is in subscribed mode */
 
 /* ---- the command table (command.c) ---- */

@@ -879,6 +879,8 @@ bool dispatch_forwardable(const struct session *s, int argc, const struct slice 
 
     if (!cmd || s->flags & SESSION_MULTI)
         return false;
+    if (UNLIKELY(s->flags & SESSION_TRACKING) && tracking_holds(s, cmd))
+        return false;
     enum forward_route route = forward_route(s, cmd, argc, argv);
     return s->pin ? route == ROUTE_PIN && forward_pin_takes_more(s) : route == ROUTE_WRITE_LINK;
 }

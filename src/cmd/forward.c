@@ -13,6 +13,7 @@
 
 #include "tiercel/num.h"
 #include "tiercel/stats.h"
+#include "tiercel/tracking.h"
 #include "tiercel/upstream.h"
 
 #include "cmd/cmd_priv.h"
@@ -427,6 +428,8 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     struct forward_pin *fp = NULL;
     bool had_pin = s->pin != NULL;
 
+    if (UNLIKELY(s->flags & SESSION_TRACKING) && tracking_forward(c))
+        return DISPATCH_LATER;
     if (c->cmd)
         monitor_note(c);
 
@@ -448,8 +451,11 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->db = fp ? fp->db : s->db;
     f->writes = writes(c->cmd);
     f->call.done = forward_done;
-    if (f->writes && upstream_state(tier_upstream(c->w)) == UPSTREAM_UP)
+    if (f->writes && upstream_state(tier_upstream(c->w)) == UPSTREAM_UP) {
+        tracking_quiet(c->w, true);
         forget_keys(c->w, c->cmd, f->db, c->argc, c->argv);
+        tracking_quiet(c->w, false);
+    }
     f->p = call_suspend(c, &forward_ops, f);
     f->p->state = PARKED_SENT;
     stats_inc(c->w->stats, STAT_tier_upstream_requests);
@@ -480,6 +486,11 @@ void forward_drop(struct session *s)
 {
     if (s->pin)
         pin_close(s);
+}
+
+bool forward_in_multi(const struct session *s)
+{
+    return s->pin && s->pin->mode == PIN_MULTI && s->pin->multi;
 }
 
 bool forward_subscribed(const struct session *s)

@@ -169,6 +169,11 @@ static void upstream_generation_changed(void *arg, uint32_t generation)
     if (generation == 0)
         atomic_store(&t->lost_ms[tw->w->id], clock_wall_ms());
     atomic_store(&t->generation[tw->w->id], generation);
+    if (generation == 0 && atomic_load(&t->events) & TIER_EVENT_ALL) {
+        mem_lock_all(t->mem); /* who found it current under a shard's lock has been noted by then */
+        tier_foreign_all_locked(tw->w);
+        mem_unlock_all(t->mem);
+    }
 }
 
 static void upstream_notice(void *arg, const char *text)
