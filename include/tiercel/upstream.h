@@ -78,6 +78,8 @@ uint32_t upstream_generation(const struct upstream *up);       /* 0 = none now *
 /* "tracking", or "none" with the reason why the upstream refused it. */
 const char *upstream_coherence(const struct upstream *up);
 const char *upstream_last_error(const struct upstream *up);
+/* Who this server is there, "default" without a name; *logs_in: it shows a password. */
+const char *upstream_user(const struct upstream *up, bool *logs_in);
 
 /* ---- reading a key for keeping: its value and PTTL in one go, on `fetch` ---- */
 enum upstream_fetch_as {

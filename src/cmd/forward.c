@@ -451,11 +451,8 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->db = fp ? fp->db : s->db;
     f->writes = writes(c->cmd);
     f->call.done = forward_done;
-    if (f->writes && upstream_state(tier_upstream(c->w)) == UPSTREAM_UP) {
-        tracking_quiet(c->w, true);
-        forget_keys(c->w, c->cmd, f->db, c->argc, c->argv);
-        tracking_quiet(c->w, false);
-    }
+    if (f->writes && upstream_state(tier_upstream(c->w)) == UPSTREAM_UP)
+        forward_forget(c->w, c->cmd, f->db, c->argc, c->argv, true);
     f->p = call_suspend(c, &forward_ops, f);
     f->p->state = PARKED_SENT;
     stats_inc(c->w->stats, STAT_tier_upstream_requests);
@@ -486,6 +483,35 @@ void forward_drop(struct session *s)
 {
     if (s->pin)
         pin_close(s);
+}
+
+bool forward_writes(const struct command *cmd)
+{
+    return writes(cmd);
+}
+
+bool forward_blocks(const struct command *cmd, int argc, const struct slice *argv)
+{
+    return blocks(cmd, argc, argv);
+}
+
+bool forward_changes_all(const struct command *cmd)
+{
+    return changes_all(cmd);
+}
+
+void forward_each_written(struct worker *w, const struct command *cmd, int db, int argc, const struct slice *argv,
+                          void (*fn)(void *arg, unsigned db, struct slice name), void *arg)
+{
+    each_written(w, cmd, db, argc, argv, fn, arg);
+}
+
+void forward_forget(struct worker *w, const struct command *cmd, int db, int argc, const struct slice *argv,
+                    bool before)
+{
+    tracking_quiet(w, before);
+    forget_keys(w, cmd, db, argc, argv);
+    tracking_quiet(w, false);
 }
 
 bool forward_in_multi(const struct session *s)

@@ -592,6 +592,12 @@ const char *upstream_coherence(const struct upstream *up)
     return up->coherence;
 }
 
+const char *upstream_user(const struct upstream *up, bool *logs_in)
+{
+    *logs_in = up->opt.password[0] != '\0';
+    return up->opt.user[0] ? up->opt.user : "default";
+}
+
 const char *upstream_last_error(const struct upstream *up)
 {
     return up->last_error;
