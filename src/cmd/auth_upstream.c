@@ -41,6 +41,7 @@ struct client_auth {
     bool multi, watching;    /* MULTI was sent; WATCH was answered */
     int db;                  /* selected there, as far as was sent */
     bool subscribed;         /* has been, on this connection */
+    unsigned outstanding;    /* commands without an answer */
     int multi_db;            /* a SELECT in the transaction; -1: none */
     struct written written;
 };
@@ -517,7 +518,13 @@ static void own_done(struct upstream_call *call, enum status st, struct slice re
             forward_forget(f->w, f->cmd, f->db, p->argc, p->argv, false);
         if (st == ST_OK)
             own_answered(p->s, f, is_error);
+        struct session *s = p->s;
+        bool stranger = is_error && !(s->flags & SESSION_AUTHENTICATED) && says_noauth(reply);
+        s->auth->outstanding--;
         call_complete(p, own_reply, f);
+        /* Who is nobody must not hold what others need. */
+        if (stranger && s->auth->outstanding == 0 && !(s->flags & SESSION_AUTHENTICATED))
+            connection_drop(s->auth);
     }
     own_free(f);
 }
@@ -622,6 +629,7 @@ static enum dispatch_rc own_send(struct call *c)
     if (f->blocking)
         s->flags |= SESSION_BLOCKED;
     stats_inc(c->w->stats, STAT_tier_upstream_requests);
+    a->outstanding++;
     upstream_pin_call(a->cp->pin, &f->call, f->blocking, f->p->argc, f->p->argv);
     return DISPATCH_LATER;
 }
@@ -633,7 +641,10 @@ bool auth_upstream_takes(struct call *c, enum dispatch_rc *rc)
     if (!c->s->auth->private || stays_here(cmd))
         return false;
     *rc = DISPATCH_DONE;
-    if (cmd ? cmd->flags & CMD_SERVER && !own_connection(cmd) : refused_by_name(c->argv[0]))
+    bool refused = cmd ? cmd->flags & CMD_SERVER && !own_connection(cmd) : refused_by_name(c->argv[0]);
+    if (refused && !(c->s->flags & SESSION_AUTHENTICATED))
+        call_error(c, "NOAUTH Authentication required.");
+    else if (refused)
         call_errorf(c, "NOPERM '%.*s' is about this server: only clients that are the user '%s' of the upstream may",
                     (int)(c->argv[0].len < 64 ? c->argv[0].len : 64), c->argv[0].ptr,
                     upstream_user(tier_upstream(c->w), &(bool){false}));

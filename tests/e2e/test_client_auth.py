@@ -196,6 +196,20 @@ def test_the_limit_of_connections(world):
     wait_until(again, what="they are given back")
 
 
+def test_strangers_hold_no_connections(world):
+    _, _, sidecar = world
+    t = sidecar(upstream_pins_max=2)
+    conns = [RawConn(t.port) for _ in range(20)]
+    try:
+        for c in conns:
+            assert [r[:7] for r in c.pipeline(("GET", "few:a"), ("INFO",), ("SET", "few:a", "x"))] == [b"-NOAUTH"] * 3
+        with RawConn(t.port) as c:
+            assert c.ask("AUTH", "few", "fewpw") == "OK" and c.ask("PING") == "PONG"
+    finally:
+        for c in conns:
+            c.close()
+
+
 def test_clients_go_while_they_wait(world):
     up, wire, sidecar = world
     t = sidecar()
