@@ -150,10 +150,25 @@ static bool make_tiers(struct server *sv, int threads, char err[256])
         }
         sv->upstream.timeout_ms = c->upstream_timeout_ms;
         sv->upstream.watchdog_ms = TIER_WATCHDOG_MS;
+        sv->upstream.watchdog_timeout_ms = TIER_WATCHDOG_TIMEOUT_MS;
         sv->upstream.backoff_min_ms = 50;
         sv->upstream.backoff_max_ms = 2000;
         sv->upstream.queue_max = (unsigned)c->upstream_queue_max;
         sv->upstream.pins_max = (unsigned)c->upstream_pins_max;
+        sv->upstream.subscriptions_max = (unsigned)c->upstream_subscriptions_max;
+        sv->upstream.breaker_failures = (unsigned)c->upstream_breaker_failures;
+        sv->upstream.coherence = (enum upstream_mode)c->coherence;
+        sv->upstream.ttl_ms = c->coherence_ttl_ms;
+        if (upstream_check_prefixes(c->coherence_prefixes, why) != ST_OK) {
+            snprintf(err, 256, "coherence-prefixes: %.200s", why);
+            return false;
+        }
+        snprintf(sv->upstream.prefixes, sizeof(sv->upstream.prefixes), "%s", c->coherence_prefixes);
+        if (strlen(c->upstream_auth_file) >= sizeof(sv->upstream.auth_file)) {
+            snprintf(err, 256, "upstream-auth-file: too long a path");
+            return false;
+        }
+        snprintf(sv->upstream.auth_file, sizeof(sv->upstream.auth_file), "%s", c->upstream_auth_file);
         /* Copies on disk carry the generation of the run that fetched them, and must not look current in this one. */
         random_bytes(&sv->upstream.first_generation, sizeof(sv->upstream.first_generation));
     }

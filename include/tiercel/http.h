@@ -66,7 +66,7 @@ struct metrics_source {
     /* upstream tier; NULL: standalone. Sums over the workers. */
     const struct upstream_stats *upstream;
     int upstream_workers_up;
-    const char *coherence_mode;
+    const char *coherence_mode, *coherence_reason; /* reason NULL or "": it is what was asked for */
     int64_t coherence_bound_ms, tracked_keys;
 
     const struct metrics_db *dbs;

@@ -108,8 +108,9 @@ struct tier {
     struct disk *disk;
     bool has_upstream;
     /* A foreign write is seen at most this late: the watchdog's period, the time its answer may
-     * take, and a timer's slack. A copy whose link was found lost by then is a suspect. */
-    int64_t coherence_bound_ms;
+     * take, and a timer's slack. A copy whose link was found lost by then is a suspect. In ttl mode
+     * it is the other one. */
+    int64_t coherence_bound_ms, coherence_ttl_ms;
     int nworkers;
     struct tier_shard *shard; /* parallel to mem->shard, under the same locks */
     struct tier_limits limit;
@@ -168,6 +169,7 @@ struct upstream *tier_upstream(struct worker *w);                /* NULL = stand
 
 /* How often the links that vouch for copies are asked whether they live. */
 #define TIER_WATCHDOG_MS 500
+#define TIER_WATCHDOG_TIMEOUT_MS 500 /* and how long they have to answer, whatever upstream-timeout-ms is */
 
 /* Bytes that may be queued for the disk, given an eighth of maxmemory. */
 #define TIER_DISK_QUEUE(eighth) \
@@ -383,7 +385,10 @@ struct tier_figures {
     int64_t memory_keys, memory_bytes, disk_keys, disk_bytes, demoting_bytes, inflight_bytes;
     bool disk_on, disk_healthy;
     const char *upstream_state; /* "none", "up", "degraded" (some workers), "down" */
-    const char *coherence_mode; /* "none", "tracking" */
+    const char *coherence_mode; /* "tracking", "broadcast", "ttl", "none" */
+    char coherence_reason[240]; /* why it is not the one that was asked for; "" = it is */
+    const char *breaker;        /* of the worker that is worst off: "closed", "half-open", "open" */
+    int64_t breaker_opens, breaker_refused, pins, subscriptions; /* of all workers */
     int64_t coherence_bound_ms;
     int64_t disk_queue_bytes, disk_commits, disk_index_bytes, disk_corrupt, disk_io_errors, disk_written_bytes;
 };

@@ -15,18 +15,30 @@
  *   fetch   one tracked connection: only reads whose results we keep (DESIGN section 5), or whose keys a client
  *           of ours wants to be told of
  *   inval   the target of its invalidations (RESP2: SUBSCRIBE __redis__:invalidate, CLIENT
- *           TRACKING ON REDIRECT id on fetch). Both are watched by a PING at least every
- *           second, answered within the timeout
+ *           TRACKING ON REDIRECT id on fetch). Both are watched by PINGs. Not in ttl mode
  *   write   one untracked, pipelined connection for writes and for what is passed through
+ *   write3  the same in RESP3, for clients that speak it; opened when it is first needed
  *   pins    connections that belong to one client: transactions, blocking commands, pub/sub
  *
  * fetch and inval live and die together: when either is lost both are closed and the
  * *generation* ends. A copy is current only while the generation under which it was
- * fetched is. Lost connections come back with exponential back-off and jitter. Requests
+ * fetched is. A generation is suspended while the watchdog's PING is not answered in time: for the layer
+ * above it has ended, and when the upstream was only slow it begins again, with the same number. Lost connections come back with exponential back-off and jitter. Requests
  * that were sent and not answered when a connection is lost are never sent again. */
 
 struct upstream;
 struct uv_loop_s;
+
+/* How copies are kept coherent. Where the upstream refuses what is asked for, the next that it allows
+ * is in force: broadcast if prefixes are given, then ttl. What was asked for is tried again with
+ * every new connection, and once a minute in ttl mode. */
+enum upstream_mode {
+    UPSTREAM_TRACKING,  /* the upstream tells of each key that was fetched */
+    UPSTREAM_BROADCAST, /* of every change of a key with one of the prefixes; others are not kept */
+    UPSTREAM_TTL,       /* of nothing: a copy is current for at most ttl_ms. No fences, no tracked calls */
+    UPSTREAM_NONE       /* nothing is kept: not connected, or ttl_ms is 0 */
+};
+#define UPSTREAM_PREFIXES_MAX 64
 
 struct upstream_options {
     char host[256];
@@ -34,16 +46,28 @@ struct upstream_options {
     char user[128]; /* "" = none */
     char password[512];
     int db;
-    int64_t timeout_ms;  /* connect, and any answer */
-    int64_t watchdog_ms; /* <= 1000 */
+    char auth_file[1024];        /* read at every connect: upstream_read_auth(). "" = none */
+    int64_t timeout_ms;          /* connect, and any answer */
+    int64_t watchdog_ms;         /* between PINGs; <= 1000 */
+    int64_t watchdog_timeout_ms; /* of the watchdog's answers, whatever timeout_ms is */
     int64_t backoff_min_ms, backoff_max_ms;
-    unsigned queue_max; /* requests outstanding on a connection; more: ST_UNAVAILABLE */
-    unsigned pins_max;
-    uint32_t first_generation; /* 0 = 1. Whoever replaces an upstream goes on where the old one was */
+    unsigned queue_max;                   /* requests outstanding on a connection; more: ST_UNAVAILABLE */
+    unsigned pins_max, subscriptions_max; /* of UPSTREAM_PIN_WORK; of UPSTREAM_PIN_PUBSUB */
+    unsigned breaker_failures;            /* in a row, and the breaker opens; 0 = never */
+    enum upstream_mode coherence;         /* asked for */
+    char prefixes[1024];                  /* apart by spaces, for broadcast; "" = all keys */
+    int64_t ttl_ms;                       /* ttl mode; 0 = nothing is kept */
+    uint32_t first_generation;            /* 0 = 1. Whoever replaces an upstream goes on where the old one was */
 };
 
 /* "redis://[user:pass@]host[:port][/db]"; %XX in user and pass; [v6]. */
 enum status upstream_parse_url(const char *url, struct upstream_options *opt, char err[256]);
+
+/* Prefixes apart by spaces: ST_BAD with the reason where there are too many, or one begins with another. */
+enum status upstream_check_prefixes(const char *prefixes, char err[256]);
+/* One line: the password; two: user and password. What the file leaves out of *auth stays. */
+struct upstream_auth;
+enum status upstream_read_auth(const char *path, struct upstream_auth *auth, char err[256]);
 
 enum upstream_state {
     UPSTREAM_CONNECTING, /* never up yet */
@@ -57,7 +81,8 @@ struct upstream_events {
      * connection than the reply of the write, or of a fetch (see upstream_fence()). */
     void (*invalidate)(void *arg, struct slice key);
     void (*invalidate_all)(void *arg); /* FLUSHDB or FLUSHALL there */
-    /* generation != 0: a new one began. 0: the running one ended; copies of it are suspects. */
+    /* generation != 0: a new one began, or one that was suspended goes on. 0: the running one ended or is
+     * suspended; copies of it are suspects. A new one may begin without a 0 before it. */
     void (*generation)(void *arg, uint32_t generation);
     void (*notice)(void *arg, const char *text); /* for the log: state changes and their reasons */
 };
@@ -75,8 +100,13 @@ void upstream_destroy(struct upstream *up);
 
 enum upstream_state upstream_state(const struct upstream *up); /* any thread */
 uint32_t upstream_generation(const struct upstream *up);       /* 0 = none now */
-/* "tracking", or "none" with the reason why the upstream refused it. */
+/* The mode's name, and after a colon why it is not the one that was asked for. */
 const char *upstream_coherence(const struct upstream *up);
+/* The mode in force (UPSTREAM_NONE: no generation), and that reason ("" = it is what was asked for). Any thread. */
+enum upstream_mode upstream_get_coherence(struct upstream *up, char reason[240]);
+const char *upstream_mode_name(enum upstream_mode mode);
+/* Does the upstream tell when this key, once read on `fetch`, changes? */
+bool upstream_covers(const struct upstream *up, struct slice key);
 const char *upstream_last_error(const struct upstream *up);
 /* Who this server is there, "default" without a name; *logs_in: it shows a password. */
 const char *upstream_user(const struct upstream *up, bool *logs_in);
@@ -114,15 +144,16 @@ void upstream_fence(struct upstream *up, struct upstream_fence *f);
 struct upstream_call {
     struct list link; /* the caller's: the upstream does not use it */
     /* Exactly once. `reply` is a whole reply in the protocol that was asked for, valid during the call (nil bulk and nil
-     * array told apart); is_error: it starts with '-'. ST_TIMEOUT, ST_UNAVAILABLE: reply is
+     * array told apart; in RESP3 with its attributes); is_error: it starts with '-', or with '!'. ST_TIMEOUT, ST_UNAVAILABLE: reply is
      * empty; ST_TIMEOUT and a loss after sending mean that the outcome is unknown. `sent` says
      * whether it had left. */
     void (*done)(struct upstream_call *c, enum status st, struct slice reply, bool is_error, bool sent);
 };
 enum upstream_via {
     UPSTREAM_RESP2 = 2,  /* `write`: untracked */
-    UPSTREAM_RESP3 = 3,  /* another such connection, opened when it is first needed: for clients that speak RESP3 */
-    UPSTREAM_TRACKED = 4 /* `fetch`, RESP2: the upstream will tell when the keys of this read change */
+    UPSTREAM_RESP3 = 3,  /* `write3`. An upstream that does not speak it: an error reply that says so, not sent */
+    UPSTREAM_TRACKED = 4 /* `fetch`, RESP2: the upstream will tell when the keys of this read change (in broadcast
+                          * mode those that it covers). ST_UNAVAILABLE where no generation says so at the answer */
 };
 /* In order on that connection. The arguments are copied. May call done() before it returns. When the
  * upstream refuses `db`, its error is the reply and the command is not sent. Not for commands
@@ -160,11 +191,15 @@ void upstream_pin_call(struct upstream_pin *pin, struct upstream_call *c, bool b
  * outstanding calls get ST_CANCELLED first. No call of this pin's events comes after it. */
 void upstream_pin_destroy(struct upstream_pin *pin);
 
+enum upstream_breaker { UPSTREAM_BREAKER_CLOSED, UPSTREAM_BREAKER_HALF_OPEN, UPSTREAM_BREAKER_OPEN };
+
 struct upstream_stats {
     /* errors: answers that were errors, and requests that found no connection or lost it */
     uint64_t fetches, fetch_hits, fetch_misses, calls, errors, timeouts, reconnects, invalidations;
     uint64_t bytes_in, bytes_out;
-    unsigned pins;
+    uint64_t breaker_opens, breaker_refused; /* how often it opened; requests that were not sent for it */
+    unsigned pins, subscriptions;            /* of the two kinds */
+    enum upstream_breaker breaker;
 };
 void upstream_get_stats(const struct upstream *up, struct upstream_stats *out); /* any thread; relaxed counters */
 

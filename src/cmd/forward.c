@@ -435,7 +435,9 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
 
     if (route == ROUTE_PIN && !(fp = pin_of(c))) {
         call_error(c, had_pin ? "UPSTREAMDOWN the upstream connection of this transaction was lost"
-                              : "UPSTREAMBUSY no upstream connection is free: upstream-pins-max is reached");
+                      : pin_mode_of(c->cmd) == PIN_PUBSUB
+                          ? "UPSTREAMBUSY no upstream connection is free: upstream-subscriptions-max is reached"
+                          : "UPSTREAMBUSY no upstream connection is free: upstream-pins-max is reached");
         s->close_after_reply |= had_pin || pin_mode_of(c->cmd) == PIN_MULTI; /* see forward_reply() */
         return DISPATCH_DONE;
     }

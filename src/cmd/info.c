@@ -491,7 +491,13 @@ static void section_tiers(struct info *in)
     disk_fields(in, &f);
     line(in, "tier_upstream_state:%s", f.upstream_state);
     stat_fields(in, upstream, sizeof(upstream) / sizeof(upstream[0]));
+    field(in, "tier_upstream_pins", f.pins);
+    field(in, "tier_upstream_subscriptions", f.subscriptions);
+    line(in, "tier_upstream_breaker:%s", f.breaker);
+    field(in, "tier_upstream_breaker_opens", f.breaker_opens);
+    field(in, "tier_upstream_breaker_refused", f.breaker_refused);
     line(in, "coherence_mode:%s", f.coherence_mode);
+    line(in, "coherence_reason:%s", f.coherence_reason);
     field(in, "coherence_bound_ms", f.coherence_bound_ms);
     stat_fields(in, compression, sizeof(compression) / sizeof(compression[0]));
 }

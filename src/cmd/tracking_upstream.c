@@ -169,6 +169,18 @@ static void passing_cancel(void *arg)
 
 static const struct suspend_ops passing_ops = {passing_cancel};
 
+/* In broadcast mode the upstream tells of some keys only. */
+static bool covered(const struct passing *ps)
+{
+    struct slice name;
+    size_t at = 0;
+
+    while (names_next(&ps->names, &at, &name))
+        if (!upstream_covers(tier_upstream(ps->s->w), name))
+            return false;
+    return true;
+}
+
 static void registered(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
 {
     struct passing *ps = LIST_ENTRY(call, struct passing, call);
@@ -180,7 +192,7 @@ static void registered(struct upstream_call *call, enum status st, struct slice 
         passing_free(ps);
         return;
     }
-    if (st != ST_OK || is_error) /* nobody will tell us: so the client must not keep the answer */
+    if (st != ST_OK || is_error || !covered(ps)) /* nobody will tell us: so the client must not keep the answer */
         passing_dirty(ps->s->tracker, ps);
     ps->ready = true;
     p->state = PARKED_NEW;
@@ -286,13 +298,15 @@ bool tracking_forward(struct call *c)
 
 bool tracking_upstream_allows(struct call *c, unsigned mode)
 {
-    const char *how = upstream_coherence(tier_upstream(c->w));
+    char reason[240];
+    enum upstream_mode how = upstream_get_coherence(tier_upstream(c->w), reason);
 
     if (mode & TRACKING_BCAST)
         call_error(c, "ERR CLIENT TRACKING BCAST is not available on a server with an upstream: the upstream tells it "
                       "only of keys that were read");
-    else if (strcmp(how, "tracking") != 0 && strcmp(how, "none: not connected") != 0)
-        call_errorf(c, "ERR CLIENT TRACKING needs an upstream that tracks our keys; coherence is now: %s", how);
+    else if (how == UPSTREAM_TTL)
+        call_errorf(c, "ERR CLIENT TRACKING needs an upstream that tells of changes; coherence is now by ttl%s%s",
+                    reason[0] ? ": " : "", reason);
     else
         return true;
     return false;

@@ -74,6 +74,10 @@ static void sum_upstream(struct cmd *cmd, struct upstream_stats *sum, int *up)
         sum->bytes_in += s.bytes_in;
         sum->bytes_out += s.bytes_out;
         sum->pins += s.pins;
+        sum->subscriptions += s.subscriptions;
+        sum->breaker_opens += s.breaker_opens;
+        sum->breaker_refused += s.breaker_refused;
+        sum->breaker = s.breaker > sum->breaker ? s.breaker : sum->breaker;
         *up += atomic_load(&cmd->tier->generation[i]) != 0;
     }
 }
@@ -145,6 +149,7 @@ void figures_metrics(void *arg, struct buf *out)
         sum_upstream(cmd, &us, &src.upstream_workers_up);
         src.upstream = &us;
         src.coherence_mode = tf.coherence_mode;
+        src.coherence_reason = tf.coherence_reason;
         src.coherence_bound_ms = tf.coherence_bound_ms;
         src.tracked_keys = atomic_load(&t->tracked_keys);
     }

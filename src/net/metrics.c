@@ -142,6 +142,10 @@ static void write_upstream(struct buf *out, const struct metrics_source *src)
     write_head(out, "tiercel_coherence_info", GAUGE, "How copies are kept coherent");
     buf_printf(out, "tiercel_coherence_info{");
     write_label(out, "mode", src->coherence_mode);
+    if (src->coherence_reason && src->coherence_reason[0]) {
+        buf_printf(out, ",");
+        write_label(out, "reason", src->coherence_reason);
+    }
     buf_printf(out, "} 1\n");
     write_seconds(out, "tiercel_coherence_bound_seconds", GAUGE, "Oldest that a copy may be",
                   (double)src->coherence_bound_ms / 1e3);
@@ -152,7 +156,13 @@ static void write_upstream(struct buf *out, const struct metrics_source *src)
     write_u64(out, "tiercel_upstream_reconnects_total", COUNTER, "Connections made anew", u->reconnects);
     write_u64(out, "tiercel_upstream_received_bytes_total", COUNTER, "Bytes read from the upstream", u->bytes_in);
     write_u64(out, "tiercel_upstream_sent_bytes_total", COUNTER, "Bytes written to the upstream", u->bytes_out);
-    write_u64(out, "tiercel_upstream_pins", GAUGE, "Connections pinned to one client", u->pins);
+    write_u64(out, "tiercel_upstream_pins", GAUGE, "Connections pinned to one client, but for pub/sub", u->pins);
+    write_u64(out, "tiercel_upstream_subscriptions", GAUGE, "Connections of one client for pub/sub", u->subscriptions);
+    write_u64(out, "tiercel_upstream_breaker_state", GAUGE,
+              "Circuit breaker of the worker that is worst off: 0 closed, 1 half-open, 2 open", u->breaker);
+    write_u64(out, "tiercel_upstream_breaker_opens_total", COUNTER, "How often it opened", u->breaker_opens);
+    write_u64(out, "tiercel_upstream_breaker_refused_total", COUNTER, "Requests that were not sent because of it",
+              u->breaker_refused);
 }
 
 static void write_databases(struct buf *out, const struct metrics_source *src)

@@ -168,8 +168,8 @@ static void upstream_generation_changed(void *arg, uint32_t generation)
 
     if (generation == 0)
         atomic_store(&t->lost_ms[tw->w->id], clock_wall_ms());
-    atomic_store(&t->generation[tw->w->id], generation);
-    if (generation == 0 && atomic_load(&t->events) & TIER_EVENT_ALL) {
+    uint32_t was = atomic_exchange(&t->generation[tw->w->id], generation);
+    if (was != 0 && was != generation && atomic_load(&t->events) & TIER_EVENT_ALL) {
         mem_lock_all(t->mem); /* who found it current under a shard's lock has been noted by then */
         tier_foreign_all_locked(tw->w);
         mem_unlock_all(t->mem);
@@ -196,7 +196,8 @@ void tier_worker_init(struct tier *t, struct worker *w, const struct upstream_op
     w->tier_worker = tw;
     t->workers[w->id] = w;
     if (opt) {
-        t->coherence_bound_ms = opt->watchdog_ms + opt->timeout_ms + TIMER_SLACK_MS;
+        t->coherence_bound_ms = opt->watchdog_ms + opt->watchdog_timeout_ms + TIMER_SLACK_MS;
+        t->coherence_ttl_ms = opt->ttl_ms + TIMER_SLACK_MS;
         struct upstream_events ev = {tw, upstream_invalidate, upstream_invalidate_all, upstream_generation_changed,
                                      upstream_notice};
         atomic_store(&t->lost_ms[w->id], clock_wall_ms()); /* disk copies of an earlier run may bridge an outage */
@@ -226,9 +227,42 @@ struct upstream *tier_upstream(struct worker *w)
 
 /* ---- figures ---- */
 
+/* The mode is that of the worker that is worst off; its reason with it. */
+static void upstream_figures(struct tier *t, struct tier_figures *out)
+{
+    static const char *const breakers[] = {"closed", "half-open", "open"};
+    enum upstream_mode worst = UPSTREAM_TRACKING;
+    enum upstream_breaker breaker = UPSTREAM_BREAKER_CLOSED;
+    int up = 0;
+
+    for (int i = 0; i < t->nworkers; i++) {
+        char reason[sizeof(out->coherence_reason)];
+        struct upstream *link = t->workers[i]->tier_worker->up;
+        up += link && upstream_state(link) == UPSTREAM_UP;
+        if (!link)
+            continue;
+        struct upstream_stats st;
+        upstream_get_stats(link, &st);
+        breaker = st.breaker > breaker ? st.breaker : breaker;
+        out->breaker_opens += (int64_t)st.breaker_opens;
+        out->breaker_refused += (int64_t)st.breaker_refused;
+        out->pins += st.pins;
+        out->subscriptions += st.subscriptions;
+        enum upstream_mode mode = upstream_get_coherence(link, reason);
+        if (i > 0 && mode <= worst)
+            continue;
+        worst = mode;
+        memcpy(out->coherence_reason, reason, sizeof(reason));
+    }
+    out->upstream_state = up == t->nworkers ? "up" : up > 0 ? "degraded" : "down";
+    out->breaker = breakers[breaker];
+    out->coherence_mode = upstream_mode_name(worst);
+    out->coherence_bound_ms = worst == UPSTREAM_TTL ? t->coherence_ttl_ms : t->coherence_bound_ms;
+}
+
 void tier_get_figures(struct tier *t, struct tier_figures *out)
 {
-    *out = (struct tier_figures){.upstream_state = "none", .coherence_mode = "none"};
+    *out = (struct tier_figures){.upstream_state = "none", .coherence_mode = "none", .breaker = "closed"};
     /* No locks: within EXEC the caller may hold some. */
     for (unsigned i = 0; i < t->mem->shards; i++)
         out->memory_keys += (int64_t)atomic_load_explicit(&t->mem->shard[i].count, memory_order_relaxed);
@@ -250,14 +284,6 @@ void tier_get_figures(struct tier *t, struct tier_figures *out)
         out->disk_written_bytes = (int64_t)ds.written_bytes;
     }
     if (t->has_upstream) {
-        int up = 0, tracking = 0;
-        for (int i = 0; i < t->nworkers; i++) {
-            const struct upstream *link = t->workers[i]->tier_worker->up;
-            up += link && upstream_state(link) == UPSTREAM_UP;
-            tracking += atomic_load(&t->generation[i]) != 0;
-        }
-        out->upstream_state = up == t->nworkers ? "up" : up > 0 ? "degraded" : "down";
-        out->coherence_mode = tracking > 0 || up == 0 ? "tracking" : "none";
-        out->coherence_bound_ms = t->coherence_bound_ms;
+        upstream_figures(t, out);
     }
 }

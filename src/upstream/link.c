@@ -25,6 +25,7 @@ void link_init(struct link *ln, struct upstream *up, const struct link_ops *ops)
     memset(ln, 0, sizeof(*ln));
     ln->up = up;
     ln->ops = ops;
+    ln->proto = 2;
     list_init(&ln->dirty);
     list_init(&ln->waiting);
     list_init(&ln->sent);
@@ -72,6 +73,7 @@ static void link_shut(struct link *ln)
     list_remove(&ln->dirty);
     ln->selecting = false;
     ln->greetings = 0;
+    ln->ping_ms = 0;
 }
 
 static void link_answer_all(struct link *ln, enum status st)
@@ -96,8 +98,10 @@ void link_fail(struct link *ln, const char *why)
     link_enter(ln);
     ln->down = true;
     link_shut(ln);
-    if (ln->ops->down)
+    if (ln->ops->down) {
+        breaker_failed(ln->up);
         ln->ops->down(ln, text);
+    }
     link_answer_all(ln, ST_UNAVAILABLE);
     ln->down = false;
     if (!ln->up->destroyed && !ln->orphan)
@@ -162,6 +166,10 @@ static void link_expect(struct link *ln, struct slot *s)
 
 static void link_arm(struct link *ln, struct slot *s)
 {
+    if (s->kind == SLOT_PING) {
+        ln->ping_ms = clock_mono_ms();
+        return;
+    }
     if (s->blocking)
         return;
     s->deadline_ms = clock_mono_ms() + ln->up->opt.timeout_ms;
@@ -196,6 +204,7 @@ static void link_send(struct link *ln, struct slot *s, struct slice cmd)
         ln->db = -1;
     if (s->kind == SLOT_FETCH)
         s->u.fetch->sent_ms = clock_wall_ms();
+    s->generation = ln->up->generation;
     link_append(ln, cmd);
     link_expect(ln, s);
 }
@@ -299,12 +308,14 @@ static void link_take_select(struct link *ln, struct slot *s, struct slice raw)
 
 static void link_take_greeting(struct link *ln, enum greeting_step step, struct slice raw)
 {
-    redisReply *r = reply_parse(raw);
+    redisReply map = {
+        .type = REDIS_REPLY_NIL}; /* HELLO's, which old versions of hiredis cannot parse: it came, that is all */
+    redisReply *r = step == GREET_HELLO && raw.ptr[0] == '%' ? &map : reply_parse(raw);
     ln->greetings--;
     if (!r)
         link_fail(ln, "a strange reply to the greeting");
     bool go_on = r && ln->ops->greeted(ln, step, r) && !ln->greetings && ln->state == LINK_GREETING;
-    if (r)
+    if (r && r != &map)
         freeReplyObject(r);
     if (!go_on)
         return;
@@ -323,6 +334,22 @@ static void link_fail_reply(struct link *ln, const char *what, struct slice raw)
     else
         snprintf(why, sizeof(why), "a reply that nobody asked for");
     link_fail(ln, why);
+}
+
+/* In broadcast mode messages leave at the end of the upstream's turn, behind the answer to a PING of that
+ * turn: a second one, sent once the first is answered, comes after them. */
+static void link_take_fence(struct link *ln, struct slot *s)
+{
+    struct slice argv[] = {SLICE_LIT("PING")};
+    if (ln->up->mode != UPSTREAM_BROADCAST || s->again || s->answered) {
+        slot_fail(ln, s, ST_OK);
+        return;
+    }
+    struct slot *second = slot_new(SLOT_FENCE, -1);
+    second->u.fence = s->u.fence;
+    second->again = true;
+    s->answered = true; /* the second one tells */
+    link_submit(ln, second, link_command(ln, 1, argv));
 }
 
 static void link_take(struct link *ln, struct slice raw)
@@ -346,8 +373,12 @@ static void link_take(struct link *ln, struct slice raw)
     switch (s->kind) {
     case SLOT_GREETING: link_take_greeting(ln, s->step, raw); break;
     case SLOT_SELECT: link_take_select(ln, s, raw); break;
-    case SLOT_PING: break;
-    case SLOT_FENCE: slot_fail(ln, s, ST_OK); break;
+    case SLOT_PING: pair_ponged(ln); break;
+    case SLOT_PROBE:
+        if (!s->answered)
+            breaker_probed(ln, true);
+        break;
+    case SLOT_FENCE: link_take_fence(ln, s); break;
     case SLOT_FETCH:
     case SLOT_CALL: slot_take(ln, s, raw); break;
     }
@@ -371,7 +402,7 @@ static void link_take_all(struct link *ln)
         struct slice rest = SLICE(ln->in.ptr + used, ln->in.len - used);
         enum status st = reply_scan(&ln->scan, rest, link_replies_next(ln), &len);
         if (st == ST_BAD)
-            link_fail(ln, "protocol error: what came is no RESP2");
+            link_fail(ln, "protocol error: what came is no RESP");
         if (st != ST_OK)
             break;
         used += len;
@@ -423,6 +454,14 @@ static void link_read(struct link *ln)
         link_fail(ln, error ? strerror(error) : "closed by the upstream");
 }
 
+void link_catch_up(struct link *ln)
+{
+    link_enter(ln);
+    if (ln->state >= LINK_GREETING)
+        link_read(ln);
+    link_leave(ln);
+}
+
 /* ---- opening --------------------------------------------------------------------------- */
 
 static void link_connect_failed(struct link *ln, const char *why)
@@ -452,7 +491,7 @@ static void link_connected(struct link *ln)
     ln->up->addr_good = ln->addr_at;
     ln->state = LINK_GREETING;
     ln->in.len = 0;
-    ln->scan = (struct reply_scan){0};
+    ln->scan = (struct reply_scan){.resp3 = ln->proto == 3};
     ln->db = 0;
     memset(ln->db_known, 0, sizeof(ln->db_known));
     link_know_db(ln, 0);
@@ -556,9 +595,8 @@ static void link_slot_overdue(struct link *ln, struct slot *s)
     static const char *const silent[] = {
         [SLOT_GREETING] = "no answer to the greeting in time",
         [SLOT_SELECT] = "no answer to SELECT in time",
-        [SLOT_PING] = "no answer to the watchdog in time",
     };
-    if (s->kind <= SLOT_PING) {
+    if (s->kind <= SLOT_SELECT) {
         link_fail(ln, silent[s->kind]);
         return;
     }

@@ -15,6 +15,7 @@ struct upstream_pin {
     struct list idle; /* upstream->idle_pins */
     int64_t idle_until_ms;
     int db;
+    enum upstream_pin_kind kind;
     bool is_idle; /* belongs to nobody */
     bool lost;
     bool tainted; /* may speak unasked without our count of subscriptions: not for the next client */
@@ -47,22 +48,43 @@ static enum confirmation confirmation_named(struct slice name)
     return CONF_NONE;
 }
 
-static enum confirmation confirmation_kind(const redisReply *r)
+/* What may be a message or a confirmation: an array, or in RESP3 a push. */
+struct notice {
+    bool push; /* nobody's answer */
+    int elements;
+    struct slice name;
+    int64_t total; /* of a confirmation */
+};
+
+static bool notice_view(struct slice raw, struct notice *out)
 {
-    if (r->type != REDIS_REPLY_ARRAY || r->elements != 3 || r->element[0]->type != REDIS_REPLY_STRING ||
-        r->element[2]->type != REDIS_REPLY_INTEGER)
-        return CONF_NONE;
-    return confirmation_named(SLICE(r->element[0]->str, r->element[0]->len));
+    struct reply_view v;
+    if (!reply_view(&raw, &v) || (v.type != '*' && v.type != '>'))
+        return false;
+    *out = (struct notice){.push = v.type == '>', .elements = (int)v.integer};
+    if ((v.integer != 3 && v.integer != 4) || !reply_view(&raw, &v) || v.type != '$')
+        return out->push;
+    out->name = v.text;
+    struct reply_view last;
+    if (reply_view(&raw, &v) && (v.type == '$' || v.type == '_') && reply_view(&raw, &last) && last.type == ':')
+        out->total = last.integer;
+    else
+        out->total = -1;
+    return true;
 }
 
-static bool is_message(const redisReply *r)
+static enum confirmation confirmation_kind(const struct notice *n)
 {
-    if (r->type != REDIS_REPLY_ARRAY || r->elements < 3 || r->element[0]->type != REDIS_REPLY_STRING)
-        return false;
-    struct slice name = SLICE(r->element[0]->str, r->element[0]->len);
-    if (r->elements == 3)
-        return slice_is(name, "message") || slice_is(name, "smessage");
-    return r->elements == 4 && slice_is(name, "pmessage");
+    return n->elements == 3 && n->name.len && n->total >= 0 ? confirmation_named(n->name) : CONF_NONE;
+}
+
+static bool is_message(const struct notice *n)
+{
+    if (n->push)
+        return true;
+    if (n->elements == 3)
+        return slice_is(n->name, "message") || slice_is(n->name, "smessage");
+    return n->elements == 4 && slice_is(n->name, "pmessage");
 }
 
 /* How many confirmations a command brings: one for each name; without names one for each
@@ -98,28 +120,28 @@ static bool pin_deliver(struct upstream_pin *pin, struct slice raw)
     return true;
 }
 
-/* `r`: the reply when it is a small array, or NULL. */
-static bool pin_sort(struct upstream_pin *pin, struct slot *s, const redisReply *r, struct slice raw)
+/* `r`: the reply when it may be a notice, or NULL. */
+static bool pin_sort(struct upstream_pin *pin, struct slot *s, const struct notice *r, struct slice raw)
 {
     enum confirmation kind = r ? confirmation_kind(r) : CONF_NONE;
     if (kind && pin->confirmations) {
         pin->confirmations--;
-        subscriptions_count(pin, kind, r->element[2]->integer);
+        subscriptions_count(pin, kind, r->total);
         return pin_deliver(pin, raw);
     }
-    if (r && (pin->subscribed || pin->subscribed_shards || pin->tainted) && is_message(r))
+    if (r && !kind && (r->push || pin->subscribed || pin->subscribed_shards || pin->tainted) && is_message(r))
         return pin_deliver(pin, raw);
     if (!s) {
         pin->tainted = true;
         if (kind)
-            subscriptions_count(pin, kind, r->element[2]->integer);
+            subscriptions_count(pin, kind, r->total);
         return pin_deliver(pin, raw);
     }
     if (s->select_first)
         return false;
     if (s->subscribes && kind) {
         pin->confirmations = confirmations_expected(pin, s, kind) - 1;
-        subscriptions_count(pin, kind, r->element[2]->integer);
+        subscriptions_count(pin, kind, r->total);
     } else if (s->subscribes && raw.ptr[0] == '+') {
         pin->tainted = true; /* QUEUED: EXEC subscribes it, and its reply is not looked into */
     }
@@ -130,14 +152,12 @@ static bool pin_push(struct link *ln, struct slice raw)
 {
     struct upstream_pin *pin = pin_of(ln);
     struct slot *s = list_empty(&ln->sent) ? NULL : LIST_ENTRY(ln->sent.next, struct slot, queue);
+    struct notice n;
+    if (raw.ptr[0] == '>')
+        return pin_sort(pin, s, notice_view(raw, &n) ? &n : NULL, raw);
     if (s && !s->subscribes && !pin->subscribed && !pin->subscribed_shards && !pin->confirmations && !pin->tainted)
         return false; /* an answer, whatever it looks like */
-    bool maybe = raw.len > 4 && (memcmp(raw.ptr, "*3\r\n", 4) == 0 || memcmp(raw.ptr, "*4\r\n", 4) == 0);
-    redisReply *r = maybe ? reply_parse(raw) : NULL;
-    bool taken = pin_sort(pin, s, r, raw);
-    if (r)
-        freeReplyObject(r);
-    return taken;
+    return pin_sort(pin, s, notice_view(raw, &n) ? &n : NULL, raw);
 }
 
 /* ---- the connection --------------------------------------------------------------------- */
@@ -145,20 +165,20 @@ static bool pin_push(struct link *ln, struct slice raw)
 static void pin_greet(struct link *ln)
 {
     struct upstream_auth *auth = pin_of(ln)->auth;
-    upstream_greet_auth(ln, auth);
+    if (!upstream_greet_auth(ln, auth))
+        return;
+    upstream_greet_hello(ln);
     upstream_greet_name(ln);
     if (auth)
         explicit_bzero(auth, sizeof(*auth)); /* a pin connects once */
 }
 
-/* A client's own connection: what its user may not do is the client's to hear, not ours. */
-static bool pin_greeted_as(struct link *ln, enum greeting_step step, const redisReply *r)
+/* What the upstream says is the answer to all that waits, and the connection of no use. */
+static bool pin_refused(struct link *ln, const char *what, const redisReply *r)
 {
-    if (r->type != REDIS_REPLY_ERROR || step != GREET_AUTH)
-        return true;
     struct buf raw;
     buf_init(&raw, MEM_CLIENT);
-    buf_printf(&raw, "-%s\r\n", r->str);
+    buf_printf(&raw, "-%s%s\r\n", what, r->str);
     link_refuse(ln, -1, buf_slice(&raw));
     buf_deinit(&raw);
     link_fail(ln, r->str); /* the callbacks may have ended it */
@@ -167,8 +187,13 @@ static bool pin_greeted_as(struct link *ln, enum greeting_step step, const redis
 
 static bool pin_greeted(struct link *ln, enum greeting_step step, const redisReply *r)
 {
+    if (step == GREET_HELLO && r->type == REDIS_REPLY_ERROR && strncmp(r->str, "NOAUTH", 6) != 0)
+        return pin_refused(ln, "ERR the upstream does not speak RESP3: ", r);
+    /* A client's own connection: what its user may not do is the client's to hear, not ours. */
+    if (pin_of(ln)->auth && r->type == REDIS_REPLY_ERROR && (step == GREET_AUTH || step == GREET_HELLO))
+        return pin_refused(ln, "", r);
     if (pin_of(ln)->auth)
-        return pin_greeted_as(ln, step, r);
+        return true;
     return upstream_greeted_basic(ln, step, r);
 }
 
@@ -222,7 +247,7 @@ static bool pin_can_rest(const struct upstream_pin *pin)
     const struct upstream *up = ln->up;
     return !up->destroyed && !pin->auth && ln->state == LINK_READY && !ln->queued && !pin->lost && !pin->tainted &&
            !pin->subscribed && !pin->subscribed_shards && !pin->confirmations && up->nidle_pins < PIN_IDLE_MAX &&
-           up->npins + up->nidle_pins < up->opt.pins_max;
+           up->npins[UPSTREAM_PIN_WORK] + up->nidle_pins < up->opt.pins_max;
 }
 
 /* RESET ends transactions, watches and names, and forgets who we are. */
@@ -237,8 +262,10 @@ static void pin_rest(struct upstream_pin *pin)
     upstream_wake(up, pin->idle_until_ms);
     pin->ln.state = LINK_GREETING;
     pin->ln.db = 0;
+    link_enter(&pin->ln);
     link_greet(&pin->ln, GREET_RESET, 1, argv);
-    pin_greet(&pin->ln);
+    pin_greet(&pin->ln); /* back to its protocol */
+    link_leave(&pin->ln);
 }
 
 static void pin_close(struct upstream_pin *pin)
@@ -288,37 +315,48 @@ void pins_cancel_all(struct upstream *up)
 
 /* ---- what the layer above asks -------------------------------------------------------------- */
 
-static struct upstream_pin *pin_take_idle(struct upstream *up)
+static struct upstream_pin *pin_take_idle(struct upstream *up, int proto)
 {
-    if (list_empty(&up->idle_pins))
-        return NULL;
-    struct upstream_pin *pin = LIST_ENTRY(list_pop_front(&up->idle_pins), struct upstream_pin, idle);
-    up->nidle_pins--;
-    pin->is_idle = false;
-    return pin;
+    for (struct list *l = up->idle_pins.next; l != &up->idle_pins; l = l->next) {
+        struct upstream_pin *pin = LIST_ENTRY(l, struct upstream_pin, idle);
+        if (pin->ln.proto != proto)
+            continue;
+        list_remove(&pin->idle);
+        up->nidle_pins--;
+        pin->is_idle = false;
+        return pin;
+    }
+    return NULL;
+}
+
+static void pin_count(struct upstream *up, enum upstream_pin_kind kind, int n)
+{
+    up->npins[kind] += (unsigned)n;
+    atomic_store_explicit(&up->st_pins[kind], up->npins[kind], memory_order_relaxed);
 }
 
 struct upstream_pin *upstream_pin_create(struct upstream *up, enum upstream_pin_kind kind, int proto, int db,
                                          const struct upstream_pin_events *ev, const struct upstream_auth *auth)
 {
-    (void)kind;
-    (void)proto;
-    if (up->destroyed || up->npins >= up->opt.pins_max)
+    unsigned max = kind == UPSTREAM_PIN_PUBSUB ? up->opt.subscriptions_max : up->opt.pins_max;
+    CHECK(proto == 2 || proto == 3);
+    if (up->destroyed || up->npins[kind] >= max)
         return NULL;
-    struct upstream_pin *pin = auth ? NULL : pin_take_idle(up);
+    struct upstream_pin *pin = auth ? NULL : pin_take_idle(up, proto);
     if (!pin) {
         pin = mem_calloc(MEM_OTHER, sizeof(*pin));
         list_init(&pin->idle);
         link_init(&pin->ln, up, &pin_ops);
+        pin->ln.proto = proto;
     }
+    pin->kind = kind;
     if (auth) {
         pin->auth = mem_alloc(MEM_OTHER, sizeof(*auth));
         *pin->auth = *auth;
     }
     pin->ev = *ev;
     pin->db = db;
-    up->npins++;
-    atomic_store_explicit(&up->st_pins, up->npins, memory_order_relaxed);
+    pin_count(up, kind, 1);
     return pin;
 }
 
@@ -336,7 +374,7 @@ void upstream_pin_call(struct upstream_pin *pin, struct upstream_call *c, bool b
     s->blocking = blocking;
     if (kind)
         s->subscribes = argc > 1 ? argc - 1 : -1;
-    if (up->destroyed || pin->lost || link_full(ln)) {
+    if (up->destroyed || pin->lost || link_full(ln) || breaker_refuses(up)) {
         slot_fail(ln, s, up->destroyed ? ST_CANCELLED : ST_UNAVAILABLE);
         slot_free(s);
         return;
@@ -351,8 +389,7 @@ void upstream_pin_destroy(struct upstream_pin *pin)
     struct link *ln = &pin->ln;
     struct upstream *up = ln->up;
     pin->ev = (struct upstream_pin_events){0};
-    up->npins--;
-    atomic_store_explicit(&up->st_pins, up->npins, memory_order_relaxed);
+    pin_count(up, pin->kind, -1);
     if (pin_can_rest(pin)) {
         pin_rest(pin);
         return;

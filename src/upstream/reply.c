@@ -20,6 +20,35 @@ static enum status line_at(struct slice in, size_t pos, struct slice *line, size
     return ST_OK;
 }
 
+enum shape { SHAPE_BAD, SHAPE_LINE, SHAPE_BULK, SHAPE_LIST, SHAPE_MAP, SHAPE_ATTRIBUTE };
+
+static enum shape shape_of(char type, bool resp3)
+{
+    switch (type) {
+    case '+':
+    case '-':
+    case ':': return SHAPE_LINE;
+    case '$': return SHAPE_BULK;
+    case '*': return SHAPE_LIST;
+    default: break;
+    }
+    if (!resp3)
+        return SHAPE_BAD;
+    switch (type) {
+    case '_':
+    case '#':
+    case ',':
+    case '(': return SHAPE_LINE;
+    case '=':
+    case '!': return SHAPE_BULK;
+    case '~':
+    case '>': return SHAPE_LIST;
+    case '%': return SHAPE_MAP;
+    case '|': return SHAPE_ATTRIBUTE;
+    default: return SHAPE_BAD; /* streamed forms among them, which Redis does not send */
+    }
+}
+
 static enum status scan_item(struct reply_scan *sc, struct slice in)
 {
     struct slice line;
@@ -29,27 +58,26 @@ static enum status scan_item(struct reply_scan *sc, struct slice in)
     if (st != ST_OK)
         return st;
     char type = in.ptr[sc->pos];
-    if (type == '$' || type == '*') {
-        if (!num_parse_i64(line, &n) || n < -1 || n > COUNT_MAX)
+    enum shape shape = shape_of(type, sc->resp3);
+    if (shape >= SHAPE_BULK) {
+        if (!num_parse_i64(line, &n) || n > COUNT_MAX || n < (type == '$' || type == '*' ? -1 : 0))
             return ST_BAD;
-        if (type == '*' && n > 0) {
+        if (shape != SHAPE_BULK && n > 0) {
             if (sc->remaining > COUNT_MAX)
                 return ST_BAD;
-            sc->remaining += n;
-        } else if (type == '$' && n >= 0) {
+            sc->remaining += shape == SHAPE_LIST ? n : 2 * n;
+        } else if (shape == SHAPE_BULK && n >= 0) {
             if (in.len - next < (size_t)n + 2)
                 return ST_MORE;
             next += (size_t)n + 2;
             if (in.ptr[next - 2] != '\r' || in.ptr[next - 1] != '\n')
                 return ST_BAD;
         }
-    } else if (type == ':') {
-        if (!num_parse_i64(line, &n))
-            return ST_BAD;
-    } else if (type != '+' && type != '-') {
+    } else if (shape == SHAPE_BAD || (type == ':' && !num_parse_i64(line, &n))) {
         return ST_BAD;
     }
-    sc->remaining--;
+    if (shape != SHAPE_ATTRIBUTE) /* what it belongs to is still to come */
+        sc->remaining--;
     sc->pos = next;
     return ST_OK;
 }
@@ -76,12 +104,15 @@ bool reply_view(struct slice *in, struct reply_view *v)
     if (!in->len || line_at(*in, 0, &line, &next) != ST_OK)
         return false;
     *v = (struct reply_view){.type = in->ptr[0], .text = line};
-    if (v->type == ':' || v->type == '$' || v->type == '*') {
+    enum shape shape = shape_of(v->type, true);
+    if (v->type == ':' || shape >= SHAPE_BULK) {
         if (!num_parse_i64(line, &v->integer))
             return false;
         v->text = SLICE_NONE;
     }
-    if (v->type == '$' && v->integer >= 0) {
+    if (v->type == '_')
+        v->integer = -1;
+    if (shape == SHAPE_BULK && v->integer >= 0) {
         if (in->len - next < (size_t)v->integer + 2)
             return false;
         v->text = SLICE(in->ptr + next, (size_t)v->integer);

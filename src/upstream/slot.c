@@ -37,15 +37,18 @@ void slot_fail(struct link *ln, struct slot *s, enum status st)
     if (!slot_claim(s))
         return;
     if (s->kind == SLOT_FETCH || s->kind == SLOT_CALL) {
-        if (st == ST_TIMEOUT)
+        if (st == ST_TIMEOUT) {
             UP_COUNT(ln->up, timeouts, 1);
-        else if (st == ST_UNAVAILABLE)
+            breaker_failed(ln->up);
+        } else if (st == ST_UNAVAILABLE) {
             UP_COUNT(ln->up, errors, 1);
+        }
     }
     switch (s->kind) {
     case SLOT_FETCH: s->u.fetch->done(s->u.fetch, st, SLICE_NONE, -1, 0); return;
     case SLOT_CALL: s->u.call->done(s->u.call, st, SLICE_NONE, false, s->sent); return;
     case SLOT_FENCE: s->u.fence->done(s->u.fence, st); return;
+    case SLOT_PROBE: breaker_probed(ln, false); return;
     case SLOT_GREETING:
     case SLOT_SELECT:
     case SLOT_PING: return;
@@ -54,9 +57,23 @@ void slot_fail(struct link *ln, struct slot *s, enum status st)
 
 static void call_answer(struct link *ln, struct slot *s, struct slice raw)
 {
-    bool is_error = raw.ptr[0] == '-';
+    struct slice body = raw;
+    struct reply_view v;
+    while (body.len && body.ptr[0] == '|') { /* attributes come before what they belong to */
+        struct reply_scan sc = {.resp3 = true};
+        size_t len;
+        if (!reply_view(&body, &v) || (v.integer && reply_scan(&sc, body, (int)(2 * v.integer), &len) != ST_OK))
+            break;
+        if (v.integer)
+            body = SLICE(body.ptr + len, body.len - len);
+    }
+    bool is_error = body.len && (body.ptr[0] == '-' || body.ptr[0] == '!');
     if (is_error)
         UP_COUNT(ln->up, errors, 1);
+    if (s->tracked && s->sent && (!s->generation || s->generation != ln->up->generation)) {
+        s->u.call->done(s->u.call, ST_UNAVAILABLE, SLICE_NONE, false, s->sent);
+        return;
+    }
     s->u.call->done(s->u.call, ST_OK, raw, is_error, s->sent);
 }
 
@@ -82,15 +99,16 @@ static void fetch_answer(struct link *ln, struct slot *s, struct slice raw)
         fetch_answer_error(ln, f, SLICE_LIT("ERR the upstream's replies to GET and PTTL make no sense"));
     } else if (get.integer < 0 || pttl.integer < -1) { /* -2: it expired between the two commands */
         UP_COUNT(up, misses, 1);
-        f->done(f, ST_NOT_FOUND, SLICE_NONE, -1, up->generation);
+        f->done(f, ST_NOT_FOUND, SLICE_NONE, -1, pair_vouches(up, s->generation, f->key));
     } else {
         UP_COUNT(up, hits, 1);
-        f->done(f, ST_OK, get.text, pttl.integer, up->generation);
+        f->done(f, ST_OK, get.text, pttl.integer, pair_vouches(up, s->generation, f->key));
     }
 }
 
 void slot_take(struct link *ln, struct slot *s, struct slice raw)
 {
+    breaker_answered(ln->up);
     if (!slot_claim(s))
         return;
     if (s->kind == SLOT_FETCH)

@@ -12,12 +12,12 @@
 #include "tiercel/resp.h"
 #include "upstream_priv.h"
 
-#define ADDRS_KEEP_MS 5000 /* pins that connect one after another ask the resolver once */
-#define INVALIDATE_CHANNEL "__redis__:invalidate"
+#define ADDRS_KEEP_MS 5000   /* pins that connect one after another ask the resolver once */
+#define RESP3_RETRY_MS 60000 /* an upstream that refused HELLO 3 is asked again so often */
 
 /* ---- small things ------------------------------------------------------------------- */
 
-static __attribute__((format(printf, 2, 3))) void note(struct upstream *up, const char *fmt, ...)
+void upstream_note(struct upstream *up, const char *fmt, ...)
 {
     char text[400];
     va_list ap;
@@ -36,7 +36,7 @@ void upstream_wake(struct upstream *up, int64_t at_ms)
     attach_timer_set(up->timer, at_ms - clock_mono_ms());
 }
 
-static int64_t backoff(struct upstream *up, unsigned failures)
+int64_t upstream_backoff(struct upstream *up, unsigned failures)
 {
     int64_t delay = up->opt.backoff_min_ms;
     for (unsigned i = 1; i < failures && delay < up->opt.backoff_max_ms; i++)
@@ -46,20 +46,7 @@ static int64_t backoff(struct upstream *up, unsigned failures)
     return delay / 2 + (int64_t)(rng_next(&up->rng) % (uint64_t)(delay / 2 + 1));
 }
 
-static int64_t earlier(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-static void coherence_set(struct upstream *up)
-{
-    if (up->generation)
-        snprintf(up->coherence, sizeof(up->coherence), "tracking");
-    else
-        snprintf(up->coherence, sizeof(up->coherence), "none: %s", up->refusal[0] ? up->refusal : "not connected");
-}
-
-static void state_set(struct upstream *up)
+void upstream_state_set(struct upstream *up)
 {
     enum upstream_state was = up->state;
     bool is_up = up->fetch.state == LINK_READY && up->write.state == LINK_READY;
@@ -70,7 +57,7 @@ static void state_set(struct upstream *up)
     if (up->state != UPSTREAM_UP || was == UPSTREAM_UP)
         return;
     up->fetch.told[0] = up->inval.told[0] = up->write.told[0] = 0;
-    note(up, "upstream %s: up, coherence %s", up->name, up->coherence);
+    upstream_note(up, "upstream %s: up, coherence %s", up->name, up->coherence);
 }
 
 /* ---- addresses -------------------------------------------------------------------------- */
@@ -115,22 +102,6 @@ void upstream_resolve(struct upstream *up, struct link *ln)
 
 /* ---- greeting ---------------------------------------------------------------------------- */
 
-void upstream_greet_auth(struct link *ln, const struct upstream_auth *auth)
-{
-    const struct upstream_options *opt = &ln->up->opt;
-    const char *user = auth ? auth->user : opt->user, *password = auth ? auth->password : opt->password;
-    struct buf *scratch = &ln->up->scratch;
-    if (user[0]) {
-        struct slice argv[] = {SLICE_LIT("AUTH"), slice_str(user), slice_str(password)};
-        link_greet(ln, GREET_AUTH, 3, argv);
-    } else if (password[0]) {
-        struct slice argv[] = {SLICE_LIT("AUTH"), slice_str(password)};
-        link_greet(ln, GREET_AUTH, 2, argv);
-    }
-    if (auth && scratch->len)
-        explicit_bzero(scratch->ptr, scratch->len); /* a client's secret */
-}
-
 void upstream_greet_name(struct link *ln)
 {
     char name[32];
@@ -139,7 +110,14 @@ void upstream_greet_name(struct link *ln)
     link_greet(ln, GREET_NAME, 3, argv);
 }
 
-static void greet_select(struct link *ln)
+void upstream_greet_hello(struct link *ln)
+{
+    struct slice argv[] = {SLICE_LIT("HELLO"), SLICE_LIT("3")};
+    if (ln->proto == 3)
+        link_greet(ln, GREET_HELLO, 2, argv);
+}
+
+void upstream_greet_select(struct link *ln)
 {
     if (!ln->up->opt.db)
         return;
@@ -157,13 +135,9 @@ static bool starts_with(const char *text, const char *prefix)
 bool upstream_greeted_basic(struct link *ln, enum greeting_step step, const redisReply *r)
 {
     static const char *const names[] = {
-        [GREET_AUTH] = "AUTH",
-        [GREET_RESET] = "RESET",
-        [GREET_SELECT] = "SELECT",
-        [GREET_NAME] = "CLIENT SETNAME",
-        [GREET_ID] = "CLIENT ID",
-        [GREET_SUBSCRIBE] = "SUBSCRIBE",
-        [GREET_TRACK] = "CLIENT TRACKING",
+        [GREET_AUTH] = "AUTH",           [GREET_RESET] = "RESET",           [GREET_HELLO] = "HELLO",
+        [GREET_SELECT] = "SELECT",       [GREET_NAME] = "CLIENT SETNAME",   [GREET_ID] = "CLIENT ID",
+        [GREET_SUBSCRIBE] = "SUBSCRIBE", [GREET_TRACK] = "CLIENT TRACKING", [GREET_REDIR] = "CLIENT GETREDIR",
     };
     if (r->type != REDIS_REPLY_ERROR) {
         if (step == GREET_SELECT)
@@ -180,176 +154,25 @@ bool upstream_greeted_basic(struct link *ln, enum greeting_step step, const redi
     return false;
 }
 
-/* ---- fetch and inval: the pair -------------------------------------------------------- */
-
-static void generation_end(struct upstream *up)
-{
-    if (!up->generation)
-        return;
-    up->generation = 0;
-    coherence_set(up);
-    if (up->ev.generation)
-        up->ev.generation(up->ev.arg, 0);
-}
-
-static void generation_begin(struct upstream *up)
-{
-    up->generation = up->generation_next++;
-    if (!up->generation_next)
-        up->generation_next = 1;
-    up->watchdog_ms = clock_mono_ms() + up->opt.watchdog_ms;
-    upstream_wake(up, up->watchdog_ms);
-    coherence_set(up);
-    if (up->ev.generation)
-        up->ev.generation(up->ev.arg, up->generation);
-}
-
-/* inval first: fetch needs its id, and with both in a row there is one order of events. */
-static void pair_open(struct upstream *up)
-{
-    up->refusal[0] = 0;
-    up->pair_retry_ms = DUE_NEVER;
-    coherence_set(up);
-    link_open(&up->inval);
-}
+/* ---- state ------------------------------------------------------------------------------- */
 
 /* The state goes first: an event that sends something must not find the old one. */
-static void down_set(struct upstream *up, struct link *ln, const char *why)
+void upstream_down_set(struct upstream *up, struct link *ln, const char *why)
 {
     snprintf(up->last_error, sizeof(up->last_error), "%s: %s", ln->ops->name, why);
     up->state = UPSTREAM_DOWN; /* also when it was never up */
 }
 
 /* Retries that fail in the same way are told once. */
-static void down_note(struct upstream *up, struct link *ln, const char *why)
+void upstream_down_note(struct upstream *up, struct link *ln, const char *why)
 {
     if (up->destroyed || strcmp(ln->told, why) == 0)
         return;
     snprintf(ln->told, sizeof(ln->told), "%s", why);
-    note(up, "upstream %s: down: %s: %s", up->name, ln->ops->name, why);
+    upstream_note(up, "upstream %s: down: %s: %s", up->name, ln->ops->name, why);
 }
 
-static void pair_down(struct link *ln, const char *why)
-{
-    struct upstream *up = ln->up;
-    if (up->pair_closing)
-        return;
-    up->pair_closing = true;
-    up->pair_failures++;
-    up->pair_retry_ms = clock_mono_ms() + backoff(up, up->pair_failures);
-    upstream_wake(up, up->pair_retry_ms);
-    down_set(up, ln, why);
-    generation_end(up);
-    down_note(up, ln, why);
-}
-
-static void pair_lost(struct link *ln, const char *why)
-{
-    struct upstream *up = ln->up;
-    struct link *other = ln == &up->fetch ? &up->inval : &up->fetch;
-    if (!other->down && (other->state != LINK_CLOSED || other->queued))
-        link_fail(other, why);
-    up->pair_closing = false;
-}
-
-static void refuse_tracking(struct upstream *up, const char *what, const char *text)
-{
-    if (!up->refusal[0])
-        snprintf(up->refusal, sizeof(up->refusal), "%s: %s", what, text);
-}
-
-static void inval_greet(struct link *ln)
-{
-    struct slice id[] = {SLICE_LIT("CLIENT"), SLICE_LIT("ID")};
-    struct slice subscribe[] = {SLICE_LIT("SUBSCRIBE"), SLICE_LIT(INVALIDATE_CHANNEL)};
-    upstream_greet_auth(ln, NULL);
-    upstream_greet_name(ln);
-    link_greet(ln, GREET_ID, 2, id);
-    link_greet(ln, GREET_SUBSCRIBE, 2, subscribe);
-}
-
-static bool inval_greeted(struct link *ln, enum greeting_step step, const redisReply *r)
-{
-    if (!upstream_greeted_basic(ln, step, r))
-        return false;
-    if (step == GREET_ID && r->type == REDIS_REPLY_INTEGER)
-        ln->up->inval_id = r->integer;
-    else if (step == GREET_ID)
-        refuse_tracking(ln->up, "CLIENT ID", r->type == REDIS_REPLY_ERROR ? r->str : "a strange reply");
-    if (step == GREET_SUBSCRIBE && r->type != REDIS_REPLY_ARRAY)
-        refuse_tracking(ln->up, "SUBSCRIBE", r->type == REDIS_REPLY_ERROR ? r->str : "a strange reply");
-    return true;
-}
-
-static void inval_ready(struct link *ln)
-{
-    struct upstream *up = ln->up;
-    if (up->refusal[0])
-        link_cancel(ln);
-    link_open(&up->fetch);
-}
-
-static void invalidate_keys(struct upstream *up, const redisReply *keys)
-{
-    for (size_t i = 0; i < keys->elements && !up->destroyed; i++) {
-        const redisReply *key = keys->element[i];
-        UP_COUNT(up, invalidations, 1);
-        if (key->type == REDIS_REPLY_STRING && up->ev.invalidate)
-            up->ev.invalidate(up->ev.arg, SLICE(key->str, key->len));
-    }
-}
-
-static bool inval_push(struct link *ln, struct slice raw)
-{
-    static const char head[] = "*3\r\n$7\r\nmessage\r\n";
-    struct upstream *up = ln->up;
-    if (raw.len < sizeof(head) || memcmp(raw.ptr, head, sizeof(head) - 1) != 0)
-        return false;
-    redisReply *r = reply_parse(raw);
-    const redisReply *keys = r ? r->element[2] : NULL;
-    if (keys && keys->type == REDIS_REPLY_ARRAY) {
-        invalidate_keys(up, keys);
-    } else { /* nil: a flush. What is not understood counts as one */
-        UP_COUNT(up, invalidations, 1);
-        if (up->ev.invalidate_all)
-            up->ev.invalidate_all(up->ev.arg);
-    }
-    if (r)
-        freeReplyObject(r);
-    return true;
-}
-
-static void fetch_greet(struct link *ln)
-{
-    struct upstream *up = ln->up;
-    upstream_greet_auth(ln, NULL);
-    greet_select(ln);
-    upstream_greet_name(ln);
-    if (up->inval.state != LINK_READY)
-        return;
-    char id[32];
-    snprintf(id, sizeof(id), "%lld", up->inval_id);
-    struct slice track[] = {SLICE_LIT("CLIENT"), SLICE_LIT("TRACKING"), SLICE_LIT("ON"), SLICE_LIT("REDIRECT"),
-                            slice_str(id)};
-    link_greet(ln, GREET_TRACK, 5, track);
-}
-
-static bool fetch_greeted(struct link *ln, enum greeting_step step, const redisReply *r)
-{
-    if (!upstream_greeted_basic(ln, step, r))
-        return false;
-    if (step != GREET_TRACK || r->type != REDIS_REPLY_ERROR)
-        return true;
-    if (strstr(r->str, "does not exist")) { /* inval was lost a moment ago: not a refusal */
-        link_fail(ln, r->str);
-        return false;
-    }
-    refuse_tracking(ln->up, "CLIENT TRACKING", r->str);
-    return true;
-}
-
-/* What one connection found out holds for the others: they need not sit out their back-off. */
-static void retry_now(struct upstream *up, int64_t *retry_ms)
+void upstream_retry_now(struct upstream *up, int64_t *retry_ms)
 {
     if (*retry_ms == DUE_NEVER)
         return;
@@ -357,45 +180,33 @@ static void retry_now(struct upstream *up, int64_t *retry_ms)
     upstream_wake(up, *retry_ms);
 }
 
-static void fetch_ready(struct link *ln)
-{
-    struct upstream *up = ln->up;
-    up->pair_failures = 0;
-    retry_now(up, &up->write_retry_ms);
-    if (up->refusal[0]) {
-        link_cancel(&up->inval);
-        coherence_set(up);
-    } else {
-        generation_begin(up);
-    }
-    if (!up->destroyed)
-        state_set(up);
-}
-
 /* ---- write ---------------------------------------------------------------------------- */
 
 static void write_greet(struct link *ln)
 {
-    upstream_greet_auth(ln, NULL);
-    greet_select(ln);
+    if (!upstream_greet_auth(ln, NULL))
+        return;
+    upstream_greet_hello(ln);
+    upstream_greet_select(ln);
     upstream_greet_name(ln);
 }
 
 static void write_ready(struct link *ln)
 {
     ln->up->write_failures = 0;
-    retry_now(ln->up, &ln->up->pair_retry_ms);
-    state_set(ln->up);
+    breaker_close(ln->up);
+    upstream_retry_now(ln->up, &ln->up->pair_retry_ms);
+    upstream_state_set(ln->up);
 }
 
 static void write_down(struct link *ln, const char *why)
 {
     struct upstream *up = ln->up;
     up->write_failures++;
-    up->write_retry_ms = clock_mono_ms() + backoff(up, up->write_failures);
+    up->write_retry_ms = clock_mono_ms() + upstream_backoff(up, up->write_failures);
     upstream_wake(up, up->write_retry_ms);
-    down_set(up, ln, why);
-    down_note(up, ln, why);
+    upstream_down_set(up, ln, why);
+    upstream_down_note(up, ln, why);
 }
 
 static void write_lost(struct link *ln, const char *why)
@@ -404,23 +215,60 @@ static void write_lost(struct link *ln, const char *why)
     (void)why;
 }
 
-static const struct link_ops fetch_ops = {
-    .name = "fetch",
-    .greet = fetch_greet,
-    .greeted = fetch_greeted,
-    .ready = fetch_ready,
-    .down = pair_down,
-    .lost = pair_lost,
+/* ---- write3 ----------------------------------------------------------------------------- */
+
+static void resp3_refused(const struct upstream *up, struct buf *out)
+{
+    buf_printf(out, "-ERR the upstream does not speak RESP3: %s\r\n", up->resp3_refusal);
+}
+
+static bool write3_greeted(struct link *ln, enum greeting_step step, const redisReply *r)
+{
+    struct upstream *up = ln->up;
+    if (step != GREET_HELLO || r->type != REDIS_REPLY_ERROR || starts_with(r->str, "NOAUTH"))
+        return upstream_greeted_basic(ln, step, r);
+    struct buf raw;
+    snprintf(up->resp3_refusal, sizeof(up->resp3_refusal), "%s", r->str);
+    up->resp3_refused_ms = clock_mono_ms();
+    buf_init(&raw, MEM_CLIENT);
+    resp3_refused(up, &raw);
+    link_refuse(ln, -1, buf_slice(&raw));
+    buf_deinit(&raw);
+    link_fail(ln, r->str);
+    return false;
+}
+
+static void write3_ready(struct link *ln)
+{
+    ln->up->write3_failures = 0;
+    ln->told[0] = 0;
+}
+
+/* Says nothing about the upstream's state, and is opened again when it is needed. */
+static void write3_down(struct link *ln, const char *why)
+{
+    struct upstream *up = ln->up;
+    up->write3_failures++;
+    up->write3_retry_ms = clock_mono_ms() + upstream_backoff(up, up->write3_failures);
+    upstream_down_note(up, ln, why);
+}
+
+static bool write3_push(struct link *ln, struct slice raw)
+{
+    (void)ln;
+    return raw.ptr[0] == '>'; /* nobody subscribes here */
+}
+
+static const struct link_ops write3_ops = {
+    .name = "write3",
+    .greet = write_greet,
+    .greeted = write3_greeted,
+    .ready = write3_ready,
+    .down = write3_down,
+    .lost = write_lost,
+    .push = write3_push,
 };
-static const struct link_ops inval_ops = {
-    .name = "inval",
-    .greet = inval_greet,
-    .greeted = inval_greeted,
-    .ready = inval_ready,
-    .down = pair_down,
-    .lost = pair_lost,
-    .push = inval_push,
-};
+
 static const struct link_ops write_ops = {
     .name = "write",
     .greet = write_greet,
@@ -432,29 +280,8 @@ static const struct link_ops write_ops = {
 
 /* ---- time ------------------------------------------------------------------------------ */
 
-static void ping(struct link *ln)
-{
-    struct slice argv[] = {SLICE_LIT("PING")};
-    link_submit(ln, slot_new(SLOT_PING, -1), link_command(ln, 1, argv));
-}
-
-/* PING on both. An idle fetch connection that the upstream has forgotten (it rebooted, a
- * firewall cut in) would be invalidated no more, and nothing else would tell. */
-static void watchdog(struct upstream *up, int64_t now_ms)
-{
-    if (!up->generation || up->watchdog_ms > now_ms)
-        return;
-    up->watchdog_ms = now_ms + up->opt.watchdog_ms;
-    ping(&up->inval);
-    ping(&up->fetch);
-}
-
 static void reconnect(struct upstream *up, int64_t now_ms)
 {
-    if (up->pair_retry_ms <= now_ms) {
-        UP_COUNT(up, reconnects, 1);
-        pair_open(up);
-    }
     if (up->write_retry_ms <= now_ms) {
         UP_COUNT(up, reconnects, 1);
         up->write_retry_ms = DUE_NEVER;
@@ -477,10 +304,13 @@ static void timer_fired(void *arg)
         return;
     pins_tick(up, now_ms);
     reconnect(up, now_ms);
-    watchdog(up, now_ms);
-    int64_t next = earlier(earlier(up->pair_retry_ms, up->write_retry_ms), pins_next_due(up));
-    if (up->generation)
-        next = earlier(next, up->watchdog_ms);
+    pair_tick(up, now_ms);
+    if (!up->destroyed)
+        breaker_tick(up, now_ms);
+    if (up->destroyed)
+        return;
+    int64_t next = earlier(earlier(pair_next_due(up), up->write_retry_ms), pins_next_due(up));
+    next = earlier(next, breaker_next_due(up));
     for (l = up->links.next; l != &up->links; l = l->next)
         next = earlier(next, link_next_due(LIST_ENTRY(l, struct link, all)));
     if (next != DUE_NEVER)
@@ -497,12 +327,48 @@ static void idle_fired(void *arg)
 
 /* ---- life ------------------------------------------------------------------------------ */
 
+static void split_prefixes(const char *text, struct slice out[UPSTREAM_PREFIXES_MAX], unsigned *n)
+{
+    *n = 0;
+    while (*(text += strspn(text, " ")) && *n < UPSTREAM_PREFIXES_MAX) {
+        size_t len = strcspn(text, " ");
+        out[(*n)++] = SLICE(text, len);
+        text += len;
+    }
+}
+
+enum status upstream_check_prefixes(const char *prefixes, char err[256])
+{
+    struct slice p[UPSTREAM_PREFIXES_MAX];
+    unsigned n;
+    split_prefixes(prefixes, p, &n);
+    size_t words = 0;
+    for (const char *t = prefixes; *(t += strspn(t, " ")); t += strcspn(t, " "))
+        words++;
+    if (words > UPSTREAM_PREFIXES_MAX || strlen(prefixes) >= sizeof(((struct upstream_options *)0)->prefixes)) {
+        snprintf(err, 256, "at most %d prefixes, together at most 1023 bytes", UPSTREAM_PREFIXES_MAX);
+        return ST_BAD;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        for (unsigned k = 0; k < n; k++) {
+            if (i == k || p[k].len < p[i].len || memcmp(p[i].ptr, p[k].ptr, p[i].len) != 0)
+                continue;
+            snprintf(err, 256, "%.*s overlaps with %.*s, which a Redis refuses", (int)(p[i].len > 80 ? 80 : p[i].len),
+                     p[i].ptr, (int)(p[k].len > 80 ? 80 : p[k].len), p[k].ptr);
+            return ST_BAD;
+        }
+    }
+    return ST_OK;
+}
+
 static void options_default(struct upstream_options *opt)
 {
     if (opt->timeout_ms <= 0)
         opt->timeout_ms = 1000;
     if (opt->watchdog_ms <= 0 || opt->watchdog_ms > 1000)
         opt->watchdog_ms = 1000;
+    if (opt->watchdog_timeout_ms <= 0)
+        opt->watchdog_timeout_ms = 500;
     if (opt->backoff_min_ms <= 0)
         opt->backoff_min_ms = 50;
     if (opt->backoff_max_ms < opt->backoff_min_ms)
@@ -521,6 +387,8 @@ struct upstream *upstream_create(struct uv_loop_s *loop, const struct upstream_o
     up->opt = *opt;
     up->ev = *ev;
     options_default(&up->opt);
+    split_prefixes(up->opt.prefixes, up->prefix, &up->nprefixes);
+    pthread_mutex_init(&up->text_mu, NULL);
     up->generation_next = up->opt.first_generation;
     snprintf(up->name, sizeof(up->name), strchr(opt->host, ':') ? "[%s]:%d" : "%s:%d", opt->host, opt->port);
     random_bytes(&up->rng, sizeof(up->rng));
@@ -529,13 +397,15 @@ struct upstream *upstream_create(struct uv_loop_s *loop, const struct upstream_o
     list_init(&up->dirty);
     list_init(&up->idle_pins);
     buf_init(&up->scratch, MEM_CLIENT);
-    up->timer_at_ms = up->pair_retry_ms = up->write_retry_ms = DUE_NEVER;
+    up->timer_at_ms = up->pair_retry_ms = up->write_retry_ms = up->probe_ms = up->rotate_ms = DUE_NEVER;
     up->timer = attach_timer_open(loop, timer_fired, up, upstream_handle_closed);
     up->idle = attach_idle_open(loop, idle_fired, up, upstream_handle_closed);
     up->handles = 2;
     link_init(&up->fetch, up, &fetch_ops);
     link_init(&up->inval, up, &inval_ops);
     link_init(&up->write, up, &write_ops);
+    link_init(&up->write3, up, &write3_ops);
+    up->write3.proto = 3;
     pair_open(up);
     link_open(&up->write);
     return up;
@@ -543,12 +413,15 @@ struct upstream *upstream_create(struct uv_loop_s *loop, const struct upstream_o
 
 void upstream_release(struct upstream *up)
 {
-    if (!up->destroyed || up->handles || up->npins)
+    if (!up->destroyed || up->handles || up->npins[0] || up->npins[1])
         return;
+    explicit_bzero(&up->opt.password, sizeof(up->opt.password));
+    pthread_mutex_destroy(&up->text_mu);
     buf_deinit(&up->scratch);
     link_deinit(&up->fetch);
     link_deinit(&up->inval);
     link_deinit(&up->write);
+    link_deinit(&up->write3);
     mem_free(MEM_OTHER, up);
 }
 
@@ -563,13 +436,14 @@ void upstream_destroy(struct upstream *up)
 {
     CHECK(!up->destroyed);
     up->destroyed = true;
-    up->generation = 0;
+    up->generation = up->doubted = 0;
     if (up->lookup)
         attach_lookup_cancel(up->lookup);
     list_splice(&up->links, &up->ticking);
     link_cancel(&up->fetch);
     link_cancel(&up->inval);
     link_cancel(&up->write);
+    link_cancel(&up->write3);
     pins_cancel_all(up);
     attach_timer_close(up->timer);
     attach_idle_close(up->idle);
@@ -594,8 +468,18 @@ const char *upstream_coherence(const struct upstream *up)
 
 const char *upstream_user(const struct upstream *up, bool *logs_in)
 {
-    *logs_in = up->opt.password[0] != '\0';
-    return up->opt.user[0] ? up->opt.user : "default";
+    *logs_in = up->own_logs_in || up->opt.password[0] || up->opt.auth_file[0];
+    const char *user = up->own_user[0] ? up->own_user : up->opt.user;
+    return user[0] ? user : "default";
+}
+
+enum upstream_mode upstream_get_coherence(struct upstream *up, char reason[240])
+{
+    pthread_mutex_lock(&up->text_mu);
+    enum upstream_mode mode = atomic_load_explicit(&up->mode_now, memory_order_relaxed);
+    memcpy(reason, up->reason, sizeof(up->reason));
+    pthread_mutex_unlock(&up->text_mu);
+    return mode;
 }
 
 const char *upstream_last_error(const struct upstream *up)
@@ -604,14 +488,37 @@ const char *upstream_last_error(const struct upstream *up)
 }
 
 /* ST_OK: may be submitted, now or to wait for the first connection. */
-static enum status link_admit(const struct link *ln)
+static enum status link_admit(struct link *ln)
 {
-    const struct upstream *up = ln->up;
+    struct upstream *up = ln->up;
     if (up->destroyed)
         return ST_CANCELLED;
     if ((ln->state != LINK_READY && up->state != UPSTREAM_CONNECTING) || link_full(ln))
         return ST_UNAVAILABLE;
+    return breaker_refuses(up) ? ST_UNAVAILABLE : ST_OK;
+}
+
+/* The same for write3, which is opened here, and waited for. */
+static enum status write3_admit(struct upstream *up)
+{
+    struct link *ln = &up->write3;
+    if (up->destroyed)
+        return ST_CANCELLED;
+    if ((up->write.state != LINK_READY && up->state != UPSTREAM_CONNECTING) || link_full(ln) || breaker_refuses(up))
+        return ST_UNAVAILABLE;
+    if (ln->state != LINK_CLOSED)
+        return ST_OK;
+    if (ln->down || up->write3_retry_ms > clock_mono_ms())
+        return ST_UNAVAILABLE;
+    link_open(ln);
     return ST_OK;
+}
+
+static bool resp3_is_refused(struct upstream *up)
+{
+    if (up->resp3_refusal[0] && clock_mono_ms() - up->resp3_refused_ms >= RESP3_RETRY_MS)
+        up->resp3_refusal[0] = 0;
+    return up->resp3_refusal[0];
 }
 
 void upstream_fetch(struct upstream *up, struct upstream_fetch *f)
@@ -635,7 +542,8 @@ void upstream_fetch(struct upstream *up, struct upstream_fetch *f)
 
 void upstream_fence(struct upstream *up, struct upstream_fence *f)
 {
-    enum status st = up->destroyed ? ST_CANCELLED : !up->generation ? ST_UNAVAILABLE : link_admit(&up->inval);
+    bool told = up->generation && up->mode != UPSTREAM_TTL; /* of invalidations at all */
+    enum status st = up->destroyed ? ST_CANCELLED : !told || link_full(&up->inval) ? ST_UNAVAILABLE : ST_OK;
     if (st != ST_OK) {
         f->done(f, st);
         return;
@@ -649,13 +557,25 @@ void upstream_fence(struct upstream *up, struct upstream_fence *f)
 void upstream_call(struct upstream *up, struct upstream_call *c, enum upstream_via via, int db, int argc,
                    const struct slice *argv)
 {
-    struct link *ln = via == UPSTREAM_TRACKED ? &up->fetch : &up->write;
+    struct link *ln = via == UPSTREAM_TRACKED ? &up->fetch : via == UPSTREAM_RESP3 ? &up->write3 : &up->write;
     CHECK(argc > 0 && db >= 0);
     UP_COUNT(up, calls, 1);
     struct slot *s = slot_new(SLOT_CALL, db);
     s->u.call = c;
     s->breaks_db = slice_is(argv[0], "select");
-    enum status st = link_admit(ln);
+    s->tracked = via == UPSTREAM_TRACKED;
+    if (via == UPSTREAM_RESP3 && !up->destroyed && resp3_is_refused(up)) {
+        struct buf raw;
+        buf_init(&raw, MEM_CLIENT);
+        resp3_refused(up, &raw);
+        slot_refuse(ln, s, buf_slice(&raw));
+        buf_deinit(&raw);
+        slot_free(s);
+        return;
+    }
+    enum status st = via == UPSTREAM_RESP3 ? write3_admit(up) : link_admit(ln);
+    if (st == ST_OK && s->tracked && (!up->generation || up->mode == UPSTREAM_TTL))
+        st = ST_UNAVAILABLE;
     if (st != ST_OK) {
         slot_fail(ln, s, st);
         slot_free(s);
@@ -678,7 +598,11 @@ void upstream_get_stats(const struct upstream *up, struct upstream_stats *out)
         .invalidations = LOAD(invalidations),
         .bytes_in = LOAD(bytes_in),
         .bytes_out = LOAD(bytes_out),
-        .pins = LOAD(pins),
+        .breaker_opens = LOAD(breaker_opens),
+        .breaker_refused = LOAD(breaker_refused),
+        .pins = LOAD(pins[UPSTREAM_PIN_WORK]),
+        .subscriptions = LOAD(pins[UPSTREAM_PIN_PUBSUB]),
+        .breaker = atomic_load_explicit(&up->breaker, memory_order_relaxed),
     };
 #undef LOAD
 }

@@ -1,6 +1,7 @@
 #ifndef TIERCEL_UPSTREAM_PRIV_H
 #define TIERCEL_UPSTREAM_PRIV_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include <hiredis/hiredis.h>
@@ -13,7 +14,10 @@
  *   attach_uv.c   the only file that knows libuv: poll, timer, prepare, address look-up
  *   link.c        one connection: connect, greet, send, receive, deadlines, loss
  *   slot.c        one request on a link: its queue places and the ways in which it ends
- *   upstream.c    the links of a worker together: tracking, generations, watchdog, back-off
+ *   upstream.c    the links of a worker together: their life, back-off, what the layer above asks
+ *   pair.c        fetch and inval: tracking and its fall-backs, generations, the watchdog
+ *   breaker.c     the circuit breaker
+ *   auth.c        credentials, and the file they may come from
  *   pin.c         connections that belong to a client
  *   reply.c       where a reply ends, and what is in it
  *
@@ -77,13 +81,14 @@ void attach_lookup_cancel(struct attach_lookup *l);
 struct reply_scan {
     size_t pos;
     int64_t remaining; /* items still to come; 0 = at a start */
+    bool resp3;        /* its types, too. An attribute belongs to what follows it; a push is a reply of its own */
 };
-/* Looks for `replies` whole RESP2 replies at the start of `in`, which must start at the same byte
- * until they were found. ST_OK: they are *len bytes. ST_MORE. ST_BAD: no RESP2. */
+/* Looks for `replies` whole replies at the start of `in`, which must start at the same byte
+ * until they were found. ST_OK: they are *len bytes. ST_MORE. ST_BAD: no RESP. */
 enum status reply_scan(struct reply_scan *sc, struct slice in, int replies, size_t *len);
 
-/* The head of a reply: type '+', '-' or '$' with its text, ':' with its number; '$' and '*' with
- * their count, -1 = nil. */
+/* The head of a reply: type '+', '-', '$', '!', '=', ',', '(' or '#' with its text, ':' with its number; '$', '*'
+ * and RESP3's '%', '~', '>', '|' with their count, -1 = nil; '_' is a nil, too. */
 struct reply_view {
     char type;
     struct slice text;
@@ -99,13 +104,24 @@ redisReply *reply_parse(struct slice raw);
 enum slot_kind {
     SLOT_GREETING, /* a step before the link is ready */
     SLOT_SELECT,   /* a database that was not used yet on this connection: waits for the answer */
-    SLOT_PING,     /* watchdog */
+    SLOT_PING,     /* watchdog: pair.c looks after its deadline */
+    SLOT_PROBE,    /* does it answer at all? See breaker.c */
     SLOT_FENCE,
     SLOT_FETCH,
     SLOT_CALL
 };
 
-enum greeting_step { GREET_AUTH, GREET_RESET, GREET_SELECT, GREET_NAME, GREET_ID, GREET_SUBSCRIBE, GREET_TRACK };
+enum greeting_step {
+    GREET_AUTH,
+    GREET_RESET,
+    GREET_HELLO,
+    GREET_SELECT,
+    GREET_NAME,
+    GREET_ID,
+    GREET_SUBSCRIBE,
+    GREET_TRACK,
+    GREET_REDIR
+};
 
 struct link;
 
@@ -121,7 +137,10 @@ struct slot {
     bool sent;
     bool answered; /* its deadline passed: what comes is thrown away */
     bool blocking;
-    bool breaks_db; /* the command changes the connection's database */
+    bool breaks_db;      /* the command changes the connection's database */
+    bool tracked;        /* a call whose keys the upstream is to watch */
+    bool again;          /* a fence in broadcast mode: the first of its PINGs was answered */
+    uint32_t generation; /* when it was sent */
     int subscribes; /* pins: confirmations to come for a (P|S)(UN)SUBSCRIBE; -1 = as many as there are, 0 = no such */
     struct buf cmd; /* while waiting */
     union {
@@ -172,6 +191,7 @@ struct link {
     struct list dirty; /* upstream->dirty: has bytes to write */
     struct upstream *up;
     const struct link_ops *ops;
+    int proto; /* RESP 2 or 3 */
     enum link_state state;
     redisContext *ctx;
     struct attach_poll *poll;
@@ -180,6 +200,7 @@ struct link {
     int addr_tried, addr_at; /* addresses tried in this attempt; index of the current one */
     int64_t connect_due_ms;
     int64_t heard_ms;                       /* since when it owes us something without a byte received */
+    int64_t ping_ms;                        /* when the watchdog's PING was queued that is not answered; 0 = none */
     int db;                                 /* of the connection, after all that was sent; -1 = unknown */
     bool selecting;                         /* a SLOT_SELECT is out: nothing else is sent */
     uint64_t db_known[LINK_DBS_KNOWN / 64]; /* databases that SELECT accepted on this connection */
@@ -213,6 +234,7 @@ void link_addresses_here(struct link *ln, const char *error); /* after LINK_RESO
 void link_tick(struct link *ln, int64_t now_ms);
 int64_t link_next_due(const struct link *ln);
 void link_flush(struct link *ln);
+void link_catch_up(struct link *ln);        /* takes what the socket has already */
 void link_know_db(struct link *ln, int db); /* SELECT accepted it, and it is the connection's now */
 struct slice link_command(struct link *ln, int argc, const struct slice *argv); /* in up->scratch */
 void link_enter(struct link *ln);
@@ -225,6 +247,8 @@ void link_leave(struct link *ln);
 struct upstream {
     struct uv_loop_s *loop;
     struct upstream_options opt;
+    char own_user[128]; /* as connections showed it last; the file of credentials may have changed it */
+    bool own_logs_in;
     struct upstream_events ev;
     char name[300]; /* host:port */
     struct attach_timer *timer;
@@ -236,7 +260,7 @@ struct upstream {
 
     struct list links, ticking; /* all links; those the timer has still to look at */
     struct list dirty;
-    struct link fetch, inval, write;
+    struct link fetch, inval, write, write3;
 
     struct attach_lookup *lookup;
     struct attach_addrs addrs;
@@ -247,22 +271,42 @@ struct upstream {
     uint32_t generation, generation_next;
     long long inval_id;
     char refusal[200]; /* why there is no tracking; "" = there is, or not known yet */
-    char coherence[240];
+    char coherence[256];
     char last_error[320];
+    pthread_mutex_t text_mu; /* for `reason`, which other threads read */
+    char reason[240];
+    _Atomic(enum upstream_mode) mode_now; /* for them, too */
+    enum upstream_mode mode, trying;      /* of the last generation; in the greeting under way */
+    struct slice prefix[UPSTREAM_PREFIXES_MAX];
+    unsigned nprefixes;
+    bool probing;                          /* inval is open to ask for a better mode than the one in force */
+    int64_t probe_ms, rotate_ms;           /* when to ask; when a generation of ttl mode ends */
+    uint32_t doubted;                      /* the generation that is suspended; 0 = none */
+    int64_t doom_ms;                       /* when a doubted pair is given up; DUE_NEVER = not yet */
     bool pair_closing;                     /* fetch and inval are being closed together */
     int64_t pair_retry_ms, write_retry_ms; /* when to open again; DUE_NEVER = not waiting */
     unsigned pair_failures, write_failures;
     int64_t watchdog_ms; /* when to ask next */
 
-    unsigned npins;        /* given out */
+    int64_t write3_retry_ms; /* not before */
+    unsigned write3_failures;
+    char resp3_refusal[200]; /* why the upstream does not speak RESP3; "" = it does, or nobody asked */
+    int64_t resp3_refused_ms;
+
+    _Atomic(enum upstream_breaker) breaker;
+    unsigned breaker_failures, breaker_rounds;
+    int64_t breaker_until_ms, breaker_opened_ms;
+    bool breaker_probing, breaker_told;
+
+    unsigned npins[2];     /* given out, by kind */
     struct list idle_pins; /* clean connections kept for the next pin */
     unsigned nidle_pins;
 
     struct buf scratch; /* a command being formatted */
 
     _Atomic uint64_t st_fetches, st_hits, st_misses, st_calls, st_errors, st_timeouts, st_reconnects, st_invalidations;
-    _Atomic uint64_t st_bytes_in, st_bytes_out;
-    _Atomic unsigned st_pins;
+    _Atomic uint64_t st_bytes_in, st_bytes_out, st_breaker_opens, st_breaker_refused;
+    _Atomic unsigned st_pins[2];
 };
 
 #define UP_COUNT(up, field, n) atomic_fetch_add_explicit(&(up)->st_##field, (n), memory_order_relaxed)
@@ -271,11 +315,45 @@ void upstream_wake(struct upstream *up, int64_t at_ms); /* the timer looks no la
 void upstream_resolve(struct upstream *up, struct link *ln);
 void upstream_handle_closed(void *up);
 void upstream_release(struct upstream *up); /* frees it when nothing is left */
-/* Queues AUTH as `auth` says; NULL: as the options do. */
-void upstream_greet_auth(struct link *ln, const struct upstream_auth *auth);
+void upstream_note(struct upstream *up, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+int64_t upstream_backoff(struct upstream *up, unsigned failures);
+void upstream_state_set(struct upstream *up);
+/* A link of the upstream was lost: its state; the log, where the reason is a new one. */
+void upstream_down_set(struct upstream *up, struct link *ln, const char *why);
+void upstream_down_note(struct upstream *up, struct link *ln, const char *why);
+/* What one connection found out holds for the others: they need not sit out their back-off. */
+void upstream_retry_now(struct upstream *up, int64_t *retry_ms);
+/* Queues AUTH as `auth` says; NULL: as the options do. false: there are no credentials, and link_fail() was called. */
+bool upstream_greet_auth(struct link *ln, const struct upstream_auth *auth);
+void upstream_greet_hello(struct link *ln); /* HELLO 3 where the link speaks it */
+void upstream_greet_select(struct link *ln);
 void upstream_greet_name(struct link *ln);
 /* For AUTH, SELECT and NOAUTH: false and link_fail() when the connection is of no use. */
 bool upstream_greeted_basic(struct link *ln, enum greeting_step step, const redisReply *r);
+
+static inline int64_t earlier(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+extern const struct link_ops fetch_ops, inval_ops;
+void pair_open(struct upstream *up);
+void pair_coherence_set(struct upstream *up);
+void pair_tick(struct upstream *up, int64_t now_ms);
+int64_t pair_next_due(const struct upstream *up);
+void pair_ponged(struct link *ln);
+void pair_others_answer(struct upstream *up); /* a doubted pair that goes on saying nothing is broken, not slow */
+/* The generation that vouches for what a read brought: the one under which it was sent, or 0. */
+uint32_t pair_vouches(const struct upstream *up, uint32_t when_sent, struct slice key);
+
+void breaker_failed(struct upstream *up);
+void breaker_answered(struct upstream *up);
+void breaker_close(struct upstream *up);
+bool breaker_refuses(struct upstream *up); /* true: the request must not be sent */
+bool breaker_probe(struct upstream *up);   /* false: nothing is connected */
+void breaker_probed(struct link *ln, bool answered);
+void breaker_tick(struct upstream *up, int64_t now_ms);
+int64_t breaker_next_due(const struct upstream *up);
 
 void pin_free_orphan(struct link *ln);
 void pins_cancel_all(struct upstream *up); /* upstream_destroy() */

@@ -268,10 +268,28 @@ def test_refused(trio, tiercel, redis_server):
     up = redis_server()
     up.call("ACL", "SETUSER", "plain", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
     t = tiercel(upstream="redis://plain:pw@127.0.0.1:%d" % up.port)
-    t.wait_tiers(tier_upstream_state="up")
+    t.wait_tiers(tier_upstream_state="up", coherence_mode="ttl")
     with t.raw() as c:
-        reply = c.ask("CLIENT", "TRACKING", "ON")
-        assert isinstance(reply, RespError) and "coherence" in str(reply), reply
+        wait_until(lambda: "coherence is now by ttl" in str(c.ask("CLIENT", "TRACKING", "ON")))
+
+
+def test_broadcast_mode(tiercel, redis_server):
+    up = redis_server()
+    t = tiercel(upstream=up, coherence="broadcast", coherence_prefixes="in:")
+    t.wait_tiers(tier_upstream_state="up", coherence_mode="broadcast")
+    foreign = up.client()
+    foreign.set("in:a", "1")
+    foreign.set("out:a", "1")
+    with tracking(t) as c:
+        assert c.ask("GET", "in:a") == b"1" and c.ask("HSCAN", "in:h", 0) == [b"0", []]
+        quiet(c)
+        foreign.set("in:a", "2")
+        assert pushed(c) == [b"in:a"]
+        foreign.hset("in:h", "f", "1")
+        assert pushed(c) == [b"in:h"]
+        for command in (("GET", "out:a"), ("HSCAN", "out:h", 0)):
+            c.ask(*command)
+            assert pushed(c) == [command[1].encode()], "told at once: nobody watches it"
 
 
 # ---- when the link is lost
