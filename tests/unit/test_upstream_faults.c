@@ -12,6 +12,8 @@ enum mischief {
     TALKATIVE, /* one reply more than was asked for */
     FULL,      /* an error at once, then closes */
     HALF,      /* half a reply, then silence */
+    LIAR,      /* accepts CLIENT TRACKING, and does not track */
+    PICKY,     /* tracks by prefix only */
 };
 
 struct rogue {
@@ -72,6 +74,22 @@ static void rogue_say(struct rogue_conn *c, const char *text)
     buf_append(&c->out, text, strlen(text));
 }
 
+static bool rogue_tracks(struct rogue_conn *c, const struct request *req)
+{
+    if (slice_is(req->argv[0], "subscribe")) {
+        rogue_say(c, "*3\r\n$9\r\nsubscribe\r\n$20\r\n__redis__:invalidate\r\n:1\r\n");
+    } else if (!slice_is(req->argv[0], "client")) {
+        return false;
+    } else if (slice_is(req->argv[1], "tracking")) {
+        bool by_prefix = req->argc == 8 && slice_is(req->argv[5], "bcast") && slice_is(req->argv[7], "ke");
+        rogue_say(c, c->rogue->mischief == LIAR || by_prefix ? "+OK\r\n" : "-ERR by prefix only\r\n");
+    } else {
+        bool lie = slice_is(req->argv[1], "getredir") && c->rogue->mischief == LIAR;
+        rogue_say(c, slice_is(req->argv[1], "setname") ? "+OK\r\n" : lie ? ":-1\r\n" : ":7\r\n");
+    }
+    return true;
+}
+
 static void rogue_answer(struct rogue_conn *c, const struct request *req)
 {
     struct slice name = req->argv[0];
@@ -83,6 +101,11 @@ static void rogue_answer(struct rogue_conn *c, const struct request *req)
     case CLOSING:
     case FULL: return;
     case POLITE: break;
+    case LIAR:
+    case PICKY:
+        if (rogue_tracks(c, req))
+            return;
+        break;
     }
     if (slice_is(name, "client") || slice_is(name, "subscribe")) {
         rogue_say(c, "-ERR unknown command\r\n");
@@ -162,6 +185,10 @@ static void rogue_start(struct world *w, struct rogue *r, enum mischief mischief
     memset(r, 0, sizeof(*r));
     r->mischief = mischief;
     world_init(w, free_port());
+    if (mischief >= LIAR) {
+        w->opt.ttl_ms = 60000;
+        text_set(w->opt.prefixes, sizeof(w->opt.prefixes), mischief == PICKY ? "ke" : "");
+    }
     uv_ip4_addr("127.0.0.1", w->opt.port, &a);
     uv_tcp_init(&w->loop, &r->tcp);
     r->tcp.data = r;
@@ -358,6 +385,24 @@ static void test_no_tracking_and_late_answers(void **state)
     rogue_stop(&w, &r);
 }
 
+static void test_fall_back(void **state)
+{
+    (void)state;
+    struct world w;
+    struct rogue r;
+    rogue_start(&w, &r, LIAR);
+    WAIT_UP(&w);
+    assert_string_equal(upstream_coherence(w.up), "ttl: CLIENT TRACKING: accepted, but CLIENT GETREDIR denies it");
+    assert_int_equal(fetch(&w, 0, "key").generation, 1);
+    rogue_stop(&w, &r);
+    rogue_start(&w, &r, PICKY);
+    WAIT_UP(&w);
+    assert_string_equal(upstream_coherence(w.up), "broadcast: CLIENT TRACKING: ERR by prefix only");
+    assert_int_equal(fetch(&w, 0, "key").generation, 1);
+    assert_int_equal(fetch(&w, 0, "other").generation, 0);
+    rogue_stop(&w, &r);
+}
+
 struct suicide {
     struct upstream_call c;
     struct world *w;
@@ -464,6 +509,7 @@ int main(void)
         cmocka_unit_test(test_server_restarted),
         cmocka_unit_test(test_rogues),
         cmocka_unit_test(test_no_tracking_and_late_answers),
+        cmocka_unit_test(test_fall_back),
         cmocka_unit_test(test_destroy_in_callbacks),
         cmocka_unit_test(test_destroy_at_any_moment),
     };

@@ -646,6 +646,23 @@ enum upstream_state upstream_state(const struct upstream *up)
     return up->generation ? UPSTREAM_UP : UPSTREAM_DOWN;
 }
 
+enum upstream_mode upstream_get_coherence(struct upstream *up, char reason[240])
+{
+    reason[0] = 0;
+    return up->generation ? UPSTREAM_TRACKING : UPSTREAM_NONE;
+}
+
+const char *upstream_mode_name(enum upstream_mode mode)
+{
+    return mode == UPSTREAM_TRACKING ? "tracking" : "none";
+}
+
+void upstream_get_stats(const struct upstream *up, struct upstream_stats *out)
+{
+    (void)up;
+    *out = (struct upstream_stats){0};
+}
+
 /* Answers the oldest fetch. */
 static inline bool fake_up_answer(struct upstream *up, enum status st, const char *value, int64_t pttl_ms)
 {

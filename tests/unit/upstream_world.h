@@ -41,6 +41,7 @@ struct server {
     int port;
     char dir[64];
     const char *without; /* a command that it does not know */
+    bool debug;          /* it knows DEBUG */
 };
 
 static struct server server; /* shared by the tests that do not stop it */
@@ -72,9 +73,19 @@ static __attribute__((unused)) void server_run(struct server *s)
         int null = open("/dev/null", O_WRONLY);
         dup2(null, 1);
         dup2(null, 2);
-        execlp("redis-server", "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly",
-               "no", "--dir", s->dir, "--daemonize", "no", s->without ? "--rename-command" : (char *)NULL, s->without,
-               "", (char *)NULL);
+        const char *argv[24] = {"redis-server", "--port", port,    "--bind", "127.0.0.1",   "--save", "",
+                                "--appendonly", "no",     "--dir", s->dir,   "--daemonize", "no"};
+        int n = 13;
+        if (s->without) {
+            argv[n++] = "--rename-command";
+            argv[n++] = s->without;
+            argv[n++] = "";
+        }
+        if (s->debug) {
+            argv[n++] = "--enable-debug-command";
+            argv[n++] = "yes";
+        }
+        execvp(argv[0], (char *const *)argv);
         _exit(127);
     }
     for (int i = 0; i < 500; i++) {
