@@ -172,6 +172,10 @@ static bool make_tiers(struct server *sv, int threads, char err[256])
         /* Copies on disk carry the generation of the run that fetched them, and must not look current in this one. */
         random_bytes(&sv->upstream.first_generation, sizeof(sv->upstream.first_generation));
     }
+    if (c->client_auth == CLIENT_AUTH_UPSTREAM && !sv->has_upstream) {
+        snprintf(err, 256, "client-auth upstream: there is no upstream");
+        return false;
+    }
     random_bytes(&seed, sizeof(seed));
     if (c->disk) {
         if (!open_disk(sv, err))

@@ -36,6 +36,7 @@ enum conf_maxmemory_policy {
     POLICY_ADAPTIVE
 };
 enum conf_appendfsync { FSYNC_EVERYSEC, FSYNC_ALWAYS, FSYNC_NO };
+enum conf_client_auth { CLIENT_AUTH_LOCAL, CLIENT_AUTH_UPSTREAM };
 enum conf_compression { COMPRESSION_ZSTD, COMPRESSION_NO };
 
 /* notify-keyspace-events: classes of events, and where they go. 'A' stands for all before 'n'. */

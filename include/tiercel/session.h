@@ -93,6 +93,7 @@ struct session {
     struct held *held;            /* messages that came while it was within a reply (inbox.c); mostly NULL */
     struct tracker *tracker;      /* as other threads know it (tracking.c) */
     struct forward_pin *pin;      /* its own upstream connection, if any (forward.c) */
+    struct client_auth *auth;     /* client-auth upstream: who it is there (auth_upstream.c); NULL with local */
 };
 
 /* The worker's thread, all of them. */

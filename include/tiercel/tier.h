@@ -120,6 +120,9 @@ struct tier {
      * changed, or (see `events`) any did. Shard locked; must not block. Any thread: w is the worker
      * whose it is, NULL on others (the disk's writer). */
     void (*change)(void *arg, struct worker *w, const struct key *key, enum tier_change why);
+    /* With an upstream, and TIER_EVENT_ALL: a key changed there, held here or not (after change() of what was held); its
+     * shard need not be locked. NULL: all did, or nothing vouches for any more; all shards are locked. A worker's thread. */
+    void (*foreign)(void *arg, struct worker *w, const struct slice *name);
     _Atomic unsigned events; /* enum tier_events: tier_set_events() */
     void *change_arg;
     struct worker **workers;
@@ -186,6 +189,9 @@ struct tier_found {
     bool on_disk;       /* obj NULL: exists on disk (PRESENCE and NOTHING) */
     bool kept;          /* obj is in the table */
 };
+/* With an upstream: will it tell when the key changes? obj: what tier_resolve_locked() found, in the table or NULL. Shard
+ * locked. */
+bool tier_vouched_locked(struct worker *w, const struct key *key, const struct object *obj);
 struct tier_wait;
 /* Shard locked. `wait`: what tier_fault() brought for this key, or NULL. ST_PENDING: unlock,
  * call tier_fault(). An error status: what the fetch failed with. Never allocates on a hit. */
@@ -275,7 +281,7 @@ void tier_flush_db_locked(struct worker *w, unsigned db);
 void tier_swap_db_locked(struct worker *w, unsigned a, unsigned b);
 
 /* A write of this key was sent to the upstream, or was answered: drops the local copy, and a
- * fetch under way is neither kept nor joined. No lock held. */
+ * fetch under way is neither kept nor joined; and foreign() is told. No lock held. */
 void tier_forget_upstream(struct worker *w, unsigned db, struct slice name);
 void tier_forget_all_upstream(struct worker *w);
 /* A read of a part of this upstream key (HGET, LRANGE, ...) could not be answered here: if that happens again, the whole

@@ -43,6 +43,13 @@ void tracking_end(struct session *s);
 void tracking_answered(struct session *s, const struct command *cmd);
 /* The command has read its keys; their shards are locked. */
 void tracking_read(const struct call *c);
+/* With an upstream (tracking_upstream.c), for a session with SESSION_TRACKING: before a command is passed through, its
+ * keys have to be registered there. true: the call is suspended, and will run again. */
+bool tracking_forward(struct call *c);
+/* The command must not be sent before those ahead of it are answered. */
+bool tracking_holds(const struct session *s, const struct command *cmd);
+/* Around dropping copies because of a write that was not answered yet: nobody is told. */
+void tracking_quiet(struct worker *w, bool on);
 /* CLIENT LIST's flags of it, up to 3 characters, and its redir. */
 const char *tracking_flags(const struct session *s);
 int64_t tracking_redirect(const struct session *s);
@@ -51,8 +58,10 @@ int64_t tracking_redirect(const struct session *s);
 
 /* The key's shard is locked. w: the worker whose thread this is, or NULL. */
 void tracking_key_changed(struct tracking *t, struct worker *w, struct slice name, enum tier_change why);
-/* FLUSHALL or FLUSHDB; all shards are locked. */
+/* FLUSHALL or FLUSHDB, or nothing vouches for the upstream's keys any more; all shards are locked. */
 void tracking_flushed(struct worker *w);
+/* tier.foreign, arg = struct cmd *. */
+void tracking_foreign(void *arg, struct worker *w, const struct slice *name);
 /* conf_lock held, or before the loops run. */
 void tracking_conf_changed(struct tracking *t, const struct conf *conf);
 /* Periodic, one thread. */

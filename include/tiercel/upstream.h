@@ -108,6 +108,8 @@ const char *upstream_mode_name(enum upstream_mode mode);
 /* Does the upstream tell when this key, once read on `fetch`, changes? */
 bool upstream_covers(const struct upstream *up, struct slice key);
 const char *upstream_last_error(const struct upstream *up);
+/* Who this server is there, "default" without a name; *logs_in: it shows a password. */
+const char *upstream_user(const struct upstream *up, bool *logs_in);
 
 /* ---- reading a key for keeping: its value and PTTL in one go, on `fetch` ---- */
 enum upstream_fetch_as {

@@ -39,6 +39,8 @@ bool acl_admit(struct call *c)
     struct session *s = c->s;
     int at;
 
+    if (s->auth) /* the upstream's rules count */
+        return true;
     if (c->parked && c->parked->block) /* it was let in when it came, and has waited since */
         return true;
     if (!acl_session_refresh(s)) {

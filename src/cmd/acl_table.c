@@ -270,7 +270,7 @@ void acl_session_end(struct session *s)
 
 struct slice acl_session_user(const struct session *s)
 {
-    return s->user->name;
+    return s->auth ? auth_upstream_user(s) : s->user->name;
 }
 
 bool acl_session_authenticate(struct session *s, struct slice name, struct slice password)

@@ -29,6 +29,7 @@ struct cmd *cmd_create(struct tier *tier, struct conf *conf, struct acl *acl, co
     cmd->tier = tier;
     tier->change = cmd_key_changed;
     tier->change_arg = cmd;
+    tier->foreign = tracking_foreign;
     cmd->ops = *ops;
     cmd->conf = conf_ref(conf);
     cmd->nworkers = tier->nworkers;

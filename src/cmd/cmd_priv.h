@@ -287,12 +287,36 @@ bool forward_unblock(struct session *s, bool error);
 bool forward_pin_takes_more(const struct session *s); /* a transaction that is not ending */
 /* In RESP2 a client in subscribed mode may only do what concerns subscriptions. */
 bool forward_allows(const struct session *s, const struct command *cmd);
+bool forward_in_multi(const struct session *s);   /* its transaction is open at the upstream */
 bool forward_subscribed(const struct session *s); /* its pinned connection is in subscribed mode */
 
 /* A CMD_NEAR_PART whose keys are not all here: passes it through. */
 enum dispatch_rc near_missed(struct call *c);
 /* It could not be passed through. true: it will run again, on what is here. */
 bool near_retry(struct parked *p, const struct command *cmd);
+bool forward_writes(const struct command *cmd); /* it may change keys; NULL: unknown */
+bool forward_blocks(const struct command *cmd, int argc, const struct slice *argv);
+bool forward_changes_all(const struct command *cmd);
+/* fn for each key that the write may change. */
+void forward_each_written(struct worker *w, const struct command *cmd, int db, int argc, const struct slice *argv,
+                          void (*fn)(void *arg, unsigned db, struct slice name), void *arg);
+/* Drops the copies of those keys; `before`: the write was not answered yet. */
+void forward_forget(struct worker *w, const struct command *cmd, int db, int argc, const struct slice *argv,
+                    bool before);
+
+/* ---- client-auth upstream (auth_upstream.c); s->auth is set, where not said otherwise ---- */
+void auth_upstream_start(struct session *s); /* a new client, or RESET: sets s->auth, if the setting says so */
+void auth_upstream_end(struct session *s);
+void auth_upstream_auth(struct call *c);
+bool auth_upstream_hello(struct call *c, int proto); /* false: it changes nobody, go on */
+struct slice auth_upstream_user(const struct session *s);
+bool auth_upstream_private(const struct session *s);
+bool auth_upstream_subscribed(const struct session *s); /* s->auth may be NULL */
+/* May it be sent while the answers to those ahead of it are still to come? */
+bool auth_upstream_ahead(const struct session *s, const struct command *cmd);
+/* true: a private client's command, which is dealt with: *rc. */
+bool auth_upstream_takes(struct call *c, enum dispatch_rc *rc);
+void hello_finish(struct call *c, int proto); /* its options but AUTH, and the reply */
 
 /* ---- the command table (command.c) ---- */
 

@@ -21,6 +21,10 @@ static bool authenticate(struct call *c, struct slice user, struct slice passwor
 
 void cmd_auth(struct call *c)
 {
+    if (c->s->auth) {
+        auth_upstream_auth(c);
+        return;
+    }
     if (c->argc > 3) {
         call_syntax(c);
         return;
@@ -56,7 +60,7 @@ static bool hello_options(struct call *c)
     for (int i = 2; i < c->argc; i++) {
         int more = c->argc - 1 - i;
         if (call_arg_is(c, i, "auth") && more >= 2) {
-            if (!authenticate(c, c->argv[i + 1], c->argv[i + 2]))
+            if (!c->s->auth && !authenticate(c, c->argv[i + 1], c->argv[i + 2]))
                 return false;
             i += 2;
         } else if (call_arg_is(c, i, "setname") && more >= 1) {
@@ -102,6 +106,13 @@ void cmd_hello(struct call *c)
             return;
         }
     }
+    if (c->s->auth && auth_upstream_hello(c, (int)proto))
+        return;
+    hello_finish(c, (int)proto);
+}
+
+void hello_finish(struct call *c, int proto)
+{
     if (!hello_options(c))
         return;
     if (!(c->s->flags & SESSION_AUTHENTICATED)) {
@@ -116,7 +127,7 @@ void cmd_hello(struct call *c)
         return;
     }
     if (proto)
-        c->s->proto = c->r.proto = (int)proto;
+        c->s->proto = c->r.proto = proto;
     reply_hello(c);
 }
 
@@ -165,9 +176,10 @@ void cmd_reset(struct call *c)
     forward_drop(s);
     s->flags &=
         ~(uint32_t)(SESSION_REPLY_OFF | SESSION_REPLY_SKIP | SESSION_SKIP_NEXT | SESSION_READONLY | SESSION_NO_EVICT);
-    acl_session_start(s);
     s->db = 0;
     s->proto = c->r.proto = 2;
+    acl_session_start(s);
+    auth_upstream_start(s);
     s->name.len = 0;
     reply_simple(&c->r, "RESET");
 }

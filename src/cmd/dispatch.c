@@ -590,7 +590,7 @@ static bool allowed(struct call *c)
 {
     struct session *s = c->s;
 
-    if (UNLIKELY(!(s->flags & SESSION_AUTHENTICATED)) && !(c->cmd && c->cmd->flags & CMD_NO_AUTH) &&
+    if (UNLIKELY(!(s->flags & SESSION_AUTHENTICATED)) && !(c->cmd && c->cmd->flags & CMD_NO_AUTH) && !s->auth &&
         !acl_default_open(c->w->cmd->acl)) {
         dispatch_refuse(c, "NOAUTH Authentication required.");
         return false;
@@ -768,7 +768,7 @@ static enum dispatch_rc process(struct call *c)
 
     c->cmd = dispatch_find(c->argc, c->argv);
     /* What is unknown here an upstream may know. */
-    if (UNLIKELY(!t->has_upstream || !(s->flags & SESSION_AUTHENTICATED)) && UNLIKELY(!known(c)))
+    if (UNLIKELY(!t->has_upstream || !((s->flags & SESSION_AUTHENTICATED) || s->auth)) && UNLIKELY(!known(c)))
         return reject(c);
     if (UNLIKELY(!allowed(c)))
         return reject(c);
@@ -781,6 +781,9 @@ static enum dispatch_rc process(struct call *c)
     if (UNLIKELY(pause > 0))
         return wait_again(c, pause);
     if (UNLIKELY(t->has_upstream)) {
+        enum dispatch_rc rc;
+        if (UNLIKELY(s->auth != NULL) && auth_upstream_takes(c, &rc))
+            return rc;
         enum forward_route route = forward_route(s, c->cmd, c->argc, c->argv);
         if (route == ROUTE_WRITE_LINK || route == ROUTE_PIN)
             return forward_send(c, route);
@@ -872,7 +875,8 @@ bool dispatch_prefetchable(const struct session *s, int argc, const struct slice
         return false;
     if (cmd->group == GROUP_TRANSACTIONS || cmd->group == GROUP_PUBSUB || dispatch_key_count(cmd, argc) == 0)
         return false;
-    return !s->w->tier->has_upstream || forward_route(s, cmd, argc, argv) == ROUTE_NEAR;
+    return !s->w->tier->has_upstream ||
+           (forward_route(s, cmd, argc, argv) == ROUTE_NEAR && !(s->auth && auth_upstream_private(s)));
 }
 
 bool dispatch_forwardable(const struct session *s, int argc, const struct slice *argv)
@@ -880,6 +884,10 @@ bool dispatch_forwardable(const struct session *s, int argc, const struct slice 
     const struct command *cmd = dispatch_find(argc, argv);
 
     if (!cmd || s->flags & SESSION_MULTI)
+        return false;
+    if (UNLIKELY(s->auth != NULL) && auth_upstream_private(s))
+        return auth_upstream_ahead(s, cmd);
+    if (UNLIKELY(s->flags & SESSION_TRACKING) && tracking_holds(s, cmd))
         return false;
     enum forward_route route = forward_route(s, cmd, argc, argv);
     return s->pin ? route == ROUTE_PIN && forward_pin_takes_more(s) : route == ROUTE_WRITE_LINK || route == ROUTE_PART;

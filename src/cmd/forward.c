@@ -17,6 +17,7 @@
 
 #include "tiercel/num.h"
 #include "tiercel/stats.h"
+#include "tiercel/tracking.h"
 #include "tiercel/upstream.h"
 
 #include "cmd/cmd_priv.h"
@@ -513,6 +514,8 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     struct forward_pin *fp = NULL;
     bool had_pin = s->pin != NULL;
 
+    if (UNLIKELY(s->flags & SESSION_TRACKING) && tracking_forward(c))
+        return DISPATCH_LATER;
     if (c->cmd)
         monitor_note(c);
 
@@ -538,7 +541,7 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->fence = writes_unknown_keys(c->cmd);
     f->call.done = forward_done;
     if (f->writes && upstream_state(tier_upstream(c->w)) == UPSTREAM_UP)
-        forget_keys(c->w, c->cmd, f->db, c->argc, c->argv);
+        forward_forget(c->w, c->cmd, f->db, c->argc, c->argv, true);
     f->p = call_suspend(c, &forward_ops, f);
     f->p->state = PARKED_SENT;
     stats_inc(c->w->stats, STAT_tier_upstream_requests);
@@ -576,6 +579,40 @@ void forward_drop(struct session *s)
 {
     if (s->pin)
         pin_close(s);
+}
+
+bool forward_writes(const struct command *cmd)
+{
+    return writes(cmd);
+}
+
+bool forward_blocks(const struct command *cmd, int argc, const struct slice *argv)
+{
+    return blocks(cmd, argc, argv);
+}
+
+bool forward_changes_all(const struct command *cmd)
+{
+    return changes_all(cmd);
+}
+
+void forward_each_written(struct worker *w, const struct command *cmd, int db, int argc, const struct slice *argv,
+                          void (*fn)(void *arg, unsigned db, struct slice name), void *arg)
+{
+    each_written(w, cmd, db, argc, argv, fn, arg);
+}
+
+void forward_forget(struct worker *w, const struct command *cmd, int db, int argc, const struct slice *argv,
+                    bool before)
+{
+    tracking_quiet(w, before);
+    forget_keys(w, cmd, db, argc, argv);
+    tracking_quiet(w, false);
+}
+
+bool forward_in_multi(const struct session *s)
+{
+    return s->pin && s->pin->mode == PIN_MULTI && s->pin->multi;
 }
 
 bool forward_subscribed(const struct session *s)

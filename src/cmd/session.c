@@ -29,6 +29,7 @@ struct session *session_create(struct worker *w, const struct session_ops *ops, 
     list_init(&s->queue);
     list_push_back(&w->cmd_worker->sessions, &s->link);
     tracking_session_created(s);
+    auth_upstream_start(s);
     return s;
 }
 
@@ -328,7 +329,7 @@ size_t session_bytes(const struct session *s)
 
 bool session_subscribed(const struct session *s)
 {
-    return pubsub_active(s) || forward_subscribed(s);
+    return pubsub_active(s) || forward_subscribed(s) || auth_upstream_subscribed(s);
 }
 
 int session_obuf_class(const struct session *s)
@@ -350,6 +351,7 @@ void session_destroy(struct session *s)
     tracking_session_gone(s);
     inbox_session_gone(s);
     forward_drop(s);
+    auth_upstream_end(s);
     acl_session_end(s);
     list_remove(&s->link);
     chain_deinit(&s->out);

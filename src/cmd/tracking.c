@@ -123,6 +123,7 @@ void tracking_session_created(struct session *s)
     tr->w = s->w;
     tr->node.hash = tracking_client_hash(tr->id);
     list_init(&tr->prefixes);
+    buf_init(&tr->queued, MEM_CLIENT);
     s->tracker = tr;
     tracker_lock(t, tr->id, &shard);
     table_add(&shard->clients, &tr->node);
@@ -135,6 +136,7 @@ void tracking_session_gone(struct session *s)
     struct tracking_shard *shard;
 
     tracking_off(s);
+    passing_session_gone(s);
     tracker_lock(tracking_of(s->w), tr->id, &shard);
     table_remove(&shard->clients, &tr->node);
     pthread_mutex_unlock(&shard->client_lock);
@@ -313,7 +315,7 @@ bool tracking_route(struct tracking *t, uint64_t id, struct target *out)
     return self.w && route(t, &self, redirect, out);
 }
 
-static void key_encode(struct buf *b, struct slice name)
+void tracking_encode(struct buf *b, struct slice name)
 {
     buf_printf(b, "*1\r\n$%zu\r\n", name.len);
     buf_slice_append(b, name);
@@ -368,7 +370,7 @@ void tracking_end(struct session *s)
             continue;
         }
         value.len = 0;
-        key_encode(&value, SLICE(tw->own.ptr + at, len));
+        tracking_encode(&value, SLICE(tw->own.ptr + at, len));
         own_tell(s, PUSH_KEYS, buf_slice(&value));
         at += len;
     }
@@ -378,8 +380,11 @@ void tracking_end(struct session *s)
 
 void tracking_answered(struct session *s, const struct command *cmd)
 {
-    if (s->flags & SESSION_CACHING && !(s->flags & SESSION_MULTI) && !(cmd && cmd->container == CMDID_client))
+    if (s->flags & SESSION_CACHING && !(s->flags & SESSION_MULTI) && !forward_in_multi(s) &&
+        !(cmd && cmd->container == CMDID_client))
         s->flags &= ~(uint32_t)SESSION_CACHING;
+    if (UNLIKELY(s->tracker->passing != NULL))
+        passing_answered(s);
 }
 
 /* ---- reading ---- */
@@ -414,15 +419,41 @@ static bool note_reader(struct tracking *t, struct slice name, uint64_t id)
 
 static void evict(struct tracking *t, struct worker *w, size_t max, int effort);
 
+bool tracking_wanted(const struct session *s)
+{
+    unsigned mode = atomic_load_explicit(&s->tracker->mode, memory_order_relaxed);
+    bool caching = s->flags & SESSION_CACHING;
+
+    return mode & TRACKING_ON && !(mode & TRACKING_BCAST) && !(mode & TRACKING_OPTIN && !caching) &&
+           !(mode & TRACKING_OPTOUT && caching);
+}
+
+void tracking_note(struct worker *w, struct slice name, uint64_t id)
+{
+    struct tracking *t = tracking_of(w);
+
+    if (UNLIKELY(note_reader(t, name, id)))
+        evict(t, w, atomic_load(&t->max_keys), EVICT_AT_ONCE);
+}
+
+/* With an upstream: an answer for which nothing vouches must not be kept. */
+static void tell_unvouched(const struct call *c)
+{
+    struct tracking_worker *tw = c->w->cmd_worker->tracking;
+
+    for (int i = 0; i < c->nkeys; i++) {
+        const struct call_key *k = &c->keys[i];
+        if (!k->kept || !tier_vouched_locked(c->w, &k->key, k->obj))
+            own_note(tw, (uint32_t)k->key.len, k->key.ptr);
+    }
+}
+
 void tracking_read(const struct call *c)
 {
     struct tracking *t = tracking_of(c->w);
-    unsigned mode = atomic_load_explicit(&c->s->tracker->mode, memory_order_relaxed);
-    bool caching = c->s->flags & SESSION_CACHING, over = false;
+    bool over = false;
 
-    if (!(c->cmd->flags & CMD_READONLY) || c->cmd->flags & CMD_SCRIPT || !(mode & TRACKING_ON) || mode & TRACKING_BCAST)
-        return;
-    if ((mode & TRACKING_OPTIN && !caching) || (mode & TRACKING_OPTOUT && caching))
+    if (!(c->cmd->flags & CMD_READONLY) || c->cmd->flags & CMD_SCRIPT || !tracking_wanted(c->s))
         return;
     /* What a script reads counts as all that it has declared, and nothing else. */
     const struct call *keys = c->in_script ? script_caller(c->w) : c;
@@ -430,6 +461,8 @@ void tracking_read(const struct call *c)
         over |= note_reader(t, key_slice(&keys->keys[i].key), c->s->id);
     if (UNLIKELY(over))
         evict(t, c->w, atomic_load(&t->max_keys), EVICT_AT_ONCE + keys->nkeys);
+    if (t->tier->has_upstream)
+        tell_unvouched(c);
 }
 
 /* ---- changes ---- */
@@ -456,6 +489,8 @@ static void readers_tell(struct tracking *t, struct tracking_worker *tw, const s
         unsigned mode = tr ? atomic_load(&tr->mode) : 0;
         struct target self = {r->id[i], tr ? tr->w : NULL, false};
         uint64_t redirect = tr ? tr->redirect : 0;
+        if (tr)
+            passing_told_locked(tr, &(struct slice){r->name, r->len});
         pthread_mutex_unlock(&shard->client_lock);
         if (!(mode & TRACKING_ON) || mode & TRACKING_BCAST)
             continue;
@@ -469,7 +504,7 @@ static void readers_tell(struct tracking *t, struct tracking_worker *tw, const s
     if (n) {
         struct buf value;
         buf_init(&value, MEM_OTHER);
-        key_encode(&value, SLICE(r->name, r->len));
+        tracking_encode(&value, SLICE(r->name, r->len));
         tracking_send(PUSH_KEYS, 0, to, n, buf_slice(&value));
         buf_deinit(&value);
     }
@@ -482,6 +517,8 @@ void tracking_key_changed(struct tracking *t, struct worker *w, struct slice nam
     struct tracking_worker *tw = w ? w->cmd_worker->tracking : NULL;
     bool written = why == TIER_WRITTEN || why == TIER_DELETED;
 
+    if (t->tier->has_upstream && (why == TIER_EVICTED || (tw && tw->quiet)))
+        return; /* the upstream goes on watching it, and tells */
     /* In broadcasting mode NOLOOP does not reach what a script does, as in Redis. */
     if (atomic_load_explicit(&t->nprefixes, memory_order_relaxed) > 0)
         prefixes_changed(t, written && tw && tw->current && !script_caller(w) ? tw->current->id : 0, name);
@@ -496,7 +533,8 @@ void tracking_key_changed(struct tracking *t, struct worker *w, struct slice nam
     pthread_mutex_unlock(&shard->lock);
     if (!r)
         return;
-    readers_tell(t, tw, r, why != TIER_EVICTED);
+    /* NOLOOP: whether the upstream's message is about a client's own write or another's, nobody can tell. */
+    readers_tell(t, tw, r, why != TIER_EVICTED && !t->tier->has_upstream);
     readers_free(r);
 }
 
@@ -552,6 +590,7 @@ static size_t collect_clients(struct tracking *t, struct buf *out)
         for (size_t b = 0; b < shard->clients.buckets; b++) {
             for (struct node *n = shard->clients.bucket[b]; n; n = n->next) {
                 const struct tracker *tr = NODE(n, struct tracker);
+                passing_told_locked(tr, NULL);
                 if (atomic_load(&tr->mode) & TRACKING_ON)
                     buf_append(out, &tr->id, sizeof(tr->id));
             }
@@ -587,6 +626,8 @@ void tracking_flushed(struct worker *w)
     struct tracking *t = tw->t;
     struct buf ids;
 
+    if (tw->quiet)
+        return;
     if (atomic_load(&t->nclients) > 0) {
         buf_init(&ids, MEM_OTHER);
         size_t n = collect_clients(t, &ids), nto = 0;
@@ -605,6 +646,21 @@ void tracking_flushed(struct worker *w)
     }
     if (atomic_load(&t->nkeys) > 0)
         drop_names(t);
+}
+
+void tracking_foreign(void *arg, struct worker *w, const struct slice *name)
+{
+    const struct cmd *cmd = arg;
+
+    if (name)
+        tracking_key_changed(cmd->tracking, w, *name, TIER_DELETED);
+    else
+        tracking_flushed(w);
+}
+
+void tracking_quiet(struct worker *w, bool on)
+{
+    w->cmd_worker->tracking->quiet = on;
 }
 
 /* ---- periodic ---- */

@@ -159,10 +159,8 @@ static void tracking_command(struct call *c, struct options *o)
     } else if (call_arg_is(c, 2, "on")) {
         if (!modes_agree(c, o) || !prefixes_checked(c, o))
             return;
-        if (c->w->tier->has_upstream) {
-            call_error(c, "ERR CLIENT TRACKING is not available on a server with an upstream");
+        if (c->w->tier->has_upstream && !tracking_upstream_allows(c, o->mode))
             return;
-        }
         turn_on(c, o);
     } else {
         call_syntax(c);

@@ -34,6 +34,10 @@ struct tracker {
     _Atomic unsigned mode; /* TRACKING_*; 0: off */
     uint64_t redirect;     /* 0: none; changed under the lock */
     struct list prefixes;  /* its worker's: struct prefix_sub */
+    /* With an upstream (tracking_upstream.c). */
+    struct passing *passing; /* a read of it is passed through; changed by its worker, under the lock */
+    struct buf queued;       /* its worker's: what its transaction reads */
+    bool queued_all;         /* that was too much to remember */
 };
 
 struct tracking_shard {
@@ -85,6 +89,7 @@ struct tracking_worker {
     struct tracking *t;
     struct session *current; /* it runs a request, and tracks */
     struct buf own;          /* what it is to be told of itself, once it has its reply */
+    bool quiet;              /* copies are dropped, but nothing has changed */
     struct table prefixes;   /* struct local_prefix */
     struct lengths lengths;
     struct buf touched; /* struct local_prefix *: with keys to tell of */
@@ -144,5 +149,16 @@ void prefixes_deliver(struct worker *w, const struct session *within);
 /* ---- modes ---- */
 void tracking_set(struct session *s, unsigned mode, uint64_t redirect);
 bool tracking_client_exists(struct tracking *t, uint64_t id);
+/* Is what the session reads now to be noted? Not in broadcasting mode, nor where OPTIN or OPTOUT say no. */
+bool tracking_wanted(const struct session *s);
+
+/* ---- with an upstream (tracking_upstream.c) ---- */
+void tracking_note(struct worker *w, struct slice name, uint64_t id); /* a client has read it, or is about to */
+void tracking_encode(struct buf *out, struct slice name);             /* a message's array of one name */
+bool tracking_upstream_allows(struct call *c, unsigned mode);         /* false: the error was replied */
+/* The client is told of `name` (NULL: of all) now; its lock is held. */
+void passing_told_locked(const struct tracker *tr, const struct slice *name);
+void passing_answered(struct session *s); /* there is one; the request that it belongs to is answered */
+void passing_session_gone(struct session *s);
 
 #endif

@@ -271,7 +271,7 @@ static void flush_and_resume(struct conn *c);
 
 static bool must_authenticate(const struct conn *c)
 {
-    return UNLIKELY(!(c->s->flags & SESSION_AUTHENTICATED)) && !acl_default_open(c->nw->w->cmd->acl);
+    return UNLIKELY(!(c->s->flags & SESSION_AUTHENTICATED)) && (c->s->auth || !acl_default_open(c->nw->w->cmd->acl));
 }
 
 static void limits_of(const struct conn *c, struct resp_limits *lim)

@@ -810,6 +810,8 @@ void tier_forget_upstream(struct worker *w, unsigned db, struct slice name)
             tier_delete_locked(w, shard, &key, TIER_DELETED);
         mem_unlock(shard);
     } while (!current);
+    if (UNLIKELY(atomic_load_explicit(&t->events, memory_order_relaxed) & TIER_EVENT_ALL))
+        t->foreign(t->change_arg, w, &name);
 }
 
 void tier_forget_all_upstream(struct worker *w)
@@ -817,7 +819,16 @@ void tier_forget_all_upstream(struct worker *w)
     mem_lock_all(w->tier->mem);
     for (unsigned db = 0; db < w->tier->mem->databases; db++)
         tier_flush_db_locked(w, db);
+    tier_foreign_all_locked(w);
     mem_unlock_all(w->tier->mem);
+}
+
+void tier_foreign_all_locked(struct worker *w)
+{
+    struct tier *t = w->tier;
+
+    if (atomic_load_explicit(&t->events, memory_order_relaxed) & TIER_EVENT_ALL)
+        t->foreign(t->change_arg, w, NULL);
 }
 
 /* ---- waiting for the disk's queue ---- */

@@ -105,6 +105,19 @@ enum liveness tier_liveness(struct worker *w, const struct object *o)
     return o->type == OBJ_NONE ? NEGATIVE_LIVE : LIVE;
 }
 
+bool tier_vouched_locked(struct worker *w, const struct key *key, const struct object *obj)
+{
+    struct tier *t = w->tier;
+
+    if (obj)
+        return obj->flags & OBJ_F_ORIGIN && tier_origin_current(t, object_origin(obj));
+    mem_slot *slot = mem_find_locked(t->mem, tier_shard_of(t, key->hash), key);
+    const struct object *o = slot ? mem_object(*slot) : NULL;
+    if (o && o->type == OBJ_RESIDENCY)
+        o = residency_of(o)->fetching ? NULL : residency_of(o)->value;
+    return o && tier_liveness(w, o) == NEGATIVE_LIVE;
+}
+
 /* No generation now on the worker's own link: asking the upstream cannot work. */
 static bool upstream_away(const struct worker *w)
 {

@@ -175,7 +175,12 @@ static void upstream_generation_changed(void *arg, uint32_t generation)
         atomic_store(&t->lost_ms[tw->w->id], clock_wall_ms());
     else
         atomic_store(&t->newest_generation[tw->w->id], generation);
-    atomic_store(&t->generation[tw->w->id], generation);
+    uint32_t was = atomic_exchange(&t->generation[tw->w->id], generation);
+    if (was != 0 && was != generation && atomic_load(&t->events) & TIER_EVENT_ALL) {
+        mem_lock_all(t->mem); /* who found it current under a shard's lock has been noted by then */
+        tier_foreign_all_locked(tw->w);
+        mem_unlock_all(t->mem);
+    }
 }
 
 static void upstream_notice(void *arg, const char *text)

@@ -85,6 +85,7 @@ enum liveness {
 /* resident.c */
 enum liveness tier_liveness(struct worker *w, const struct object *o);
 bool tier_origin_current(const struct tier *t, uint64_t origin);
+void tier_foreign_all_locked(struct worker *w); /* tier.foreign() of all keys; all shards locked */
 bool tier_stale_allowed(const struct tier *t, uint64_t origin, int64_t now_ms);
 struct residency *residency_of(const struct object *node);
 struct residency *residency_attach_locked(struct tier *t, struct mem_shard *shard, const struct key *key,

@@ -99,9 +99,12 @@ bool upstream_greet_auth(struct link *ln, const struct upstream_auth *auth)
     memcpy(own.user, opt->user, sizeof(own.user));
     memcpy(own.password, opt->password, sizeof(own.password));
     enum status st = opt->auth_file[0] ? upstream_read_auth(opt->auth_file, &own, err) : ST_OK;
-    if (st == ST_OK)
+    if (st == ST_OK) {
+        memcpy(ln->up->own_user, own.user, sizeof(own.user));
+        ln->up->own_logs_in = own.password[0] != '\0';
         greet(ln, &own);
-    else
+    }
+    if (st != ST_OK)
         link_fail(ln, err);
     explicit_bzero(&own, sizeof(own));
     return st == ST_OK;

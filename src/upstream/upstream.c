@@ -466,6 +466,13 @@ const char *upstream_coherence(const struct upstream *up)
     return up->coherence;
 }
 
+const char *upstream_user(const struct upstream *up, bool *logs_in)
+{
+    *logs_in = up->own_logs_in || up->opt.password[0] || up->opt.auth_file[0];
+    const char *user = up->own_user[0] ? up->own_user : up->opt.user;
+    return user[0] ? user : "default";
+}
+
 enum upstream_mode upstream_get_coherence(struct upstream *up, char reason[240])
 {
     pthread_mutex_lock(&up->text_mu);

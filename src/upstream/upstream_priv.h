@@ -247,6 +247,8 @@ void link_leave(struct link *ln);
 struct upstream {
     struct uv_loop_s *loop;
     struct upstream_options opt;
+    char own_user[128]; /* as connections showed it last; the file of credentials may have changed it */
+    bool own_logs_in;
     struct upstream_events ev;
     char name[300]; /* host:port */
     struct attach_timer *timer;

@@ -568,13 +568,6 @@ def test_clients_that_went_are_forgotten(tiercel):
         assert info(t, "tracking_total_keys") <= 3
 
 
-def test_with_an_upstream_it_is_refused(tiercel, redis_server):
-    t = tiercel(upstream=redis_server().url)
-    with t.raw() as a:
-        assert a.call("CLIENT", "TRACKING", "ON") == b"-ERR CLIENT TRACKING is not available on a server with an upstream\r\n"
-        assert a.call("CLIENT", "GETREDIR") == b":-1\r\n"
-
-
 class Reader(threading.Thread):
     """Caches what it reads, and drops what it is told of."""
 
