@@ -99,6 +99,7 @@ struct tier_options {
 struct tier_limits {
     _Atomic int64_t maxmemory, inflight_max, disk_queue_max, negative_ttl_ms, stale_if_error_ms, tracked_keys_max;
     _Atomic int64_t disk_min_value, disk_max_value;
+    _Atomic int64_t copy_ttl_ms; /* no copy of an upstream key is fresh for longer, whatever its rule; 0 = no limit */
     _Atomic int policy, samples, lfu_log_factor, lfu_decay_time, disk_stall_ms;
     _Atomic bool journal, journal_always; /* appendonly yes; and appendfsync always */
 };
@@ -125,8 +126,7 @@ struct tier {
     _Atomic int64_t *lost_ms;                        /* [nworkers] when the last one ended, wall */
     _Atomic int64_t inflight_urgent, inflight_ahead; /* bytes of requests that wait, see tier_fault() */
     _Atomic int64_t demoting_bytes, tracked_keys;
-    _Atomic int64_t demoting_tracked; /* of tracked_keys, those on their way to the disk */
-    _Atomic int64_t fetched_size;     /* running mean of fetched objects, bytes */
+    _Atomic int64_t fetched_size; /* running mean of fetched objects, bytes */
     _Atomic int admission_waiters, room_waiting;
     _Atomic int fetches;                /* under way: the disk is not closed before they ended */
     _Atomic int64_t disk_full_since_ms; /* mono; when an append found the queue full; 0 = has room */
@@ -374,6 +374,7 @@ void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *ne
 
 /* ---- for INFO ---- */
 struct tier_figures {
+    int64_t upstream_copies; /* in memory and on disk: tracked-keys-max */
     int64_t memory_keys, memory_bytes, disk_keys, disk_bytes, demoting_bytes, inflight_bytes;
     bool disk_on, disk_healthy;
     const char *upstream_state; /* "none", "up", "degraded" (some workers), "down" */

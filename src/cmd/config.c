@@ -107,6 +107,11 @@ static void take_newest(struct worker *w, void *arg)
     conf_unref(old);
 }
 
+void config_publish(struct call *c)
+{
+    on_all_workers(c, take_newest);
+}
+
 static bool set_locked(struct cmd *cmd, int npairs, const struct slice *pairs, struct buf *err)
 {
     struct conf *next;

@@ -19,6 +19,7 @@ struct fetch {
     uint32_t incarnation;
     enum status st;
     struct object *found; /* what the disk had */
+    bool refresh;         /* nobody waits: see tier_refresh_locked() */
     char name[];
 };
 
@@ -192,10 +193,15 @@ static mem_slot *suspect_apart_locked(struct tier *t, struct mem_shard *shard, c
     return mem_find_locked(t->mem, shard, key);
 }
 
+static bool is_live(enum liveness l)
+{
+    return l == LIVE || l == AGING || l == STALE;
+}
+
 static bool usable(struct worker *w, const struct object *o, enum liveness l)
 {
-    return l == LIVE || (l == SUSPECT && atomic_load(&w->tier->generation[w->id]) == 0 &&
-                         tier_stale_allowed(w->tier, object_origin(o), w->now_ms));
+    return is_live(l) ||
+           ((l == SUSPECT || l == OLD) && atomic_load(&w->tier->generation[w->id]) == 0 && tier_stale_allowed(w, o));
 }
 
 static void fault_key_locked(struct worker *w, struct mem_shard *shard, struct tier_request *req,
@@ -206,24 +212,60 @@ static void fault_key_locked(struct worker *w, struct mem_shard *shard, struct t
     struct object *o = slot ? mem_object(*slot) : NULL;
     struct residency *r = o && o->type == OBJ_RESIDENCY ? residency_of(o) : NULL;
 
-    if (r && r->fetching) {
+    if (r)
+        o = r->value;
+    enum liveness l = o ? tier_liveness(w, o) : GONE;
+    if (r && r->fetching && !(r->refresh && (l == GONE || usable(w, o, l)))) {
         stats_inc(w->stats, STAT_tier_coalesced_misses);
         join_locked(req, wait, r);
         return;
     }
-    if (r)
-        o = r->value;
-    enum liveness l = o ? tier_liveness(w, o) : GONE;
     if (o && l == NEGATIVE_LIVE) {
         wait->st = ST_NOT_FOUND;
     } else if (o && usable(w, o, l)) {
         pin_locked(wait, r ? r : (r = residency_attach_locked(t, shard, &wait->key, slot, o)));
-    } else if (o && l == SUSPECT) {
+    } else if (o && (l == SUSPECT || l == OLD)) {
         miss_locked(w, shard, req, wait, r ? suspect_apart_locked(t, shard, &wait->key, r) : slot);
     } else {
         if (o)
             tier_delete_locked(w, shard, &wait->key, TIER_EXPIRED);
         miss_locked(w, shard, req, wait, NULL);
+    }
+}
+
+/* ---- refreshing ---- */
+
+static void refresh_run(struct mbox_msg *msg, void *owner)
+{
+    struct tier_worker *tw = LIST_ENTRY(msg, struct tier_worker, refresh_msg);
+    (void)owner;
+
+    tw->refresh_posted = false;
+    send_upstream_now(tw);
+}
+
+/* The copy stays where it is and is served, as the value of a residency that is being fetched: whatever makes a fetch
+ * not worth keeping, and joins it, does so here too. */
+void tier_refresh_locked(struct worker *w, struct mem_shard *shard, const struct key *key)
+{
+    struct tier *t = w->tier;
+    struct tier_worker *tw = w->tier_worker;
+    mem_slot *slot = mem_find_locked(t->mem, shard, key);
+    struct object *o = mem_object(*slot);
+
+    if (tw->refreshes >= REFRESHES_MAX || atomic_load_explicit(&t->generation[w->id], memory_order_relaxed) == 0 ||
+        (o->type == OBJ_RESIDENCY && residency_of(o)->fetching) || tier_refresh_waits(w, key->hash))
+        return;
+    struct residency *r = o->type == OBJ_RESIDENCY ? residency_of(o) : residency_attach_locked(t, shard, key, slot, o);
+    struct fetch *f = fetch_create(w, r, key);
+    r->refresh = f->refresh = true;
+    tw->refreshes++;
+    stats_inc(w->stats, STAT_tier_refreshes);
+    list_push_back(&tw->upstream_now, &f->link);
+    if (!tw->refresh_posted) {
+        tw->refresh_posted = true;
+        tw->refresh_msg.run = refresh_run;
+        mbox_post(w->mbox, &tw->refresh_msg);
     }
 }
 
@@ -436,7 +478,7 @@ static void install_locked(struct worker *w, struct mem_shard *shard, struct res
     tier_access_init(t, o, w->now_ms);
     tier_learn_size(t, o);
     r->value = o;
-    r->fetching = false;
+    r->fetching = r->refresh = false;
     if (o->flags & OBJ_F_ORIGIN && o->type != OBJ_NONE && r->attached)
         atomic_fetch_add_explicit(&t->tracked_keys, 1, memory_order_relaxed);
     tier_wake_waiters_locked(w, r, o->type == OBJ_NONE ? ST_NOT_FOUND : ST_OK, NULL);
@@ -448,7 +490,7 @@ static void install_locked(struct worker *w, struct mem_shard *shard, struct res
 static void fail_locked(struct worker *w, struct mem_shard *shard, struct residency *r, enum status st,
                         const char *error)
 {
-    r->fetching = false;
+    r->fetching = r->refresh = false;
     tier_wake_waiters_locked(w, r, st, error);
     if (r->attached)
         residency_detach_locked(w->tier, shard, r);
@@ -491,8 +533,7 @@ static bool finish_disk_locked(struct worker *w, struct mem_shard *shard, struct
     struct object *o = f->found;
     uint32_t block;
     bool has_expire, expired = o && object_expired(o, w->now_ms);
-    bool current =
-        o && !expired && (!(o->flags & OBJ_F_ORIGIN) ? !t->has_upstream : tier_origin_current(t, object_origin(o)));
+    bool current = o && !expired && (!(o->flags & OBJ_F_ORIGIN) ? !t->has_upstream : is_live(tier_liveness(w, o)));
 
     f->found = NULL;
     if (current && r->attached) {
@@ -534,6 +575,8 @@ static bool has_moved_locked(const struct fetch *f, uint32_t *block)
 
 static void after_install(struct worker *w)
 {
+    if (w->tier->has_upstream)
+        tier_bound_copies(w);
     if (tier_over_limit(w->tier) || w->tier->has_upstream)
         (void)tier_make_room(w); /* best effort: the next write waits if it must */
 }
@@ -607,12 +650,12 @@ static void forget_copies_locked(struct worker *w, const struct fetch *f, struct
 
 /* Its answer: a value, or an OBJ_NONE. */
 static void finish_upstream_locked(struct worker *w, struct mem_shard *shard, struct fetch *f, struct object *o,
-                                   uint32_t generation)
+                                   uint32_t generation, bool worth_keeping)
 {
     struct tier *t = w->tier;
     struct residency *r = f->res;
     bool keep = r->attached && generation != 0 && tier_origin_current(t, tier_origin(w->id, generation)) &&
-                mem_key_current(t->mem, &f->key) && (o->type != OBJ_NONE || t->limit.negative_ttl_ms > 0);
+                mem_key_current(t->mem, &f->key) && worth_keeping;
 
     if (keep) {
         bool had_expire;
@@ -636,8 +679,8 @@ static void fail_upstream_locked(struct worker *w, struct mem_shard *shard, stru
 
     stats_inc(w->stats, STAT_tier_upstream_errors);
     if (r->attached && r->value && st != ST_WRONGTYPE) {
-        r->fetching = false;
-        bool stale = tier_stale_allowed(t, object_origin(r->value), w->now_ms);
+        r->fetching = r->refresh = false;
+        bool stale = tier_stale_allowed(w, r->value);
         if (stale) {
             stats_inc(w->stats, STAT_tier_stale_hits);
             tier_wake_waiters_locked(w, r, ST_OK, NULL);
@@ -658,31 +701,46 @@ static void fail_upstream_locked(struct worker *w, struct mem_shard *shard, stru
     fail_locked(w, shard, r, st, error);
 }
 
+static void refresh_ended(struct worker *w, const struct fetch *f, enum status st)
+{
+    w->tier_worker->refreshes--;
+    if (st != ST_OK && st != ST_NOT_FOUND)
+        tier_refresh_failed(w, f->key.hash);
+}
+
 static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struct slice value, int64_t pttl_ms,
                                 uint32_t generation)
 {
     struct fetch *f = LIST_ENTRY(uf, struct fetch, uf);
     struct worker *w = f->w;
     struct mem_shard *shard = tier_shard_of(w->tier, f->key.hash);
-    uint64_t origin = tier_origin(w->id, generation);
     struct object *o = NULL;
+    struct rule_values rule;
+    bool worth_keeping = true;
     char error[160] = "";
 
+    tier_rules(w, key_slice(&f->key), &rule);
     if (st == ST_OK) {
         int64_t expire_ms = pttl_ms >= 0 ? uf->sent_ms + pttl_ms : 0;
-        struct rcbuf *packed = tier_pack(w, value);
+        uint64_t origin = tier_fresh_origin(w, &f->key, &rule, generation, uf->sent_ms);
+        struct rcbuf *packed = tier_pack_as(w, value, (enum rule_compress)rule.value[RULE_COMPRESS]);
         o = packed ? object_new_rcbuf(&f->key, packed, expire_ms, origin)
                    : object_new_string(&f->key, value, expire_ms, origin);
+        worth_keeping = rule.value[RULE_MAX_OBJECT] == 0 || value.len <= (size_t)rule.value[RULE_MAX_OBJECT];
         stats_inc(w->stats, STAT_tier_upstream_hits);
     } else if (st == ST_NOT_FOUND) {
-        o = object_new_none(&f->key, w->now_ms + w->tier->limit.negative_ttl_ms, origin);
+        int64_t ttl_ms = rule.value[RULE_NEGATIVE_TTL];
+        o = object_new_none(&f->key, w->now_ms + ttl_ms, tier_origin(w->id, generation));
+        worth_keeping = ttl_ms > 0;
         stats_inc(w->stats, STAT_tier_upstream_misses);
     } else {
         snprintf(error, sizeof(error), "%.*s", (int)(value.len < 150 ? value.len : 150), value.len ? value.ptr : "");
     }
+    if (f->refresh)
+        refresh_ended(w, f, st);
     mem_lock(shard);
     if (o)
-        finish_upstream_locked(w, shard, f, o, generation);
+        finish_upstream_locked(w, shard, f, o, generation, worth_keeping);
     else
         fail_upstream_locked(w, shard, f, st, error);
     residency_unref(f->res);
@@ -691,17 +749,32 @@ static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struc
     after_install(w);
 }
 
+/* The first read of a key that is written around: it is answered, not kept, and the upstream does not track it. */
+static bool fetch_is_first_touch(const struct fetch *f)
+{
+    struct rule_values rule;
+
+    if (f->refresh || f->w->conf->rules == NULL)
+        return false;
+    tier_rules(f->w, key_slice(&f->key), &rule);
+    return rule.value[RULE_WRITE] == WRITE_AROUND && !tier_touch_twice(f->w, &f->key);
+}
+
 /* No lock held; may complete at once. */
 static void fetch_upstream(struct fetch *f)
 {
+    struct upstream *up = f->w->tier_worker->up;
+
     f->uf.key = key_slice(&f->key);
     f->uf.db = f->key.db;
     f->uf.done = upstream_fetch_done;
     stats_inc(f->w->stats, STAT_tier_upstream_requests);
-    if (f->w->tier_worker->up)
-        upstream_fetch(f->w->tier_worker->up, &f->uf);
-    else /* the server stops */
+    if (!up) /* the server stops */
         upstream_fetch_done(&f->uf, ST_CANCELLED, SLICE_NONE, -1, 0);
+    else if (fetch_is_first_touch(f))
+        tier_fetch_untracked(up, &f->uf);
+    else
+        upstream_fetch(up, &f->uf);
 }
 
 void tier_forget_upstream(struct worker *w, unsigned db, struct slice name)

@@ -210,6 +210,7 @@ void tier_worker_deinit(struct worker *w)
 {
     buf_deinit(&w->tier_worker->serial);
     tier_journal_deinit(w->tier_worker);
+    mem_free(MEM_OTHER, w->tier_worker->touched);
     mem_free(MEM_OTHER, w->tier_worker);
     w->tier_worker = NULL;
 }
@@ -251,6 +252,7 @@ void tier_get_figures(struct tier *t, struct tier_figures *out)
             up += link && upstream_state(link) == UPSTREAM_UP;
             tracking += atomic_load(&t->generation[i]) != 0;
         }
+        out->upstream_copies = tier_copies(t);
         out->upstream_state = up == t->nworkers ? "up" : up > 0 ? "degraded" : "down";
         out->coherence_mode = tracking > 0 || up == 0 ? "tracking" : "none";
         out->coherence_bound_ms = t->coherence_bound_ms;
