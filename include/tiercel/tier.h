@@ -56,6 +56,8 @@
  *              evicted, dirty                          DEMOTING (ABSENT without a disk tier)
  *              write                                   RESIDENT (dirty): forget the disk copy, tombstone
  *              delete, expiry, invalidation            ABSENT, tombstone if the disk has it
+ *   RESIDENT   a hit past its rule's time (refresh)    FETCHING, and served from `value` while that is fresh enough;
+ *   or PINNED                                          pins stay
  *   PINNED     last waiter ran                         RESIDENT
  *   DEMOTING   committed, not touched meanwhile        ON_DISK
  *              committed, read meanwhile or pinned     RESIDENT or PINNED (clean)
