@@ -101,7 +101,6 @@ struct tier_options {
 struct tier_limits {
     _Atomic int64_t maxmemory, inflight_max, disk_queue_max, negative_ttl_ms, stale_if_error_ms, tracked_keys_max;
     _Atomic int64_t disk_min_value, disk_max_value;
-    _Atomic int64_t copy_ttl_ms; /* no copy of an upstream key is fresh for longer, whatever its rule; 0 = no limit */
     _Atomic int policy, samples, lfu_log_factor, lfu_decay_time, disk_stall_ms;
     _Atomic bool journal, journal_always; /* appendonly yes; and appendfsync always */
 };

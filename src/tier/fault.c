@@ -259,6 +259,7 @@ void tier_refresh_locked(struct worker *w, struct mem_shard *shard, const struct
     struct residency *r = o->type == OBJ_RESIDENCY ? residency_of(o) : residency_attach_locked(t, shard, key, slot, o);
     struct fetch *f = fetch_create(w, r, key);
     r->refresh = f->refresh = true;
+    f->uf.as = r->value->type == OBJ_STRING ? UPSTREAM_STRING : UPSTREAM_DUMP;
     tw->refreshes++;
     stats_inc(w->stats, STAT_tier_refreshes);
     list_push_back(&tw->upstream_now, &f->link);

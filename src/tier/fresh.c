@@ -42,13 +42,11 @@ void tier_rules(struct worker *w, struct slice name, struct rule_values *out)
 
 /* How long a copy of this key is fresh; 0: as long as it is coherent. Keys that were fetched together do not go stale
  * together: each has its own share of the jitter. */
-static int64_t fresh_ms(const struct tier *t, const struct rule_values *v, uint64_t hash)
+static int64_t fresh_ms(const struct rule_values *v, uint64_t hash)
 {
     int64_t ttl = v->value[RULE_TTL], most = ttl * v->value[RULE_TTL_JITTER] / 100;
-    int64_t cap = atomic_load_explicit(&t->limit.copy_ttl_ms, memory_order_relaxed);
 
-    ttl -= most * (int64_t)((hash * 0x9e3779b97f4a7c15u) >> 48) / 65536;
-    return cap > 0 && (ttl == 0 || ttl > cap) ? cap : ttl;
+    return ttl - most * (int64_t)((hash * 0x9e3779b97f4a7c15u) >> 48) / 65536;
 }
 
 static int64_t ahead_ms(const struct rule_values *v, int64_t ttl)
@@ -59,7 +57,7 @@ static int64_t ahead_ms(const struct rule_values *v, int64_t ttl)
 uint64_t tier_fresh_origin(struct worker *w, const struct key *key, const struct rule_values *v, uint32_t generation,
                            int64_t since_ms)
 {
-    int64_t ttl = fresh_ms(w->tier, v, key->hash);
+    int64_t ttl = fresh_ms(v, key->hash);
 
     return tier_origin(w->id, generation) | (ttl > 0 ? stamp_of(since_ms + ttl - ahead_ms(v, ttl)) : 0);
 }
@@ -71,7 +69,7 @@ static bool look_up(struct worker *w, const struct object *o, struct rule_values
 
     mem_object_key(w->tier->mem, o, &key);
     tier_rules(w, key_slice(&key), v);
-    int64_t ttl = fresh_ms(w->tier, v, key.hash);
+    int64_t ttl = fresh_ms(v, key.hash);
     if (ttl == 0)
         return false;
     *left_ms = stamp_ahead_ms(object_origin(o), w->now_ms) + ahead_ms(v, ttl);

@@ -340,12 +340,6 @@ static void test_no_ttl(void **state)
     assert_int_equal(look("a"), ST_PENDING);
     set_rule("a* compress=no");
     HAS("a", "1");
-    atomic_store(&wd->tier->limit.copy_ttl_ms, 5000);
-    fetch("c", "1");
-    at(4900);
-    HAS("c", "1");
-    at(5100);
-    assert_int_equal(look("c"), ST_PENDING);
 }
 
 static void test_refresh_fails(void **state)
