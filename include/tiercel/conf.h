@@ -66,6 +66,7 @@ enum { OBUF_NORMAL, OBUF_REPLICA, OBUF_PUBSUB, OBUF_CLASSES };
 struct conf {
     _Atomic int refs;
     struct conf_obuf_limit obuf[OBUF_CLASSES];
+    struct rules *rules; /* rules.h; NULL = none */
 #define CONF_BOOL(name, field, def, flags, help) bool field;
 #define CONF_INT(name, field, def, min, max, flags, help) int64_t field;
 #define CONF_BYTES(name, field, def, min, max, flags, help) int64_t field;

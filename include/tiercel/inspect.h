@@ -18,6 +18,7 @@ enum inspect_state {
     INSPECT_NEGATIVE,
     INSPECT_FETCHING,
     INSPECT_SUSPECT,
+    INSPECT_STALE, /* a copy past the ttl of its rule */
     INSPECT_RESIDENT,
     INSPECT_DEMOTING
 };

@@ -89,10 +89,11 @@ struct object *object_rename(struct object *o, const struct key *key, int64_t ex
 struct object *object_copy(const struct object *o, const struct key *key, int64_t expire_ms, uint64_t origin);
 
 struct slice object_key(const struct object *o);
-int64_t object_expire(const struct object *o);  /* 0 = none */
-uint64_t object_origin(const struct object *o); /* 0 = none */
-void *object_ptr(const struct object *o);       /* all but ENC_EMBED and ENC_INT */
-int64_t object_int(const struct object *o);     /* ENC_INT */
+int64_t object_expire(const struct object *o);             /* 0 = none */
+uint64_t object_origin(const struct object *o);            /* 0 = none */
+void object_set_origin(struct object *o, uint64_t origin); /* of one that has an origin */
+void *object_ptr(const struct object *o);                  /* all but ENC_EMBED and ENC_INT */
+int64_t object_int(const struct object *o);                /* ENC_INT */
 
 /* The value has moved, or has another encoding now. What was there is the caller's. Not of a string. */
 void object_set_ptr(struct object *o, enum obj_enc enc, void *ptr);

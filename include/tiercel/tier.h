@@ -56,6 +56,8 @@
  *              evicted, dirty                          DEMOTING (ABSENT without a disk tier)
  *              write                                   RESIDENT (dirty): forget the disk copy, tombstone
  *              delete, expiry, invalidation            ABSENT, tombstone if the disk has it
+ *   RESIDENT   a hit past its rule's time (refresh)    FETCHING, and served from `value` while that is fresh enough;
+ *   or PINNED                                          pins stay
  *   PINNED     last waiter ran                         RESIDENT
  *   DEMOTING   committed, not touched meanwhile        ON_DISK
  *              committed, read meanwhile or pinned     RESIDENT or PINNED (clean)
@@ -132,8 +134,7 @@ struct tier {
     _Atomic uint32_t *stale_from;        /* [nworkers] copies of older ones are not served stale (fence.c) */
     _Atomic int64_t inflight_urgent, inflight_ahead; /* bytes of requests that wait, see tier_fault() */
     _Atomic int64_t demoting_bytes, tracked_keys;
-    _Atomic int64_t demoting_tracked; /* of tracked_keys, those on their way to the disk */
-    _Atomic int64_t fetched_size;     /* running mean of fetched objects, bytes */
+    _Atomic int64_t fetched_size; /* running mean of fetched objects, bytes */
     _Atomic int admission_waiters, room_waiting;
     _Atomic int fetches;                /* under way: the disk is not closed before they ended */
     _Atomic int64_t disk_full_since_ms; /* mono; when an append found the queue full; 0 = has room */
@@ -391,6 +392,7 @@ void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *ne
 
 /* ---- for INFO ---- */
 struct tier_figures {
+    int64_t upstream_copies; /* in memory and on disk: tracked-keys-max */
     int64_t memory_keys, memory_bytes, disk_keys, disk_bytes, demoting_bytes, inflight_bytes;
     bool disk_on, disk_healthy;
     const char *upstream_state; /* "none", "up", "degraded" (some workers), "down" */

@@ -44,6 +44,7 @@ static const char *state_name(const struct inspection *in)
     case INSPECT_NEGATIVE: return "negative";
     case INSPECT_FETCHING: return "fetching";
     case INSPECT_SUSPECT: return "suspect";
+    case INSPECT_STALE: return "stale";
     case INSPECT_RESIDENT: return "resident";
     case INSPECT_DEMOTING: return "demoting";
     case INSPECT_ABSENT: break;
@@ -163,9 +164,14 @@ void cmd_cache_help(struct call *c)
         "INSPECT <key>",
         "    Tells where the key is and how it is kept there, without using it; null when it is",
         "    nowhere. state: resident, demoting, on-disk, damaged; of a copy of an upstream key",
-        "    also fetching, suspect, negative. dirty: only memory has this value. pending_write:",
+        "    also fetching, suspect, negative, stale. dirty: only memory has this value. pending_write:",
         "    its record waits for a commit. disk_version: the block of its newest record; it",
         "    ascends.",
+        "RULE SET <pattern> <key>=<value> [<key>=<value> ...] | DEL <pattern> | LIST | TEST <key>",
+        "    How copies of upstream keys are kept, by key pattern; the most specific one decides. Keys:",
+        "    write (through, around), ttl, ttl-jitter, negative-ttl, stale-while-revalidate,",
+        "    stale-if-error, refresh-ahead, compress, max-object. LIST: most specific first. TEST: the",
+        "    rule that decides for a key, and what holds for it.",
         NULL,
     };
     cmd_reply_help(c, lines);

@@ -156,6 +156,8 @@ static inline bool notify_wants(const struct cmd *cmd, unsigned classes)
 void notify_publish(struct cmd *cmd, const struct key *key, const char *event);
 void notify_change(struct cmd *cmd, const struct key *key, enum tier_change why);
 /* conf_lock held, or before the loops run. */
+/* config.c: all workers take the newest snapshot; then the reply is OK. */
+void config_publish(struct call *c);
 void notify_conf_changed(struct cmd *cmd, const struct conf *conf);
 /* For handlers: what happened to key i, where Redis says so. */
 static inline void ks_notify(struct call *c, int i, enum conf_notify event_class, const char *event)

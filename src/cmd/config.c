@@ -116,6 +116,11 @@ static bool names_tls(int npairs, const struct slice *pairs)
     return false;
 }
 
+void config_publish(struct call *c)
+{
+    on_all_workers(c, take_newest);
+}
+
 static bool set_locked(struct cmd *cmd, int npairs, const struct slice *pairs, struct buf *err)
 {
     struct conf *next;

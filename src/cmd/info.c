@@ -479,7 +479,8 @@ static void section_tiers(struct info *in)
     static const enum stats_id upstream[] = {
         STAT_tier_upstream_requests, STAT_tier_upstream_hits,       STAT_tier_upstream_misses,
         STAT_tier_upstream_errors,   STAT_tier_upstream_unreadable, STAT_tier_coalesced_misses,
-        STAT_tier_negative_hits,     STAT_tier_stale_hits,          STAT_tier_invalidations};
+        STAT_tier_negative_hits,     STAT_tier_stale_hits,          STAT_tier_invalidations,
+        STAT_tier_stale_served,      STAT_tier_refreshes,           STAT_tier_refresh_failures};
     static const enum stats_id compression[] = {STAT_compression_values, STAT_compression_bytes_in,
                                                 STAT_compression_bytes_out};
     struct tier_figures f;
@@ -500,6 +501,7 @@ static void section_tiers(struct info *in)
     line(in, "coherence_mode:%s", f.coherence_mode);
     line(in, "coherence_reason:%s", f.coherence_reason);
     field(in, "coherence_bound_ms", f.coherence_bound_ms);
+    field(in, "tier_upstream_copies", f.upstream_copies);
     stat_fields(in, compression, sizeof(compression) / sizeof(compression[0]));
 }
 

@@ -8,6 +8,7 @@
 #include "conf/conf_priv.h"
 #include "tiercel/check.h"
 #include "tiercel/glob.h"
+#include "tiercel/rules.h"
 
 #define AT(field) offsetof(struct conf, field)
 
@@ -124,6 +125,7 @@ struct conf *conf_copy(const struct conf *old)
     /* Plain fields by value, everything that is owned anew. refs comes first and is left out. */
     memcpy((char *)c + sizeof(c->refs), (const char *)old + sizeof(c->refs), sizeof(*c) - sizeof(c->refs));
     c->priv = priv;
+    rules_ref(c->rules);
     priv->file = mem_strdup(MEM_OTHER, old->priv->file);
     for (int id = 0; id < CONF_COUNT; id++) {
         if (conf_rows[id].kind == KIND_STRING)
@@ -164,6 +166,7 @@ void conf_unref(struct conf *c)
         mem_free(MEM_OTHER, c->priv->users[i].text);
     }
     mem_free(MEM_OTHER, c->priv->users);
+    rules_unref(c->rules);
     mem_free(MEM_OTHER, c->priv->file);
     mem_free(MEM_OTHER, c->priv);
     mem_free(MEM_OTHER, c);

@@ -71,6 +71,9 @@ extern const char *const conf_obuf_names[OBUF_CLASSES];
 /* notify.c: is notify-keyspace-events valid? Puts its letters in Redis's order. */
 const char *conf_check_notify(struct conf *c);
 
+/* rules.c: "rule ...\n" for each rule, in the order in which they were set. */
+void conf_rule_lines(const struct conf *c, struct buf *out);
+
 /* The lines that set a row's value in a file, without newline: calls fn for each. */
 void conf_value_lines(const struct conf *c, enum conf_id id, void (*fn)(void *arg, struct slice line), void *arg);
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "conf/conf_priv.h"
+#include "tiercel/rules.h"
 #include "tiercel/version.h"
 
 #define FILE_MAX_BYTES (16u << 20)
@@ -207,6 +208,18 @@ static enum status add_user(struct loader *l, int nwords, const struct slice *wo
     return ST_OK;
 }
 
+static enum status add_rule(struct loader *l, int nwords, const struct slice *words)
+{
+    char why[RULE_ERROR_MAX];
+    struct rules *next;
+
+    if (rules_with(l->c->rules, nwords, words, &next, why) != ST_OK)
+        return fail_text(l, "rule: %s", why);
+    rules_unref(l->c->rules);
+    l->c->rules = next;
+    return ST_OK;
+}
+
 /* One setting with its values, from a line or the command line. */
 static enum status apply(struct loader *l, struct slice name, int nvalues, const struct slice *values)
 {
@@ -214,6 +227,8 @@ static enum status apply(struct loader *l, struct slice name, int nvalues, const
     bool is_include = slice_is(name, "include");
     if (slice_is(name, "user"))
         return add_user(l, nvalues, values);
+    if (slice_is(name, "rule"))
+        return add_rule(l, nvalues, values);
     if (id < 0 && secret < 0 && !is_include) {
         l->err->len = 0;
         print_unknown(l->err, name);
@@ -357,8 +372,8 @@ static enum status load_args(struct loader *l, int argc, char **argv)
         const char *eq = strchr(arg, '=');
         struct slice name = eq != NULL ? SLICE(arg + 2, (size_t)(eq - arg) - 2) : slice_str(arg + 2);
         int id = conf_find(name), n = 0;
-        bool multi =
-            slice_is(name, "user") || (id >= 0 && (conf_rows[conf_target((enum conf_id)id)].flags & CONF_MULTI));
+        bool multi = slice_is(name, "user") || slice_is(name, "rule") ||
+                     (id >= 0 && (conf_rows[conf_target((enum conf_id)id)].flags & CONF_MULTI));
         struct slice *values = mem_alloc(MEM_OTHER, sizeof(*values) * (size_t)(argc + 1));
         if (eq != NULL)
             values[n++] = slice_str(eq + 1);

@@ -18,7 +18,7 @@ struct old_line {
     struct slice text;
     enum conf_id id; /* an alias's target */
     bool setting;    /* else: a comment, an include, or empty */
-    bool user;
+    bool user, rule;
     bool keep;
     struct buf replacement; /* when len != 0: instead of the text */
 };
@@ -62,7 +62,8 @@ static void add_old(struct rewrite *r, struct slice text)
         return;
     int id = line_row(line.words[0]);
     old->user = slice_is(line.words[0], "user");
-    if (old->user) {
+    old->rule = slice_is(line.words[0], "rule");
+    if (old->user || old->rule) {
         old->keep = false;
     } else if (id >= 0) {
         old->id = (enum conf_id)id;
@@ -147,17 +148,17 @@ static bool in_file(const struct rewrite *r, enum conf_id id)
     return false;
 }
 
-/* Users go where the first of the old ones was, or to the end. */
-static void place_users(struct rewrite *r, struct slice users)
+/* Users, and rules, go where the first of the old ones was, or to the end. */
+static void place_block(struct rewrite *r, struct slice lines, bool rules)
 {
-    for (size_t i = 0; i < r->nlines && users.len > 0; i++) {
-        if (!r->lines[i].user)
+    for (size_t i = 0; i < r->nlines && lines.len > 0; i++) {
+        if (!(rules ? r->lines[i].rule : r->lines[i].user))
             continue;
         r->lines[i].keep = true;
-        buf_append(&r->lines[i].replacement, users.ptr, users.len - 1); /* the last newline is the line's */
+        buf_append(&r->lines[i].replacement, lines.ptr, lines.len - 1); /* the last newline is the line's */
         return;
     }
-    buf_slice_append(&r->added, users);
+    buf_slice_append(&r->added, lines);
 }
 
 static void write_all(struct rewrite *r, struct buf *out)
@@ -251,7 +252,12 @@ enum status conf_rewrite(const struct conf *c, struct slice users)
         struct rewrite r = {.c = c, .defaults = conf_create()};
         buf_init(&r.added, MEM_OTHER);
         split_old(&r, buf_slice(&old));
-        place_users(&r, users);
+        place_block(&r, users, false);
+        struct buf rules;
+        buf_init(&rules, MEM_OTHER);
+        conf_rule_lines(c, &rules);
+        place_block(&r, buf_slice(&rules), true);
+        buf_deinit(&rules);
         write_all(&r, &out);
         st = conf_file_replace(c->priv->file, buf_slice(&out));
         int saved = errno;

@@ -151,7 +151,7 @@ void figures_metrics(void *arg, struct buf *out)
         src.coherence_mode = tf.coherence_mode;
         src.coherence_reason = tf.coherence_reason;
         src.coherence_bound_ms = tf.coherence_bound_ms;
-        src.tracked_keys = atomic_load(&t->tracked_keys);
+        src.tracked_keys = tf.upstream_copies;
     }
     struct metrics_db *dbs = mem_alloc(MEM_OTHER, t->mem->databases * sizeof(*dbs));
     struct metrics_command *commands = mem_alloc(MEM_OTHER, (size_t)command_count * sizeof(*commands));

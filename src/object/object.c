@@ -111,6 +111,12 @@ static void expire_store(struct object *o, int64_t ms, bool far)
     o->flags |= OBJ_F_EXPIRE;
 }
 
+void object_set_origin(struct object *o, uint64_t origin)
+{
+    CHECK(o->flags & OBJ_F_ORIGIN);
+    memcpy(at(o, origin_offset(o)), &origin, sizeof(origin));
+}
+
 uint64_t object_origin(const struct object *o)
 {
     uint64_t origin = 0;

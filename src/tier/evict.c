@@ -246,25 +246,19 @@ static bool pool_sample(struct worker *w, int policy)
 
 enum evict_rc { EVICT_DONE, EVICT_NONE, EVICT_QUEUE_FULL };
 
-#define NOTE_TRACKED 0x80000000u /* in disk_record.note; the rest are the object's bytes */
-
 enum status tier_append_leaving_locked(struct tier *t, struct stats_block *stats, struct object *o,
                                        struct disk_record *rec)
 {
-    bool tracked = o->flags & OBJ_F_ORIGIN;
-
     rec->ticket = (uint64_t)(uintptr_t)o;
-    rec->note = ((uint32_t)object_bytes(o) & ~NOTE_TRACKED) | (tracked ? NOTE_TRACKED : 0);
+    rec->note = (uint32_t)object_bytes(o);
     enum status st = disk_append_locked(t->disk, rec);
     if (st != ST_OK)
         return st;
     tier_big_leaves_locked(t, o);
     o->flags |= OBJ_F_LEAVING;
-    if (tracked)
-        atomic_fetch_add_explicit(&t->demoting_tracked, 1, memory_order_relaxed);
-    else
+    if (!(o->flags & OBJ_F_ORIGIN))
         o->flags &= (uint8_t)~OBJ_F_OWED;
-    atomic_fetch_add_explicit(&t->demoting_bytes, rec->note & ~NOTE_TRACKED, memory_order_relaxed);
+    atomic_fetch_add_explicit(&t->demoting_bytes, rec->note, memory_order_relaxed);
     stats_inc(stats, STAT_tier_demotions);
     return ST_OK;
 }
@@ -386,7 +380,9 @@ static enum evict_rc evict_locked(struct worker *w, struct mem_shard *shard, mem
         tier_delete_locked(w, shard, &key, TIER_EXPIRED);
         return EVICT_DONE;
     }
-    if (!t->disk) {
+    if (!t->disk || w->tier_worker->dropping) {
+        if (t->disk)
+            tier_forget_disk_locked(t, key.hash, &has_expire);
         drop_locked(w, shard, &key, slot, true);
         return EVICT_DONE;
     }
@@ -452,6 +448,30 @@ static enum evict_rc evict_one(struct worker *w, int policy, bool stalled)
     return EVICT_NONE;
 }
 
+/* The policy that drops any key, and reads eviction data as this one writes them. */
+static int policy_for_all(int policy)
+{
+    switch (policy) {
+    case POLICY_VOLATILE_LFU: return POLICY_ALLKEYS_LFU;
+    case POLICY_VOLATILE_RANDOM: return POLICY_ALLKEYS_RANDOM;
+    case POLICY_NOEVICTION:
+    case POLICY_VOLATILE_TTL:
+    case POLICY_VOLATILE_LRU: return POLICY_ALLKEYS_LRU;
+    default: return policy;
+    }
+}
+
+bool tier_drop_coldest(struct worker *w)
+{
+    struct tier_worker *tw = w->tier_worker;
+
+    tw->dropping = true;
+    enum evict_rc rc =
+        evict_one(w, policy_for_all(atomic_load_explicit(&w->tier->limit.policy, memory_order_relaxed)), false);
+    tw->dropping = false;
+    return rc == EVICT_DONE;
+}
+
 /* ---- keeping to maxmemory ---- */
 
 #define EVICT_PER_CALL 64
@@ -495,11 +515,6 @@ int64_t tier_over_mark(struct tier *t)
     return over > 0 ? over : 0;
 }
 
-static bool too_many_tracked(const struct tier *t)
-{
-    return t->has_upstream && t->tracked_keys - t->demoting_tracked > t->limit.tracked_keys_max;
-}
-
 bool tier_has_room(struct worker *w)
 {
     struct tier *t = w->tier;
@@ -520,12 +535,11 @@ enum status tier_make_room(struct worker *w)
 
     if (UNLIKELY(t->limit.journal) && t->disk && disk_quota_full(t->disk))
         return ST_FULL; /* what is written has to be on disk too */
-    bool tracked = too_many_tracked(t);
-    if (limit <= 0 && !tracked)
+    if (limit <= 0)
         return ST_OK;
     int64_t soft = limit - room_beside(t, limit);
     int64_t used = mem_class_bytes(MEM_DATA);
-    if (LIKELY(used <= soft && !tracked) || (used - soon_free(t) <= soft && used <= limit && !tracked))
+    if (LIKELY(used <= soft) || (used - soon_free(t) <= soft && used <= limit))
         return ST_OK;
     if (policy == POLICY_NOEVICTION && !t->disk)
         return used > limit ? ST_FULL : ST_OK;
@@ -535,11 +549,10 @@ enum status tier_make_room(struct worker *w)
     for (int i = 0; i < EVICT_PER_CALL && rc == EVICT_DONE; i++) {
         rc = evict_one(w, policy, stalled);
         used = mem_class_bytes(MEM_DATA);
-        tracked = too_many_tracked(t);
-        if (used - soon_free(t) <= soft && !tracked)
+        if (used - soon_free(t) <= soft)
             break;
     }
-    if (used <= limit || limit <= 0)
+    if (used <= limit)
         return ST_OK;
     if (soon_free(t) > 0) { /* what the journal has queued, too: until its commit it cannot be dropped */
         if (t->disk)
@@ -598,9 +611,7 @@ void tier_committed(void *arg, const struct disk_done *items, size_t n, enum sta
         else
             disk_drop_locked(t->disk, item->hash, item->block);
         mem_unlock(shard);
-        atomic_fetch_sub_explicit(&t->demoting_bytes, item->note & ~NOTE_TRACKED, memory_order_relaxed);
-        if (item->note & NOTE_TRACKED)
-            atomic_fetch_sub_explicit(&t->demoting_tracked, 1, memory_order_relaxed);
+        atomic_fetch_sub_explicit(&t->demoting_bytes, item->note, memory_order_relaxed);
     }
     if (st != ST_OK && t->limit.journal)
         atomic_store(&t->journal_debt, true);

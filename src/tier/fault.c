@@ -21,6 +21,7 @@ struct fetch {
     enum status st;
     bool whole;           /* in the background, whatever its type: tier_fetch_whole() */
     struct object *found; /* what the disk had */
+    bool refresh;         /* nobody waits: see tier_refresh_locked() */
     char name[];
 };
 
@@ -195,10 +196,15 @@ static mem_slot *suspect_apart_locked(struct tier *t, struct mem_shard *shard, c
     return mem_find_locked(t->mem, shard, key);
 }
 
+static bool is_live(enum liveness l)
+{
+    return l == LIVE || l == AGING || l == STALE;
+}
+
 static bool usable(struct worker *w, const struct object *o, enum liveness l)
 {
-    return l == LIVE || (l == SUSPECT && atomic_load(&w->tier->generation[w->id]) == 0 &&
-                         tier_stale_allowed(w->tier, object_origin(o), w->now_ms));
+    return is_live(l) ||
+           ((l == SUSPECT || l == OLD) && atomic_load(&w->tier->generation[w->id]) == 0 && tier_stale_allowed(w, o));
 }
 
 static void fault_key_locked(struct worker *w, struct mem_shard *shard, struct tier_request *req,
@@ -209,19 +215,19 @@ static void fault_key_locked(struct worker *w, struct mem_shard *shard, struct t
     struct object *o = slot ? mem_object(*slot) : NULL;
     struct residency *r = o && o->type == OBJ_RESIDENCY ? residency_of(o) : NULL;
 
-    if (r && r->fetching) {
+    if (r)
+        o = r->value;
+    enum liveness l = o ? tier_liveness(w, o) : GONE;
+    if (r && r->fetching && !(r->refresh && (l == GONE || usable(w, o, l)))) {
         stats_inc(w->stats, STAT_tier_coalesced_misses);
         join_locked(req, wait, r);
         return;
     }
-    if (r)
-        o = r->value;
-    enum liveness l = o ? tier_liveness(w, o) : GONE;
     if (o && l == NEGATIVE_LIVE) {
         wait->st = ST_NOT_FOUND;
     } else if (o && usable(w, o, l)) {
         pin_locked(wait, r ? r : (r = residency_attach_locked(t, shard, &wait->key, slot, o)));
-    } else if (o && l == SUSPECT) {
+    } else if (o && (l == SUSPECT || l == OLD)) {
         miss_locked(w, shard, req, wait, r ? suspect_apart_locked(t, shard, &wait->key, r) : slot);
     } else {
         if (o)
@@ -244,9 +250,9 @@ static bool fetch_whole_locked(struct worker *w, struct mem_shard *shard, const 
     if (r)
         o = r->value;
     enum liveness l = o ? tier_liveness(w, o) : GONE;
-    if (l == LIVE || l == NEGATIVE_LIVE)
+    if (l != SUSPECT && l != OLD && l != GONE)
         return false;
-    if (l == SUSPECT && r)
+    if (l != GONE && r)
         slot = suspect_apart_locked(t, shard, key, r);
     if (l == GONE && o)
         tier_delete_locked(w, shard, key, TIER_EXPIRED);
@@ -267,6 +273,43 @@ bool tier_fetch_whole(struct worker *w, const struct key *key)
     mem_unlock(shard);
     send_upstream_now(w->tier_worker);
     return started;
+}
+
+/* ---- refreshing ---- */
+
+static void refresh_run(struct mbox_msg *msg, void *owner)
+{
+    struct tier_worker *tw = LIST_ENTRY(msg, struct tier_worker, refresh_msg);
+    (void)owner;
+
+    tw->refresh_posted = false;
+    send_upstream_now(tw);
+}
+
+/* The copy stays where it is and is served, as the value of a residency that is being fetched: whatever makes a fetch
+ * not worth keeping, and joins it, does so here too. */
+void tier_refresh_locked(struct worker *w, struct mem_shard *shard, const struct key *key)
+{
+    struct tier *t = w->tier;
+    struct tier_worker *tw = w->tier_worker;
+    mem_slot *slot = mem_find_locked(t->mem, shard, key);
+    struct object *o = mem_object(*slot);
+
+    if (tw->refreshes >= REFRESHES_MAX || atomic_load_explicit(&t->generation[w->id], memory_order_relaxed) == 0 ||
+        (o->type == OBJ_RESIDENCY && residency_of(o)->fetching) || tier_refresh_waits(w, key->hash))
+        return;
+    struct residency *r = o->type == OBJ_RESIDENCY ? residency_of(o) : residency_attach_locked(t, shard, key, slot, o);
+    struct fetch *f = fetch_create(w, r, key);
+    r->refresh = f->refresh = true;
+    f->uf.as = r->value->type == OBJ_STRING ? UPSTREAM_STRING : UPSTREAM_DUMP;
+    tw->refreshes++;
+    stats_inc(w->stats, STAT_tier_refreshes);
+    list_push_back(&tw->upstream_now, &f->link);
+    if (!tw->refresh_posted) {
+        tw->refresh_posted = true;
+        tw->refresh_msg.run = refresh_run;
+        mbox_post(w->mbox, &tw->refresh_msg);
+    }
 }
 
 /* ---- inflight-max-bytes ---- */
@@ -480,7 +523,7 @@ static void install_locked(struct worker *w, struct mem_shard *shard, struct res
     tier_access_init(t, o, w->now_ms);
     tier_learn_size(t, o);
     r->value = o;
-    r->fetching = false;
+    r->fetching = r->refresh = false;
     if (o->flags & OBJ_F_ORIGIN && o->type != OBJ_NONE && r->attached)
         atomic_fetch_add_explicit(&t->tracked_keys, 1, memory_order_relaxed);
     tier_wake_waiters_locked(w, r, o->type == OBJ_NONE ? ST_NOT_FOUND : ST_OK, NULL);
@@ -492,7 +535,7 @@ static void install_locked(struct worker *w, struct mem_shard *shard, struct res
 static void fail_locked(struct worker *w, struct mem_shard *shard, struct residency *r, enum status st,
                         const char *error)
 {
-    r->fetching = false;
+    r->fetching = r->refresh = false;
     tier_wake_waiters_locked(w, r, st, error);
     if (r->attached)
         residency_detach_locked(w->tier, shard, r);
@@ -535,8 +578,7 @@ static bool finish_disk_locked(struct worker *w, struct mem_shard *shard, struct
     struct object *o = f->found;
     uint32_t block;
     bool has_expire, expired = o && object_expired(o, w->now_ms);
-    bool current =
-        o && !expired && (!(o->flags & OBJ_F_ORIGIN) ? !t->has_upstream : tier_origin_current(t, object_origin(o)));
+    bool current = o && !expired && (!(o->flags & OBJ_F_ORIGIN) ? !t->has_upstream : is_live(tier_liveness(w, o)));
 
     f->found = NULL;
     if (current && r->attached) {
@@ -578,6 +620,8 @@ static bool has_moved_locked(const struct fetch *f, uint32_t *block)
 
 static void after_install(struct worker *w)
 {
+    if (w->tier->has_upstream)
+        tier_bound_copies(w);
     if (tier_over_limit(w->tier) || w->tier->has_upstream)
         (void)tier_make_room(w); /* best effort: the next write waits if it must */
 }
@@ -653,12 +697,12 @@ static void forget_copies_locked(struct worker *w, const struct fetch *f, struct
 
 /* Its answer: a value, or an OBJ_NONE. */
 static void finish_upstream_locked(struct worker *w, struct mem_shard *shard, struct fetch *f, struct object *o,
-                                   uint32_t generation)
+                                   uint32_t generation, bool worth_keeping)
 {
     struct tier *t = w->tier;
     struct residency *r = f->res;
     bool keep = r->attached && generation != 0 && tier_origin_current(t, tier_origin(w->id, generation)) &&
-                mem_key_current(t->mem, &f->key) && (o->type != OBJ_NONE || t->limit.negative_ttl_ms > 0);
+                mem_key_current(t->mem, &f->key) && worth_keeping;
 
     if (keep) {
         bool had_expire;
@@ -682,8 +726,8 @@ static void fail_upstream_locked(struct worker *w, struct mem_shard *shard, stru
 
     stats_inc(w->stats, STAT_tier_upstream_errors);
     if (r->attached && r->value && st != ST_WRONGTYPE) {
-        r->fetching = false;
-        bool stale = tier_stale_allowed(t, object_origin(r->value), w->now_ms);
+        r->fetching = r->refresh = false;
+        bool stale = tier_stale_allowed(w, r->value);
         if (stale) {
             stats_inc(w->stats, STAT_tier_stale_hits);
             tier_wake_waiters_locked(w, r, ST_OK, NULL);
@@ -704,17 +748,17 @@ static void fail_upstream_locked(struct worker *w, struct mem_shard *shard, stru
     fail_locked(w, shard, r, st, error);
 }
 
-static struct object *new_string(struct worker *w, const struct key *key, struct slice value, int64_t expire_ms,
-                                 uint64_t origin)
+static struct object *new_string(struct worker *w, const struct key *key, struct slice value,
+                                 const struct rule_values *rule, int64_t expire_ms, uint64_t origin)
 {
-    struct rcbuf *packed = tier_pack(w, value);
+    struct rcbuf *packed = tier_pack_as(w, value, (enum rule_compress)rule->value[RULE_COMPRESS]);
 
     return packed ? object_new_rcbuf(key, packed, expire_ms, origin) : object_new_string(key, value, expire_ms, origin);
 }
 
 /* From DUMP's payload. NULL: of a version or type that is not known, or damaged. */
-static struct object *new_from_dump(struct worker *w, const struct key *key, struct slice payload, int64_t expire_ms,
-                                    uint64_t origin)
+static struct object *new_from_dump(struct worker *w, const struct key *key, struct slice payload,
+                                    const struct rule_values *rule, int64_t expire_ms, uint64_t origin)
 {
     char scratch[OBJ_SCRATCH];
     struct slice value;
@@ -727,14 +771,16 @@ static struct object *new_from_dump(struct worker *w, const struct key *key, str
     struct object *o = rdb_parse(value, NULL, key, expire_ms, origin);
     if (!o || o->type != OBJ_STRING || object_string(o, w->codec, scratch, &value) != ST_OK)
         return o;
-    struct object *packed = new_string(w, key, value, expire_ms, origin); /* as a GET would have made it */
+    struct object *packed = new_string(w, key, value, rule, expire_ms, origin); /* as a GET would have made it */
     object_free(o);
     return packed;
 }
 
-static bool too_large(const struct worker *w, struct slice value)
+static void refresh_ended(struct worker *w, const struct fetch *f, enum status st)
 {
-    return (int64_t)value.len > atomic_load_explicit(&w->tier->limit.upstream_max_object, memory_order_relaxed);
+    w->tier_worker->refreshes--;
+    if (st != ST_OK && st != ST_NOT_FOUND)
+        tier_refresh_failed(w, f->key.hash);
 }
 
 static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struct slice value, int64_t pttl_ms,
@@ -743,23 +789,27 @@ static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struc
     struct fetch *f = LIST_ENTRY(uf, struct fetch, uf);
     struct worker *w = f->w;
     struct mem_shard *shard = tier_shard_of(w->tier, f->key.hash);
-    uint64_t origin = tier_origin(w->id, generation);
     struct object *o = NULL;
+    struct rule_values rule;
+    bool worth_keeping = true;
     char error[160] = "";
 
+    tier_rules(w, key_slice(&f->key), &rule);
     if (st == ST_OK) {
         int64_t expire_ms = pttl_ms >= 0 ? uf->sent_ms + pttl_ms : 0;
+        uint64_t origin = tier_fresh_origin(w, &f->key, &rule, generation, uf->sent_ms);
+        worth_keeping = (int64_t)value.len <= rule.value[RULE_MAX_OBJECT];
         if (f->uf.as == UPSTREAM_STRING)
-            o = new_string(w, &f->key, value, expire_ms, origin);
-        else if (!too_large(w, value))
-            o = new_from_dump(w, &f->key, value, expire_ms, origin);
-        if (too_large(w, value))
-            generation = 0; /* the answer to those who wait, and no more */
-        else if (!o)
+            o = new_string(w, &f->key, value, &rule, expire_ms, origin);
+        else if (worth_keeping)
+            o = new_from_dump(w, &f->key, value, &rule, expire_ms, origin);
+        if (worth_keeping && !o)
             tier_want_unreadable(w, f->key.hash);
         stats_inc(w->stats, STAT_tier_upstream_hits);
     } else if (st == ST_NOT_FOUND) {
-        o = object_new_none(&f->key, w->now_ms + w->tier->limit.negative_ttl_ms, origin);
+        int64_t ttl_ms = rule.value[RULE_NEGATIVE_TTL];
+        o = object_new_none(&f->key, w->now_ms + ttl_ms, tier_origin(w->id, generation));
+        worth_keeping = ttl_ms > 0;
         stats_inc(w->stats, STAT_tier_upstream_misses);
     } else {
         snprintf(error, sizeof(error), "%.*s", (int)(value.len < 150 ? value.len : 150), value.len ? value.ptr : "");
@@ -768,11 +818,13 @@ static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struc
         tier_want_fetched(w, f->key.hash, value.len);
     if (f->whole && st == ST_BAD) /* it does not hand out the value: NOPERM, a proxy without DUMP */
         tier_want_unreadable(w, f->key.hash);
-    if (f->whole && (st == ST_BAD || (st == ST_OK && !o))) /* who joined passes the command through */
+    if ((f->whole && st == ST_BAD) || (st == ST_OK && !o)) /* who joined passes the command through */
         st = ST_WRONGTYPE;
+    if (f->refresh)
+        refresh_ended(w, f, st);
     mem_lock(shard);
     if (o)
-        finish_upstream_locked(w, shard, f, o, generation);
+        finish_upstream_locked(w, shard, f, o, generation, worth_keeping);
     else
         fail_upstream_locked(w, shard, f, st, error);
     residency_unref(f->res);
@@ -781,18 +833,34 @@ static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struc
     after_install(w);
 }
 
+/* The first read of a key that is written around: it is answered, not kept, and the upstream does not track it. */
+static bool fetch_is_first_touch(const struct fetch *f)
+{
+    struct rule_values rule;
+
+    if (f->refresh || f->whole || f->w->conf->rules == NULL)
+        return false;
+    tier_rules(f->w, key_slice(&f->key), &rule);
+    return rule.value[RULE_WRITE] == WRITE_AROUND && !tier_touch_twice(f->w, &f->key);
+}
+
 /* No lock held; may complete at once. */
 static void fetch_upstream(struct fetch *f)
 {
+    struct upstream *up = f->w->tier_worker->up;
+
     f->uf.key = key_slice(&f->key);
     f->uf.db = f->key.db;
-    f->uf.as = f->whole ? UPSTREAM_DUMP : UPSTREAM_STRING;
+    if (f->whole)
+        f->uf.as = UPSTREAM_DUMP;
     f->uf.done = upstream_fetch_done;
     stats_inc(f->w->stats, STAT_tier_upstream_requests);
-    if (f->w->tier_worker->up)
-        upstream_fetch(f->w->tier_worker->up, &f->uf);
-    else /* the server stops */
+    if (!up) /* the server stops */
         upstream_fetch_done(&f->uf, ST_CANCELLED, SLICE_NONE, -1, 0);
+    else if (fetch_is_first_touch(f))
+        tier_fetch_untracked(up, &f->uf);
+    else
+        upstream_fetch(up, &f->uf);
 }
 
 void tier_forget_upstream(struct worker *w, unsigned db, struct slice name)
@@ -829,64 +897,6 @@ void tier_foreign_all_locked(struct worker *w)
 
     if (atomic_load_explicit(&t->events, memory_order_relaxed) & TIER_EVENT_ALL)
         t->foreign(t->change_arg, w, NULL);
-}
-
-/* ---- waiting for the disk's queue ---- */
-
-static void room_run(struct mbox_msg *msg, void *owner)
-{
-    struct tier_worker *tw = LIST_ENTRY(msg, struct tier_worker, room_msg);
-    (void)owner;
-
-    atomic_store(&tw->room_posted, false);
-    tier_drop_room_waits(tw);
-}
-
-void tier_drop_room_waits(struct tier_worker *tw)
-{
-    struct list now, *l;
-
-    list_init(&now);
-    list_splice(&now, &tw->room_waiters);
-    while ((l = list_pop_front(&now))) {
-        struct tier_room_wait *rw = LIST_ENTRY(l, struct tier_room_wait, link);
-        atomic_fetch_sub(&tw->w->tier->room_waiting, 1);
-        rw->ready(rw);
-    }
-}
-
-void tier_wake_room(struct tier *t)
-{
-    if (LIKELY(atomic_load(&t->room_waiting) == 0))
-        return;
-    for (int i = 0; i < t->nworkers; i++) {
-        struct tier_worker *tw = t->workers[i] ? t->workers[i]->tier_worker : NULL;
-        if (tw && !atomic_exchange(&tw->room_posted, true)) {
-            tw->room_msg.run = room_run;
-            mbox_post(t->workers[i]->mbox, &tw->room_msg);
-        }
-    }
-}
-
-void tier_room(void *arg)
-{
-    struct tier *t = arg;
-
-    atomic_store(&t->disk_full_since_ms, 0);
-    tier_wake_room(t);
-}
-
-void tier_wait_room(struct worker *w, struct tier_room_wait *rw)
-{
-    rw->tier = w->tier;
-    atomic_fetch_add(&w->tier->room_waiting, 1);
-    list_push_back(&w->tier_worker->room_waiters, &rw->link);
-}
-
-void tier_cancel_room(struct tier_room_wait *rw)
-{
-    atomic_fetch_sub(&rw->tier->room_waiting, 1);
-    list_remove(&rw->link);
 }
 
 void tier_fault_init(struct tier_worker *tw)

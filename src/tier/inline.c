@@ -59,7 +59,7 @@ static bool stays_in_memory(struct worker *w)
 }
 
 /* A copy of an upstream's key: if somebody vouches for it, or it may bridge the outage there is. */
-static bool may_serve(const struct worker *w, const struct object *o)
+static bool may_serve(struct worker *w, const struct object *o)
 {
     const struct tier *t = w->tier;
 
@@ -67,9 +67,12 @@ static bool may_serve(const struct worker *w, const struct object *o)
         return !(o->flags & OBJ_F_ORIGIN);
     if (!(o->flags & OBJ_F_ORIGIN))
         return false;
-    return tier_origin_current(t, object_origin(o)) ||
-           (atomic_load_explicit(&t->generation[w->id], memory_order_relaxed) == 0 &&
-            tier_stale_allowed(t, object_origin(o), w->now_ms));
+    switch (tier_liveness(w, o)) {
+    case LIVE: return true;
+    case SUSPECT:
+    case OLD: return atomic_load_explicit(&t->generation[w->id], memory_order_relaxed) == 0 && tier_stale_allowed(w, o);
+    default: return false; /* one that ages is brought into memory, where it is refreshed */
+    }
 }
 
 /* NULL: not without waiting, or the record is of no use. */

@@ -49,6 +49,9 @@ static void look_at_object_locked(struct inspection *in, const struct object *o)
         return;
     }
     switch (tier_liveness(in->w, o)) {
+    case STALE:
+    case OLD: in->state = INSPECT_STALE; break;
+    case AGING:
     case LIVE: in->state = o->flags & OBJ_F_LEAVING ? INSPECT_DEMOTING : INSPECT_RESIDENT; break;
     case NEGATIVE_LIVE: in->state = INSPECT_NEGATIVE; break;
     case SUSPECT: in->state = INSPECT_SUSPECT; break;
@@ -56,7 +59,7 @@ static void look_at_object_locked(struct inspection *in, const struct object *o)
     }
     if (o->type != OBJ_NONE && in->state != INSPECT_ABSENT)
         look_at_value_locked(in, o);
-    if (r && r->fetching)
+    if (r && r->fetching && !r->refresh)
         in->state = INSPECT_FETCHING;
 }
 

@@ -75,23 +75,12 @@ void residency_unwrap_locked(struct tier *t, struct mem_shard *shard, struct res
 
 bool tier_origin_current(const struct tier *t, uint64_t origin)
 {
-    uint32_t worker = (uint32_t)(origin >> 32) - 1, generation = (uint32_t)origin;
+    uint32_t worker = tier_origin_worker(origin);
 
-    return worker < (uint32_t)t->nworkers && generation != 0 &&
-           atomic_load_explicit(&t->generation[worker], memory_order_acquire) == generation;
-}
-
-/* May a suspect be served? Only while its link is down, for a time, and not past a restart. */
-bool tier_stale_allowed(const struct tier *t, uint64_t origin, int64_t now_ms)
-{
-    uint32_t worker = (uint32_t)(origin >> 32) - 1;
-
-    if (worker >= (uint32_t)t->nworkers ||
-        (uint32_t)origin < atomic_load_explicit(&t->stale_from[worker], memory_order_relaxed))
+    if (worker >= (uint32_t)t->nworkers)
         return false;
-    int64_t lost = atomic_load_explicit(&t->lost_ms[worker], memory_order_relaxed);
-    int64_t max = atomic_load_explicit(&t->limit.stale_if_error_ms, memory_order_relaxed);
-    return lost != 0 && max > 0 && now_ms - lost < max; /* now_ms may be older than the loss */
+    uint32_t generation = atomic_load_explicit(&t->generation[worker], memory_order_acquire);
+    return generation != 0 && (tier_origin((int)worker, generation) ^ origin) >> ORIGIN_STAMP_BITS == 0;
 }
 
 enum liveness tier_liveness(struct worker *w, const struct object *o)
@@ -100,8 +89,13 @@ enum liveness tier_liveness(struct worker *w, const struct object *o)
 
     if (object_expired(o, w->now_ms))
         return GONE;
-    if (o->flags & OBJ_F_ORIGIN && !tier_origin_current(t, object_origin(o)))
-        return o->type == OBJ_NONE ? GONE : SUSPECT;
+    if (o->flags & OBJ_F_ORIGIN) {
+        uint64_t origin = object_origin(o);
+        if (!tier_origin_current(t, origin))
+            return o->type == OBJ_NONE ? GONE : SUSPECT;
+        if (UNLIKELY(tier_origin_stamped(origin)) && tier_stamp_reached(origin, w->now_ms))
+            return tier_age(w, o);
+    }
     return o->type == OBJ_NONE ? NEGATIVE_LIVE : LIVE;
 }
 
@@ -142,10 +136,13 @@ static enum status resolve_slow_locked(struct worker *w, struct mem_shard *shard
     if (o->flags & OBJ_F_ORIGIN)
         o->flags |= OBJ_F_REUSED;
     switch (tier_liveness(w, o)) {
+    case STALE: stats_inc(w->stats, STAT_tier_stale_served); /* fall through */
+    case AGING: tier_refresh_locked(w, shard, key);          /* fall through */
     case LIVE: return found(w, o, true, out);
     case NEGATIVE_LIVE: stats_inc(w->stats, STAT_tier_negative_hits); return ST_OK;
+    case OLD:
     case SUSPECT:
-        if (!upstream_away(w) || !tier_stale_allowed(w->tier, object_origin(o), w->now_ms))
+        if (!upstream_away(w) || !tier_stale_allowed(w, o))
             return ST_PENDING;
         stats_inc(w->stats, STAT_tier_stale_hits);
         return found(w, o, true, out);
@@ -214,7 +211,7 @@ enum status tier_resolve_locked(struct worker *w, struct mem_shard *shard, const
         struct object *o = mem_object(*slot);
         if (UNLIKELY(o->type == OBJ_RESIDENCY)) {
             struct residency *r = residency_of(o);
-            if (r->fetching)
+            if (r->fetching && !r->refresh)
                 return need == TIER_NOTHING && !t->has_upstream ? resolve_absent_locked(w, key, need, out) : ST_PENDING;
             o = r->value;
         }
@@ -230,9 +227,14 @@ enum status tier_resolve_locked(struct worker *w, struct mem_shard *shard, const
 
 struct rcbuf *tier_pack(struct worker *w, struct slice value)
 {
+    return tier_pack_as(w, value, COMPRESS_DEFAULT);
+}
+
+struct rcbuf *tier_pack_as(struct worker *w, struct slice value, enum rule_compress how)
+{
     const struct conf *conf = w->conf;
-    struct codec_options opt = {conf->compression == COMPRESSION_ZSTD, (size_t)conf->compression_threshold,
-                                (int)conf->compression_level};
+    bool enabled = how == COMPRESS_DEFAULT ? conf->compression == COMPRESSION_ZSTD : how == COMPRESS_YES;
+    struct codec_options opt = {enabled, (size_t)conf->compression_threshold, (int)conf->compression_level};
 
     if (LIKELY(!opt.enabled || value.len < opt.threshold))
         return NULL;

@@ -225,6 +225,7 @@ void tier_worker_deinit(struct worker *w)
     buf_deinit(&w->tier_worker->serial);
     tier_journal_deinit(w->tier_worker);
     mem_free(MEM_OTHER, w->tier_worker->touches);
+    mem_free(MEM_OTHER, w->tier_worker->touched);
     mem_free(MEM_OTHER, w->tier_worker);
     w->tier_worker = NULL;
 }
@@ -294,5 +295,6 @@ void tier_get_figures(struct tier *t, struct tier_figures *out)
     }
     if (t->has_upstream) {
         upstream_figures(t, out);
+        out->upstream_copies = tier_copies(t);
     }
 }

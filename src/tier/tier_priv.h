@@ -3,6 +3,7 @@
 
 #include "tiercel/check.h"
 #include "tiercel/disk.h"
+#include "tiercel/rules.h"
 #include "tiercel/stats.h"
 #include "tiercel/tier.h"
 #include "tiercel/upstream.h"
@@ -16,6 +17,7 @@ struct residency {
     uint32_t pins;
     bool attached;
     bool fetching;
+    bool refresh; /* fetching, while `value` is served as long as its freshness allows */
     uint64_t hash;
     struct object *value; /* fetching: a suspect copy or NULL */
     struct object *node;  /* the OBJ_RESIDENCY object in the table, while attached */
@@ -39,6 +41,13 @@ struct policy_worker {           /* policy.c */
     float share; /* of the objects that are on probation, as samples say */
 };
 
+#define REFRESHES_MAX 256    /* under way in the background, per worker */
+#define REFRESH_FAILURES 256 /* keys remembered whose last refresh failed, per worker */
+struct refresh_failure {     /* fresh.c */
+    uint64_t hash;
+    int64_t until_ms; /* wall */
+};
+
 struct tier_worker {
     struct worker *w;
     struct upstream *up;
@@ -52,6 +61,7 @@ struct tier_worker {
     struct list room_waiters; /* tier_room_wait */
     struct mbox_msg room_msg;
     _Atomic bool room_posted;
+    bool dropping; /* tier_drop_coldest() is at it */
     struct evict_pool pool;
     struct policy_worker policy;
     struct buf serial; /* scratch for demotion and journal */
@@ -72,11 +82,19 @@ struct tier_worker {
     bool fencing;
     struct touch *touches; /* want.c; NULL until used */
     unsigned wants;        /* background fetches under way */
+    int refreshes;         /* under way */
+    struct mbox_msg refresh_msg;
+    bool refresh_posted;
+    struct refresh_failure refresh_failure[REFRESH_FAILURES];
+    uint32_t *touched; /* touch.c; NULL until it is needed */
 };
 
 /* How an object in the table may be used now. */
 enum liveness {
     LIVE,
+    AGING,         /* a copy in the last part of its ttl: a hit refreshes it */
+    STALE,         /* past its ttl, within stale-while-revalidate: served and refreshed */
+    OLD,           /* past that: to be fetched, like a suspect */
     NEGATIVE_LIVE, /* known absent */
     SUSPECT,       /* a copy nobody vouches for */
     GONE           /* expired, or a negative entry whose time is over */
@@ -86,7 +104,6 @@ enum liveness {
 enum liveness tier_liveness(struct worker *w, const struct object *o);
 bool tier_origin_current(const struct tier *t, uint64_t origin);
 void tier_foreign_all_locked(struct worker *w); /* tier.foreign() of all keys; all shards locked */
-bool tier_stale_allowed(const struct tier *t, uint64_t origin, int64_t now_ms);
 struct residency *residency_of(const struct object *node);
 struct residency *residency_attach_locked(struct tier *t, struct mem_shard *shard, const struct key *key,
                                           mem_slot *slot, struct object *value);
@@ -99,7 +116,34 @@ bool tier_forget_disk_locked(struct tier *t, uint64_t hash, bool *had_expire);
 void tier_notify_locked(struct tier *t, struct worker *w, struct mem_shard *shard, const struct key *key,
                         enum tier_change why);
 
+/* fresh.c */
+/* What rules and settings say of a key. */
+void tier_rules(struct worker *w, struct slice name, struct rule_values *out);
+bool tier_stamp_reached(uint64_t origin, int64_t now_ms);
+/* The origin of a copy that was fetched at since_ms. */
+uint64_t tier_fresh_origin(struct worker *w, const struct key *key, const struct rule_values *v, uint32_t generation,
+                           int64_t since_ms);
+enum liveness tier_age(struct worker *w, const struct object *o); /* of a coherent copy whose stamp is reached */
+bool tier_stale_allowed(struct worker *w, const struct object *o);
+bool tier_refresh_waits(struct worker *w, uint64_t hash); /* the last one of this key failed just now */
+void tier_refresh_failed(struct worker *w, uint64_t hash);
+
+/* touch.c: was the key asked for lately? From now on it was. The worker's thread. */
+bool tier_touch_twice(struct worker *w, const struct key *key);
+
+/* untracked.c: upstream_fetch(), but for answering alone: generation 0. May call done() before it returns. */
+void tier_fetch_untracked(struct upstream *up, struct upstream_fetch *uf);
+
+/* copies.c: tracked-keys-max. No lock held. */
+int64_t tier_copies(const struct tier *t);
+void tier_bound_copies(struct worker *w);
+/* evict.c: the least wanted key in memory goes, from the disk too, whatever the policy. false: there is none. */
+bool tier_drop_coldest(struct worker *w);
+
 /* fault.c */
+/* The key's copy is fetched anew in the background, unless that is done already or must not be now. */
+void tier_refresh_locked(struct worker *w, struct mem_shard *shard, const struct key *key);
+struct rcbuf *tier_pack_as(struct worker *w, struct slice value, enum rule_compress how);
 void tier_wake_waiters_locked(struct worker *w, struct residency *r, enum status st, const char *error);
 void tier_fault_init(struct tier_worker *tw);
 void tier_drop_room_waits(struct tier_worker *tw);
@@ -209,9 +253,32 @@ static inline struct mem_shard *tier_shard_of(const struct tier *t, uint64_t has
     return mem_shard_of(t->mem, hash);
 }
 
+/* An origin: worker + 1, the low bits of the generation, and when its rule has to be looked at (fresh.c; 0 = never). */
+#define ORIGIN_STAMP_BITS 30
+#define ORIGIN_GENERATION_BITS 26
+
 static inline uint64_t tier_origin(int worker, uint32_t generation)
 {
-    return ((uint64_t)(worker + 1) << 32) | generation;
+    uint64_t low = generation & ((1u << ORIGIN_GENERATION_BITS) - 1);
+    return (uint64_t)(worker + 1) << (ORIGIN_STAMP_BITS + ORIGIN_GENERATION_BITS) | low << ORIGIN_STAMP_BITS;
+}
+
+/* Its worker's id; a very large number: none of ours. */
+static inline uint32_t tier_origin_worker(uint64_t origin)
+{
+    return (uint32_t)(origin >> (ORIGIN_STAMP_BITS + ORIGIN_GENERATION_BITS)) - 1;
+}
+
+/* Was it fetched under an earlier generation of its worker than this one? */
+static inline bool tier_origin_older(uint64_t origin, uint32_t generation)
+{
+    uint32_t ahead = (uint32_t)(origin >> ORIGIN_STAMP_BITS) - generation;
+    return ahead >> (ORIGIN_GENERATION_BITS - 1) & 1;
+}
+
+static inline bool tier_origin_stamped(uint64_t origin)
+{
+    return (origin & ((1u << ORIGIN_STAMP_BITS) - 1)) != 0;
 }
 
 #endif

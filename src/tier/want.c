@@ -87,8 +87,9 @@ static void size_known(struct upstream_call *call, enum status st, struct slice 
     /* An upstream that does not tell (a proxy, a user without the permission) is asked for the value itself. */
     if (st == ST_OK && !is_error && reply.len > 3 && reply.ptr[0] == ':')
         (void)num_parse_i64(SLICE(reply.ptr + 1, reply.len - 3), &size);
-    if (st != ST_OK || size > atomic_load_explicit(&w->tier->limit.upstream_max_object, memory_order_relaxed) ||
-        !tier_fetch_whole(w, &want->key))
+    struct rule_values rule;
+    tier_rules(w, key_slice(&want->key), &rule);
+    if (st != ST_OK || size > rule.value[RULE_MAX_OBJECT] || !tier_fetch_whole(w, &want->key))
         tier_want_over(w);
     atomic_fetch_sub(&w->tier->fetches, 1);
     mem_free(MEM_CLIENT, want);
@@ -131,7 +132,10 @@ static enum held what_is_held(struct worker *w, const struct key *key)
     } else if (o) {
         switch (tier_liveness(w, o)) {
         case LIVE:
+        case AGING:
+        case STALE:
         case NEGATIVE_LIVE: held = HELD; break;
+        case OLD:
         case SUSPECT: held = HELD_OLD; break;
         case GONE: break;
         }

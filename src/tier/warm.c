@@ -236,7 +236,7 @@ static const char *limit_reached(const struct warm_job *job)
         if (used + coming > tier_mark(t) - limit / 32)
             return "maxmemory";
     }
-    if (t->has_upstream && atomic_load(&t->tracked_keys) + job->outstanding >= tracked_max - tracked_max / 64)
+    if (t->has_upstream && tier_copies(t) + job->outstanding >= tracked_max - tracked_max / 64)
         return "tracked-keys-max";
     return NULL;
 }

@@ -7,7 +7,7 @@ pytestmark = pytest.mark.sequential
 
 # Those of later Redis versions: fields of a hash that expire.
 LATER = set("hexpire hpexpire hexpireat hpexpireat hpersist httl hpttl hexpiretime hpexpiretime hgetdel hgetex hsetex".split())
-OWN = {"cache", "cache|flush", "cache|help", "cache|inspect", "warm"} | LATER
+OWN = {"cache", "cache|flush", "cache|help", "cache|inspect", "cache|rule", "warm"} | LATER
 
 
 def tree(raw):

@@ -4,6 +4,8 @@
  * usage: test_tier_model [seed [operations]] */
 #include "tier_world.h"
 
+#include "tiercel/rules.h"
+
 #include "tiercel/num.h"
 #include "tiercel/type_list.h"
 
@@ -971,6 +973,19 @@ static void read_all(void)
     wait_until_rest();
 }
 
+/* Copies go stale and are refreshed all the time. */
+static void set_rule(struct worker *to)
+{
+    static const struct slice words[] = {SLICE_LIT("*"), SLICE_LIT("ttl=20ms"), SLICE_LIT("refresh-ahead=100"),
+                                         SLICE_LIT("stale-while-revalidate=20ms")};
+    char err[RULE_ERROR_MAX];
+    struct conf *next;
+
+    CHECK(conf_rule_set(to->conf, 4, words, &next, err) == ST_OK);
+    conf_unref(to->conf);
+    to->conf = next;
+}
+
 static void run(const struct plan *p, uint64_t seed, int ops)
 {
     printf("%s, seed %llu, %d operations\n", p->name, (unsigned long long)seed, ops);
@@ -990,6 +1005,8 @@ static void run(const struct plan *p, uint64_t seed, int ops)
     errors = losses = cancels = 0;
     wd = world_create(WORKERS, p->disk, p->up);
     wd->tier->change = on_change;
+    for (int i = 0; p->up && i < WORKERS; i++)
+        set_rule(world_worker(wd, i));
     struct tier_limits *limit = &wd->tier->limit;
     atomic_store(&limit->maxmemory, mem_class_bytes(MEM_DATA) + p->room);
     atomic_store(&limit->inflight_max, 4000);
@@ -1036,8 +1053,9 @@ static void run(const struct plan *p, uint64_t seed, int ops)
                (unsigned long long)cancels);
     }
     if (p->up)
-        printf("  %llu errors, %llu cancelled, %zu fetches\n", (unsigned long long)errors, (unsigned long long)cancels,
-               tier_upstream(world_worker(wd, 0))->nfetches);
+        printf("  %llu errors, %llu cancelled, %zu fetches, %llu refreshes\n", (unsigned long long)errors,
+               (unsigned long long)cancels, tier_upstream(world_worker(wd, 0))->nfetches,
+               (unsigned long long)stats_sum(STAT_tier_refreshes));
     for (int i = 0; i < WORKERS; i++)
         link_reset(&remote.link[i]);
     world_destroy(wd);
