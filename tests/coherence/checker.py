@@ -30,6 +30,7 @@ from rawconn import RawConn, parse  # noqa: E402
 INVAL = seen("SUBSCRIBE")
 FETCH = seen("CLIENT TRACKING")
 KINDS = {"all": None, "inval": INVAL, "fetch": FETCH, "write": lambda c: not INVAL(c) and not FETCH(c)}
+PINS = seen("MULTI", "WATCH", "RESET", "BLPOP", "BZPOPMIN")
 SHOWN = 8  # violations of a kind that are printed
 
 
@@ -40,7 +41,7 @@ def is_invalidation(reply):
 class World:
     """redis-server, a proxy for each of two sidecars and one for direct clients, the recorder."""
 
-    def __init__(self, seed, verbose=False, sidecar=(), settings=None):
+    def __init__(self, seed, verbose=False, sidecar=(), settings=None, pins=False):
         self.rng = random.Random(seed)
         self.verbose = verbose
         self.began = time.monotonic()
@@ -48,6 +49,7 @@ class World:
         self.settings = {"threads": 2, "maxmemory": "2mb", "stale_if_error_ms": 0, "disk_max_size": "64mb",
                          **(settings or {})}
         self.sidecar_args = list(sidecar)
+        self.pins = pins
         self.recorder = None
         self.marks = []
         self.faults = 0
@@ -131,6 +133,11 @@ class World:
 
     # -- faults
 
+    def swallowed(self, where):
+        """Blocking commands have no deadline: on a half-open connection their client waits until TCP gives up, which is
+        no matter of coherence. --pins has these connections swallowed, too."""
+        return lambda c: (where is None or where(c)) and (self.pins or (not PINS(c) and sum(c.names.values()) > 8))
+
     def fault(self):
         """One of them, on one link or both; returns what undoes it."""
         rng = self.rng
@@ -153,7 +160,7 @@ class World:
                 w.cut(where)
             elif what == "half-open":
                 way = rng.choice(((True, True), (True, False), (False, True)))
-                w.swallow(where, *way)
+                w.swallow(self.swallowed(where), *way)
             elif what == "freeze":
                 way = rng.choice(((True, True), (True, False), (False, True)))
                 w.hang(where, *way)
@@ -225,10 +232,11 @@ class Report:
         return "\n".join(out)
 
 
-def run(ops=10000, seed=1, calm=False, protocol="whole", verbose=False, undeclared=True, sidecar=(), settings=None, limit=40, rate=None):
+def run(ops=10000, seed=1, calm=False, protocol="whole", verbose=False, undeclared=True, sidecar=(), settings=None, limit=40, rate=None,
+        pins=False):
     """Runs the load until `ops` operations are done, at most `limit` seconds; returns the Report."""
     report = Report()
-    with World(seed, verbose, sidecar, settings) as world:
+    with World(seed, verbose, sidecar, settings, pins) as world:
         load = clients.Load(world.targets, {"A": 8, "B": 8, "up": 5}, 3, seed, {"undeclared": undeclared})
         world.stack.callback(load.close)
         if rate:
@@ -292,10 +300,12 @@ def main():
     ap.add_argument("--protocol", choices=("whole", "deaf"), default="whole")
     ap.add_argument("--declared-only", action="store_true",
                     help="what scripts write without declaring it need not be seen at once")
+    ap.add_argument("--pins", action="store_true", help="half-open connections of blocking commands, too: their clients may hang")
     ap.add_argument("--verbose", action="store_true")
     opt = ap.parse_args()
     print("seed %d" % opt.seed, flush=True)
-    report = run(opt.ops, opt.seed, opt.calm, opt.protocol, opt.verbose, not opt.declared_only, limit=opt.limit, rate=opt.rate)
+    report = run(opt.ops, opt.seed, opt.calm, opt.protocol, opt.verbose, not opt.declared_only, limit=opt.limit,
+                 rate=opt.rate, pins=opt.pins)
     print(report)
     sys.exit(not report.ok)
 
