@@ -224,6 +224,6 @@ def everything(server):
 
 
 def test_same_outcome_as_redis(tiercel, redis_server):
-    want = apps.compare(apps.on_each(apps.three(tiercel, redis_server), everything))
+    want = apps.compare(apps.on_each(apps.targets(tiercel, redis_server), everything))
     assert want["pools"] == [0, "600", True, "600", "600"] and want["transactions"][-2:] == ["41", 2000]
     assert want["locks"][:2] == [0, "20"]
