@@ -188,12 +188,21 @@ static void forget_keys(struct worker *w, const struct command *cmd, int db, int
 
 /* ---- answers ---- */
 
+/* Waits at the upstream, or does not any more: as CLIENT LIST and INFO tell of those that wait here. */
+static void set_blocked(struct session *s, bool blocked)
+{
+    if (blocked == ((s->flags & SESSION_BLOCKED) != 0))
+        return;
+    s->flags ^= (uint32_t)SESSION_BLOCKED;
+    stats_add(s->w->stats, STAT_blocked_clients, blocked ? 1 : (uint64_t)-1);
+}
+
 static void pin_close(struct session *s)
 {
     struct forward_pin *fp = s->pin;
 
     s->pin = NULL;
-    s->flags &= ~(uint32_t)SESSION_BLOCKED;
+    set_blocked(s, false);
     upstream_pin_destroy(fp->pin);
     buf_deinit(&fp->names);
     mem_free(MEM_CLIENT, fp);
@@ -312,7 +321,7 @@ static void forward_done(struct upstream_call *call, enum status st, struct slic
         struct session *s = p->s;
         struct forward_pin *fp = f->fp;
         if (f->blocking)
-            s->flags &= ~(uint32_t)SESSION_BLOCKED;
+            set_blocked(s, false);
         if (f->writes && (st == ST_OK || sent)) /* else the copies are as good as before */
             forget_keys(f->w, f->cmd, f->db, p->argc, p->argv);
         if (fp) {
@@ -471,7 +480,7 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     if (fp->mode != PIN_MULTI || f->blocking)
         f->p->state = PARKED_LATER; /* those behind it wait for its answer */
     if (f->blocking)
-        s->flags |= SESSION_BLOCKED;
+        set_blocked(s, true);
     upstream_pin_call(fp->pin, &f->call, f->blocking, f->p->argc, f->p->argv);
     return DISPATCH_LATER;
 }

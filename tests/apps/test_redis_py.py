@@ -132,7 +132,8 @@ def pubsub(c):
     p.psubscribe(**{"n*": lambda m: got.append((m["pattern"], m["data"]))})
     thread = p.run_in_thread(sleep_time=0.01, daemon=True)
     wait_until(lambda: c.pubsub_numsub("news") == [("news", 1)] and c.pubsub_numpat() == 1, what="it is subscribed")
-    out = [c.publish("news", "one"), c.publish("other", "x"), c.pubsub_channels()]
+    out = [c.publish("news", "one"), c.publish("other", "x"),
+           [ch for ch in c.pubsub_channels() if ch != "__redis__:invalidate"]]  # an upstream's sidecars listen there
     wait_until(lambda: len(got) == 2, what="two messages")
     thread.stop()
     thread.join(5)
