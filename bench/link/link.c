@@ -186,6 +186,18 @@ static void turn(int listener, int target)
         accept_pair(listener, target);
 }
 
+static long number(const char *text)
+{
+    char *end;
+    long n = strtol(text, &end, 10);
+
+    if (*end || end == text || n < 0 || n > 10000000) {
+        fprintf(stderr, "link: not a number: %s\n", text);
+        exit(2);
+    }
+    return n;
+}
+
 int main(int argc, char **argv)
 {
     int on = 1;
@@ -194,8 +206,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s PORT TARGET_PORT MICROSECONDS\n", argv[0]);
         return 2;
     }
-    struct sockaddr_in here = loopback(atoi(argv[1]));
-    delay_ns = (int64_t)atoi(argv[3]) * 1000;
+    struct sockaddr_in here = loopback((int)number(argv[1]));
+    int target = (int)number(argv[2]);
+    delay_ns = (int64_t)number(argv[3]) * 1000;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
     if (listener < 0 || bind(listener, (struct sockaddr *)&here, sizeof(here)) != 0 || listen(listener, 128) != 0) {
@@ -204,5 +217,5 @@ int main(int argc, char **argv)
     }
     prctl(PR_SET_TIMERSLACK, 1);
     for (;;)
-        turn(listener, atoi(argv[2]));
+        turn(listener, target);
 }
