@@ -146,6 +146,8 @@ class Judge:
         now = [e for e in track.entries if e[1] <= start <= e[2]]
         if now:
             text += "; current was version %s: %.200r" % (now[-1][0], reads.expected(name, now[-1][3], now[-1][4]))
+            if now[-1][4] is not None:
+                text += ", which expires %.3f s after the read's end" % (now[-1][4] - end)
         if older:
             text += "; the answer is that of version %s" % older[-1][0]
         self.violations[kind].append("%.3f %s" % (start, text))
