@@ -108,6 +108,7 @@ BIN       := $(BUILD)/tiercel
 BENCH     := $(BUILD)/tiercel-bench
 BENCH_SRCS := $(sort $(wildcard bench/loadgen/*.c))
 BENCH_OBJS := $(BENCH_SRCS:%.c=$(BUILD)/obj/%.o)
+LINK      := $(BUILD)/tiercel-link
 HIT_RATIO := $(BUILD)/tiercel-hit-ratio
 HIT_RATIO_SRCS := $(sort $(wildcard bench/hit_ratio/*.c))
 HIT_RATIO_OBJS := $(HIT_RATIO_SRCS:%.c=$(BUILD)/obj/%.o)
@@ -118,7 +119,7 @@ FUZZ_SRCS := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 C_FILES    = $(shell find src include tests bench -name '*.[ch]')
 
-.PHONY: all run test unit e2e differential apps fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-spikes bench-large bench-disk bench-hit-ratio soak \
+.PHONY: all run test unit e2e coherence bench-sidecar differential apps fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-spikes bench-large bench-disk bench-hit-ratio soak \
         install uninstall clean deps deps-test help FORCE
 .SUFFIXES:
 .DELETE_ON_ERROR:
@@ -156,6 +157,11 @@ $(BENCH): $(BENCH_OBJS) $(BENCH_BASE)
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(NO_LTO) -o $@ $^ $(BENCH_LIBS)
 
+$(LINK): bench/link/link.c
+	@mkdir -p $(@D)
+	$(call say,LINK,$@)
+	$(Q)$(CC) -std=gnu11 -O2 -Wall -Wextra -o $@ $<
+
 # It drives the tier layer itself, and reads traces as the load generator does.
 $(HIT_RATIO): $(HIT_RATIO_OBJS) $(BUILD)/obj/bench/loadgen/trace.o $(ARCHIVE)
 	$(call say,LINK,$@)
@@ -186,6 +192,9 @@ test:  ## install the test tools, then everything CI runs
 
 e2e: all  ## end-to-end tests (E2E="tests/e2e/test_x.py -k name" for some)
 	@TIERCEL_BIN=$(BIN) bash tests/run.sh only e2e
+
+coherence: $(BIN)  ## two sidecars and faults, judged by the upstream's own history
+	@TIERCEL_BIN=$(BIN) bash tests/run.sh only coherence
 
 differential: $(BIN)  ## the same commands here and on redis-server, replies compared
 	@TIERCEL_BIN=$(BIN) bash tests/run.sh only differential
@@ -237,6 +246,9 @@ bench-large: all  ## latency of reads while a value of a million elements comes 
 
 bench-disk: all  ## the disk tier beside redis-server (ARGS="--parts a --scale 0.1" for a quick look)
 	@TIERCEL_BIN=$(BIN) $(PYTHON) bench/disk.py $(ARGS)
+
+bench-sidecar: all $(LINK)  ## a sidecar beside direct access, over a link with a delay (ARGS="--samples 300 --requests 40000")
+	@TIERCEL_BIN=$(BIN) $(PYTHON) bench/sidecar.py $(ARGS)
 
 bench-hit-ratio: $(HIT_RATIO)  ## miss ratios on recorded traces (TRACES=directory)
 	@$(HIT_RATIO) $(ARGS) $(TRACES)

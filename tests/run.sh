@@ -2,9 +2,9 @@
 # Runs the test stages, prints what each took, and ends with "N passed, N failed".
 #
 #   tests/run.sh                    what CI runs: all stages below, in this order
-#   tests/run.sh only STAGE...      some of them: lint gcc clang unit e2e differential apps asan tsan fuzz; soak
+#   tests/run.sh only STAGE...      some of them: lint gcc clang unit e2e coherence differential apps asan tsan fuzz; soak
 #
-# Environment: JOBS, PYTEST_WORKERS, PYTHON, TIERCEL_BIN (e2e, differential, apps; default build/tiercel),
+# Environment: JOBS, PYTEST_WORKERS, PYTHON, TIERCEL_BIN (e2e, coherence, differential, apps; default build/tiercel),
 # E2E (pytest arguments that replace the whole of tests/e2e), FUZZ_SECONDS, SOAK_SECONDS, CRASH_ROUNDS.
 # A stage's output is kept in build/test-logs/STAGE.log. A stage counts its tests in
 # lines "N passed, N failed"; one that fails without counting is one failed test.
@@ -94,6 +94,12 @@ stage_e2e() {
     run_pytest -m "not soak and not sanitize" ${E2E:-tests/e2e}
 }
 
+# Alone: what it judges are times.
+stage_coherence() {
+    export TIERCEL_BIN=${TIERCEL_BIN:-build/tiercel}
+    PYTEST_WORKERS=1 run_pytest -m "not soak and not sanitize" tests/coherence
+}
+
 stage_differential() {
     export TIERCEL_BIN=${TIERCEL_BIN:-build/tiercel}
     [ -n "$(find tests/differential -name 'test_*.py' 2>/dev/null)" ] || { echo "0 passed, 0 failed"; return 0; }
@@ -161,6 +167,7 @@ stage_soak() {
     export TIERCEL_BIN=${TIERCEL_BIN:-build/tiercel}
     run_pytest -m "soak" tests/e2e || rc=1
     PYTHONPATH=tests/e2e${PYTHONPATH:+:$PYTHONPATH} run_pytest -m "soak" tests/differential || rc=1
+    PYTEST_WORKERS=1 run_pytest -m "soak" tests/coherence || rc=1
     soak_load asan address || rc=1
     soak_load tsan thread || rc=1
     run_make FUZZ_SECONDS="${SOAK_SECONDS:-1800}" fuzz || rc=1
@@ -195,7 +202,7 @@ add() { # STAGE: runs it, counts, remembers
 }
 
 verbose=
-stages=(lint gcc clang unit e2e differential apps asan tsan fuzz)
+stages=(lint gcc clang unit e2e coherence differential apps asan tsan fuzz)
 if [ "${1:-}" = only ]; then
     shift
     [ $# -gt 0 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }

@@ -210,12 +210,21 @@ static void forget_keys(struct worker *w, const struct command *cmd, int db, int
 
 /* ---- answers ---- */
 
+/* Waits at the upstream, or does not any more: as CLIENT LIST and INFO tell of those that wait here. */
+static void set_blocked(struct session *s, bool blocked)
+{
+    if (blocked == ((s->flags & SESSION_BLOCKED) != 0))
+        return;
+    s->flags ^= (uint32_t)SESSION_BLOCKED;
+    stats_add(s->w->stats, STAT_blocked_clients, blocked ? 1 : (uint64_t)-1);
+}
+
 static void pin_close(struct session *s)
 {
     struct forward_pin *fp = s->pin;
 
     s->pin = NULL;
-    s->flags &= ~(uint32_t)SESSION_BLOCKED;
+    set_blocked(s, false);
     upstream_pin_destroy(fp->pin);
     buf_deinit(&fp->names);
     mem_free(MEM_CLIENT, fp);
@@ -361,7 +370,7 @@ static void forward_done(struct upstream_call *call, enum status st, struct slic
     }
     bool fence = st == ST_OK && f->fence && !slice_eq(reply, SLICE_LIT("+QUEUED\r\n"));
     if (f->blocking)
-        p->s->flags &= ~(uint32_t)SESSION_BLOCKED;
+        set_blocked(p->s, false);
     if (f->writes && (st == ST_OK || sent)) /* else the copies are as good as before */
         forget_keys(f->w, f->cmd, f->db, p->argc, p->argv);
     if (fp) {
@@ -568,7 +577,7 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     if (fp->mode != PIN_MULTI || f->blocking)
         f->p->state = PARKED_LATER; /* those behind it wait for its answer */
     if (f->blocking)
-        s->flags |= SESSION_BLOCKED;
+        set_blocked(s, true);
     if (fp->mode == PIN_BLOCKING)
         ask_id(fp);
     upstream_pin_call(fp->pin, &f->call, f->blocking, f->p->argc, f->p->argv);

@@ -656,6 +656,23 @@ static void fetch_finish(struct mbox_msg *msg, void *owner)
 
 /* ---- the upstream's part ---- */
 
+#define SETTLE_MS 20 /* until those who waited for a fetch have run */
+
+/* A copy expires when it must be dead at the earliest: as if PTTL was answered when it was sent. Where the way there took
+ * longer than the rest of its life that is over by now, but the value was alive when it was read: it is an answer to those
+ * who wait, to be forgotten when it must be dead at the latest. */
+static int64_t fetched_expire_ms(const struct upstream_fetch *uf, int64_t pttl_ms, uint32_t *generation)
+{
+    int64_t now_ms = clock_wall_ms(), expire_ms = uf->sent_ms + pttl_ms;
+
+    if (pttl_ms < 0)
+        return 0;
+    if (expire_ms > now_ms + SETTLE_MS)
+        return expire_ms;
+    *generation = 0;
+    return now_ms + (pttl_ms > 0 ? pttl_ms : 1);
+}
+
 static void count_copy(struct worker *w, const struct fetch *f, struct residency *r, const struct object *o)
 {
     uint32_t block;
@@ -796,7 +813,7 @@ static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struc
 
     tier_rules(w, key_slice(&f->key), &rule);
     if (st == ST_OK) {
-        int64_t expire_ms = pttl_ms >= 0 ? uf->sent_ms + pttl_ms : 0;
+        int64_t expire_ms = fetched_expire_ms(uf, pttl_ms, &generation);
         uint64_t origin = tier_fresh_origin(w, &f->key, &rule, generation, uf->sent_ms);
         worth_keeping = (int64_t)value.len <= rule.value[RULE_MAX_OBJECT];
         if (f->uf.as == UPSTREAM_STRING)

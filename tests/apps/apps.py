@@ -96,10 +96,13 @@ def run_node(server, script, names=(), limit=90, **env):
 
 # ---- servers
 
-def three(tiercel, redis_server):
-    """redis-server, Tiercel, and Tiercel with so little memory that objects go to disk."""
+def targets(tiercel, redis_server):
+    """redis-server, Tiercel, Tiercel with so little memory that objects go to disk, and Tiercel as a sidecar of another
+    redis-server."""
+    sidecar = tiercel(threads=2, upstream=redis_server(appendonly=True), upstream_timeout_ms=10000)
+    sidecar.wait_tiers(tier_upstream_state="up")
     return {"redis": redis_server(appendonly=True), "tiercel": tiercel(threads=4),
-            "small": tiercel(threads=4, maxmemory="2mb", maxmemory_policy="noeviction")}
+            "small": tiercel(threads=4, maxmemory="2mb", maxmemory_policy="noeviction"), "sidecar": sidecar}
 
 
 class Pressure:

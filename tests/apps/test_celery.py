@@ -68,7 +68,7 @@ class App:
 
 def on_each(tiercel, redis_server, tmp_path, scenario, **options):
     """The scenario with an application of its own on each server, one after another is too slow: at once."""
-    servers = apps.three(tiercel, redis_server)
+    servers = apps.targets(tiercel, redis_server)
     made = {server.port: App(server, tmp_path / name, **options) for name, server in servers.items()}
 
     def run(server):

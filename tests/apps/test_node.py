@@ -15,6 +15,6 @@ def packages():
 @pytest.mark.parametrize("script, env", [("bullmq.js", {}), ("ioredis.js", {}), ("node_redis.js", {"PROTO": "2"}),
                                          ("node_redis.js", {"PROTO": "3"})])
 def test_same_outcome_as_redis(tiercel, redis_server, script, env):
-    servers = apps.three(tiercel, redis_server)
+    servers = apps.targets(tiercel, redis_server)
     want = apps.compare(apps.on_each(servers, lambda server: apps.run_node(server, script, **env)))
     assert len(want) > 10

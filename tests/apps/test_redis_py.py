@@ -132,7 +132,8 @@ def pubsub(c):
     p.psubscribe(**{"n*": lambda m: got.append((m["pattern"], m["data"]))})
     thread = p.run_in_thread(sleep_time=0.01, daemon=True)
     wait_until(lambda: c.pubsub_numsub("news") == [("news", 1)] and c.pubsub_numpat() == 1, what="it is subscribed")
-    out = [c.publish("news", "one"), c.publish("other", "x"), c.pubsub_channels()]
+    out = [c.publish("news", "one"), c.publish("other", "x"),
+           [ch for ch in c.pubsub_channels() if ch != "__redis__:invalidate"]]  # an upstream's sidecars listen there
     wait_until(lambda: len(got) == 2, what="two messages")
     thread.stop()
     thread.join(5)
@@ -224,6 +225,6 @@ def everything(server):
 
 
 def test_same_outcome_as_redis(tiercel, redis_server):
-    want = apps.compare(apps.on_each(apps.three(tiercel, redis_server), everything))
+    want = apps.compare(apps.on_each(apps.targets(tiercel, redis_server), everything))
     assert want["pools"] == [0, "600", True, "600", "600"] and want["transactions"][-2:] == ["41", 2000]
     assert want["locks"][:2] == [0, "20"]

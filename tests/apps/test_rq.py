@@ -62,7 +62,7 @@ def ends(*jobs, status="finished"):
 
 
 def on_each(tiercel, redis_server, tmp_path, scenario):
-    servers = apps.three(tiercel, redis_server)
+    servers = apps.targets(tiercel, redis_server)
 
     def run(server):
         name = [n for n in servers if servers[n] is server][0]

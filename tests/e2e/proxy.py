@@ -10,7 +10,10 @@
     wire.bytes_up, wire.bytes_down
     wire.hang(where=...), wire.resume()  # connections stay, nothing passes; then all of it does
     wire.cut(where=...)                  # connections are reset; returns how many
+    wire.swallow(where=...)              # half-open from now on: connections stay, and their bytes are lost for ever
+    wire.drop(fn, where=...)             # replies and pushes for which fn(bytes) is true are left out
     wire.down(), wire.up()               # nobody listens, all are cut; back on the same port
+    wire.refuse()                        # nobody listens, and what is connected stays
     wire.connections                     # open ones: .commands, .saw(name), .bytes_up, ...
 
 "up" is from the client to the target, "down" is back. `where` is a predicate of a Connection;
@@ -32,6 +35,44 @@ def seen(*names):
 
 def unseen(*names):
     return lambda connection: not any(connection.saw(n) for n in names)
+
+
+class _Replies:
+    """Splits a stream of replies and pushes, so that some can be left out."""
+
+    def __init__(self):
+        self.buf = bytearray()
+
+    def feed(self, data):
+        """The whole ones, as bytes."""
+        self.buf += data
+        out, start = [], 0
+        while True:
+            end = self._end(start)
+            if end is None:
+                break
+            out.append(bytes(self.buf[start:end]))
+            start = end
+        del self.buf[:start]
+        return out
+
+    def _end(self, at):
+        todo = 1
+        while todo:
+            end = self.buf.find(b"\r\n", at)
+            if end < 0:
+                return None
+            kind, text, at = self.buf[at:at + 1], self.buf[at + 1:end], end + 2
+            todo -= 1
+            if kind in b"*~>" and text != b"-1":
+                todo += int(text)
+            elif kind in b"%|":
+                todo += 2 * int(text) + (kind == b"|")
+            elif kind in b"$=!" and text != b"-1":
+                at += int(text) + 2
+                if at > len(self.buf):
+                    return None
+        return at
 
 
 class _Commands:
@@ -112,6 +153,9 @@ class Connection:
         self.writers = []
         self.tasks = []
         self.parser = _Commands(self._found)
+        self.lost_up = self.lost_down = False
+        self.task = None  # asyncio itself keeps no task alive
+        self.replies = None
 
     def __str__(self):
         return "%d bytes up, %d down, %s" % (self.bytes_up, self.bytes_down, dict(self.names))
@@ -121,6 +165,8 @@ class Connection:
             return
         name = args[0].decode("latin-1").upper()
         self.names[name] += 1
+        if name == "CLIENT" and len(args) > 1:
+            self.names["CLIENT " + args[1].decode("latin-1").upper()] += 1
         self.commands.append((name,) + args[1:])
         self.proxy._count(name, args)
 
@@ -152,6 +198,7 @@ class Proxy:
         self._open = set()
         self._delays = []
         self._hangs = []
+        self._drops = []
         self._lock = threading.Lock()
         self._loop = None
         self._thread = None
@@ -205,6 +252,10 @@ class Proxy:
         self._run(self._close())
         self.cut()
 
+    def refuse(self):
+        """Nobody listens any more; connections stay."""
+        self._run(self._close())
+
     async def _listen(self):
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 18, backlog=1024)
 
@@ -231,6 +282,27 @@ class Proxy:
     def resume(self):
         with self._lock:
             self._hangs = []
+
+    def swallow(self, where=None, up=True, down=True):
+        """Bytes of these connections are lost from now on, and the connections stay; returns how many."""
+
+        async def work():
+            hit = [c for c in self._open if where is None or where(c)]
+            for c in hit:
+                c.lost_up |= up
+                c.lost_down |= down
+            return len(hit)
+
+        return self._run(work())
+
+    def drop(self, fn, where=None):
+        """Leaves out what comes back and fn(bytes of one reply or push) is true for, until restore()."""
+        with self._lock:
+            self._drops = self._drops + [(where, fn)]
+
+    def restore(self):
+        with self._lock:
+            self._drops = []
 
     def cut(self, where=None):
         """Resets connections; returns how many."""
@@ -296,6 +368,7 @@ class Proxy:
 
     async def _serve(self, reader, writer):
         connection = Connection(self)
+        connection.task = asyncio.current_task()
         self.accepted += 1
         connection.writers.append(writer)
         self._open.add(connection)
@@ -326,6 +399,15 @@ class Proxy:
             self.closed_bytes_up += connection.bytes_up
             self.closed_bytes_down += connection.bytes_down
 
+    def _filtered(self, connection, data):
+        """What of it is passed on. From the first rule on for this connection only whole replies are."""
+        rules = [fn for where, fn in self._drops if where is None or where(connection)]
+        if connection.replies is None:
+            if not rules:
+                return data
+            connection.replies = _Replies()
+        return b"".join(r for r in connection.replies.feed(data) if not any(fn(r) for fn in rules))
+
     async def _read(self, connection, source, queue, upwards):
         due = 0.0
         while True:
@@ -339,6 +421,9 @@ class Proxy:
                     connection.parser.feed(data)
                 else:
                     connection.bytes_down += len(data)
+                    data = self._filtered(connection, data)
+                    if not data:
+                        continue
             due = max(due, time.monotonic() + self._latency(connection, upwards))
             await queue.put((due, data))
             if not data:
@@ -352,6 +437,8 @@ class Proxy:
                 await asyncio.sleep(left)
             while self._hung(connection, upwards):
                 await asyncio.sleep(0.005)
+            if connection.lost_up if upwards else connection.lost_down:
+                continue  # half-open: not even its end is told
             if data is None:
                 raise ConnectionResetError
             if not data:

@@ -20,6 +20,7 @@ LAYERS = [
     ["resp", "object", "codec"],
     ["mem", "disk", "upstream"],
     ["tier"],
+    ["link"],  # bench/link, a program of its own: it takes nothing from the server
     ["hit_ratio"],  # bench/hit_ratio, a program of its own: it drives tier, and reads traces as loadgen does
     ["cmd"],
     ["net"],

@@ -642,14 +642,6 @@ void upstream_fetch(struct upstream *up, struct upstream_fetch *f)
     list_push_back(&up->fetches, &ff->link);
 }
 
-/* Nothing is passed through here. */
-void upstream_call(struct upstream *up, struct upstream_call *c, enum upstream_via via, int db, int argc,
-                   const struct slice *argv)
-{
-    (void)up, (void)via, (void)db, (void)argc, (void)argv;
-    c->done(c, ST_UNAVAILABLE, SLICE_NONE, false, false);
-}
-
 enum upstream_state upstream_state(const struct upstream *up)
 {
     return up->generation ? UPSTREAM_UP : UPSTREAM_DOWN;

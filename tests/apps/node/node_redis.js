@@ -88,7 +88,8 @@ const scenarios = {
         await sub.unsubscribe("news");
         await sub.pUnsubscribe("n?ws");
         await sub.sUnsubscribe("shard");
-        return { n, got: sort(got), both, after: await sub.ping(), channels: await pub.pubSubChannels() };
+        const channels = (await pub.pubSubChannels()).filter((name) => name !== "__redis__:invalidate"); // an upstream's sidecars listen there
+        return { n, got: sort(got), both, after: await sub.ping(), channels };
     },
 
     async transactions() {
