@@ -11,7 +11,7 @@ root=$stage/root
 
 rm -rf "$stage"
 mkdir -p "$root/DEBIAN" "$stage/debian"
-make --no-print-directory install BUILD="$out" PREFIX=/usr DESTDIR="$root" SYSTEMDDIR=/lib/systemd/system >/dev/null
+make --no-print-directory -o all install BUILD="$out" PREFIX=/usr DESTDIR="$root" SYSTEMDDIR=/lib/systemd/system >/dev/null
 strip --strip-unneeded "$root"/usr/bin/*
 gzip -9n "$root"/usr/share/man/man*/*
 

@@ -36,6 +36,7 @@ struct forward_pin {
     int outstanding; /* calls without an answer */
     struct upstream_call ask_id;
     int64_t id; /* of a blocking one, as the upstream counts clients; 0 = not known */
+    enum { UNBLOCK_NONE, UNBLOCK_TIMEOUT, UNBLOCK_ERROR } unblock; /* wanted before the id was known */
     bool lost;
     bool multi;       /* MULTI was sent ... */
     bool in_multi;    /* ... and answered */
@@ -474,6 +475,27 @@ static void remember_keys(struct forward_pin *fp, const struct command *cmd, int
 /* ---- CLIENT UNBLOCK ----
  * It is the upstream that unblocks, so that no element is on its way to a client that is told otherwise. */
 
+static void unblock_done(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
+{
+    (void)st; /* its client gets its own answer */
+    (void)reply;
+    (void)is_error;
+    (void)sent;
+    mem_free(MEM_CLIENT, call);
+}
+
+static void send_unblock(struct forward_pin *fp, bool error)
+{
+    char id[24];
+    int len = snprintf(id, sizeof(id), "%lld", (long long)fp->id);
+    struct slice argv[] = {SLICE_LIT("CLIENT"), SLICE_LIT("UNBLOCK"), SLICE(id, (size_t)len),
+                           error ? SLICE_LIT("ERROR") : SLICE_LIT("TIMEOUT")};
+    struct upstream_call *call = mem_calloc(MEM_CLIENT, sizeof(*call));
+
+    call->done = unblock_done;
+    upstream_call(tier_upstream(fp->s->w), call, UPSTREAM_RESP2, fp->s->db, 4, argv);
+}
+
 static void id_known(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
 {
     struct forward_pin *fp = LIST_ENTRY(call, struct forward_pin, ask_id);
@@ -481,6 +503,9 @@ static void id_known(struct upstream_call *call, enum status st, struct slice re
 
     if (st == ST_OK && !is_error && reply.len > 3 && reply.ptr[0] == ':')
         (void)num_parse_i64(SLICE(reply.ptr + 1, reply.len - 3), &fp->id);
+    if (fp->unblock != UNBLOCK_NONE && fp->id != 0)
+        send_unblock(fp, fp->unblock == UNBLOCK_ERROR);
+    fp->unblock = UNBLOCK_NONE;
 }
 
 /* In front of what blocks. */
@@ -492,28 +517,16 @@ static void ask_id(struct forward_pin *fp)
     upstream_pin_call(fp->pin, &fp->ask_id, false, 2, argv);
 }
 
-static void unblock_done(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
-{
-    (void)st; /* its client gets its own answer */
-    (void)reply;
-    (void)is_error;
-    (void)sent;
-    mem_free(MEM_CLIENT, call);
-}
-
 bool forward_unblock(struct session *s, bool error)
 {
     struct forward_pin *fp = s->pin;
-    char id[24];
 
-    if (!fp || fp->mode != PIN_BLOCKING || !(s->flags & SESSION_BLOCKED) || fp->id == 0)
+    if (!fp || fp->mode != PIN_BLOCKING || !(s->flags & SESSION_BLOCKED))
         return false;
-    int len = snprintf(id, sizeof(id), "%lld", (long long)fp->id);
-    struct slice argv[] = {SLICE_LIT("CLIENT"), SLICE_LIT("UNBLOCK"), SLICE(id, (size_t)len),
-                           error ? SLICE_LIT("ERROR") : SLICE_LIT("TIMEOUT")};
-    struct upstream_call *call = mem_calloc(MEM_CLIENT, sizeof(*call));
-    call->done = unblock_done;
-    upstream_call(tier_upstream(s->w), call, UPSTREAM_RESP2, s->db, 4, argv);
+    if (fp->id != 0)
+        send_unblock(fp, error);
+    else
+        fp->unblock = error ? UNBLOCK_ERROR : UNBLOCK_TIMEOUT; /* its id is on its way */
     return true;
 }
 
