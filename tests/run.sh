@@ -152,7 +152,7 @@ stage_asan() { sanitized asan address "$PYTEST_WORKERS"; }
 ONE_THREAD="acl base codec collections command_table conf function list object resp set_hash stream zset"
 stage_tsan() { sanitized tsan thread "$JOBS" "$ONE_THREAD" " and not sequential"; }
 
-stage_fuzz() { run_make FUZZ_SECONDS="${FUZZ_SECONDS:-10}" fuzz; }
+stage_fuzz() { run_make FUZZ_SECONDS="${FUZZ_SECONDS:-6}" fuzz; }
 
 # The load once more on a sanitizer build, and on more threads than there may be cores: soak_load NAME SAN
 soak_load() {

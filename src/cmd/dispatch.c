@@ -856,7 +856,7 @@ enum dispatch_rc dispatch_run(struct session *s, int argc, const struct slice *a
         if (s->flags & SESSION_SKIP_NEXT)
             s->flags = (s->flags & ~(uint32_t)SESSION_SKIP_NEXT) | SESSION_REPLY_SKIP;
     }
-    if (UNLIKELY(tracking)) {
+    if (UNLIKELY(tracking || s->flags & SESSION_TRACKING)) {
         tracking_end(s);
         if (rc == DISPATCH_DONE)
             tracking_answered(s, c.cmd);

@@ -4,7 +4,8 @@
 #include "tiercel/num.h"
 #include "tier_priv.h"
 
-#define TOUCH_SLOTS 4096  /* keys remembered by each worker; a power of two */
+#define TOUCH_SETS 1024 /* of TOUCH_WAYS keys, which each worker remembers */
+#define TOUCH_WAYS 4
 #define TOUCH_FETCH 2     /* reads until the value is asked for */
 #define TOUCH_AGAIN 64    /* more reads until it is asked for again, where that brought nothing */
 #define TOUCH_BYTES 16384 /* one more read for so many bytes, where the copy was dropped by a write */
@@ -25,20 +26,36 @@ struct want {
     char name[];
 };
 
-static struct touch *touch_slot(struct tier_worker *tw, uint64_t hash)
+/* NULL: it is not remembered. */
+static struct touch *touch_find(struct tier_worker *tw, uint64_t hash)
 {
     if (UNLIKELY(!tw->touches))
-        tw->touches = mem_calloc(MEM_OTHER, TOUCH_SLOTS * sizeof(*tw->touches));
-    return &tw->touches[(hash >> 32) % TOUCH_SLOTS];
+        tw->touches = mem_calloc(MEM_OTHER, TOUCH_SETS * TOUCH_WAYS * sizeof(*tw->touches));
+    struct touch *set = &tw->touches[(hash >> 32) % TOUCH_SETS * TOUCH_WAYS];
+    for (int i = 0; i < TOUCH_WAYS; i++)
+        if (set[i].tag == (uint32_t)hash && set[i].left != 0)
+            return &set[i];
+    return NULL;
+}
+
+/* In the place of any of its set: two keys that are read by turns must not drive each other out for ever. */
+static struct touch *touch_add(struct worker *w, uint64_t hash)
+{
+    struct touch *t = touch_find(w->tier_worker, hash);
+
+    if (!t)
+        t = &w->tier_worker->touches[(hash >> 32) % TOUCH_SETS * TOUCH_WAYS + rng_next(&w->rng) % TOUCH_WAYS];
+    *t = (struct touch){.tag = (uint32_t)hash, .left = TOUCH_FETCH};
+    return t;
 }
 
 /* true: it is time to fetch it. */
 static bool touched(struct worker *w, uint64_t hash)
 {
-    struct touch *t = touch_slot(w->tier_worker, hash);
+    struct touch *t = touch_find(w->tier_worker, hash);
 
-    if (t->tag != (uint32_t)hash || t->left == 0)
-        *t = (struct touch){.tag = (uint32_t)hash, .left = TOUCH_FETCH};
+    if (!t)
+        t = touch_add(w, hash);
     if (t->quiet_until_s > w->now_ms / 1000)
         return false;
     if (--t->left > 0)
@@ -50,16 +67,15 @@ static bool touched(struct worker *w, uint64_t hash)
 void tier_want_unreadable(struct worker *w, uint64_t hash)
 {
     stats_inc(w->stats, STAT_tier_upstream_unreadable);
-    *touch_slot(w->tier_worker, hash) = (struct touch){
-        .tag = (uint32_t)hash, .left = TOUCH_FETCH, .quiet_until_s = (uint32_t)(w->now_ms / 1000) + UNREADABLE_S};
+    touch_add(w, hash)->quiet_until_s = (uint32_t)(w->now_ms / 1000) + UNREADABLE_S;
 }
 
 void tier_want_fetched(struct worker *w, uint64_t hash, size_t bytes)
 {
-    struct touch *t = touch_slot(w->tier_worker, hash);
+    struct touch *t = touch_find(w->tier_worker, hash);
     size_t left = TOUCH_FETCH + bytes / TOUCH_BYTES;
 
-    if (t->tag == (uint32_t)hash)
+    if (t)
         t->left = (uint16_t)(left < TOUCH_AGAIN ? left : TOUCH_AGAIN);
 }
 
@@ -71,9 +87,9 @@ void tier_want_over(struct worker *w)
 /* Its turn was in vain: at the next read. */
 static void postpone(struct worker *w, uint64_t hash)
 {
-    struct touch *t = touch_slot(w->tier_worker, hash);
+    struct touch *t = touch_find(w->tier_worker, hash);
 
-    if (t->tag == (uint32_t)hash)
+    if (t)
         t->left = 1;
 }
 

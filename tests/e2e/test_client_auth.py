@@ -7,6 +7,8 @@ import pytest
 from harness import RespError, wait_until
 from rawconn import RawConn
 
+pytestmark = pytest.mark.sequential
+
 
 @pytest.fixture
 def world(tiercel, redis_server, proxy):

@@ -175,6 +175,7 @@ def test_full_file_system(tiercel, mounted, leave):
     t.stop()
 
 
+@pytest.mark.sequential
 @pytest.mark.timeout(90)
 def test_a_small_file_system_is_enough_for_a_cache(tiercel, mounted):
     """What may be dropped makes room for what is new, though disk-max-size would allow more."""
@@ -230,6 +231,7 @@ def test_full_file_system_without_eviction(tiercel, mounted):
     t.stop()
 
 
+@pytest.mark.sequential
 @pytest.mark.timeout(60)
 def test_full_file_system_refuses_what_it_cannot_keep(tiercel, mounted):
     """appendfsync always: what is answered is on disk, so a write is refused as Redis does; reads go on."""

@@ -8,6 +8,8 @@ import redis
 from harness import RespError, parse, wait_until
 from rawconn import encode
 
+pytestmark = pytest.mark.sequential
+
 
 @pytest.fixture
 def trio(tiercel, redis_server, proxy):

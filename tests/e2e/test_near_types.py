@@ -35,6 +35,8 @@ READS = [
 ]
 SORTED = ["SMEMBERS s", "SINTER s s2", "SUNION s s2", "SDIFF s s2", "SRANDMEMBER s 3", "ZRANDMEMBER z 3"]
 
+pytestmark = pytest.mark.sequential
+
 
 def raw(c, command):
     reply = parse(c.pipeline(command if isinstance(command, tuple) else tuple(command.split()))[0])
@@ -178,6 +180,7 @@ def test_without_memory_usage(tiercel, redis_server, proxy):
     bring(t, "LLEN l")
 
 
+@pytest.mark.heavy
 def test_fields_that_expire_pass_through(tiercel, redis_server):
     """A hash that only a Redis 7.4 or another Tiercel has."""
     up = tiercel()

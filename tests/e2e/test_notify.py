@@ -332,6 +332,7 @@ def demoted(t, n=12000, **options):
     return c
 
 
+@pytest.mark.sequential
 @pytest.mark.timeout(120)
 def test_expired_on_disk(tiercel):
     """Once for each key, whether somebody asks for it, overwrites it or nobody does."""

@@ -75,6 +75,7 @@ def test_rules_of_a_file_and_rewrite(tiercel, redis_server, tmp_path):
 
 # ---- freshness
 
+@pytest.mark.sequential
 def test_stale_while_revalidate_hides_the_latency(trio):
     up, wire, t = trio
     rule(t, "hot*", "ttl=1s", "stale-while-revalidate=1m")
@@ -133,6 +134,7 @@ def test_past_the_window_a_read_waits_for_a_fetch(trio):
     assert wire.count("GET") == 2 and t.tiers()["tier_refreshes"] == 0
 
 
+@pytest.mark.sequential
 def test_ttl_tells_the_upstreams_truth(trio):
     up, wire, t = trio
     rule(t, "k*", "ttl=200ms", "stale-while-revalidate=1m")
@@ -149,6 +151,7 @@ def test_ttl_tells_the_upstreams_truth(trio):
     assert c.get("k") is None, "stale-while-revalidate does not outlive the key itself"
 
 
+@pytest.mark.sequential
 def test_jitter_spreads_the_ends(trio):
     up, wire, t = trio
     rule(t, "j*", "ttl=4s", "ttl-jitter=100")
@@ -162,6 +165,7 @@ def test_jitter_spreads_the_ends(trio):
     assert 10 <= wire.count("GET") <= 90, "some have ended after half of the ttl, others not"
 
 
+@pytest.mark.sequential
 def test_an_invalidation_during_a_refresh_wins(trio):
     up, wire, t = trio
     rule(t, "k*", "ttl=200ms", "stale-while-revalidate=1m")
@@ -192,6 +196,7 @@ def test_own_writes_drop_copies_whatever_their_freshness(trio):
         assert c.incr("k") == i + 1 and c.get("k") == b"%d" % (i + 1)
 
 
+@pytest.mark.sequential
 @pytest.mark.timeout(60)
 def test_a_refresh_that_fails_is_not_tried_at_every_hit(trio):
     up, wire, t = trio
@@ -215,6 +220,7 @@ def test_a_refresh_that_fails_is_not_tried_at_every_hit(trio):
     assert c.get("short") == b"v"
 
 
+@pytest.mark.sequential
 @pytest.mark.timeout(60)
 def test_stale_if_error_by_rule(trio):
     up, wire, t = trio
@@ -235,6 +241,7 @@ def test_stale_if_error_by_rule(trio):
     wait_until(lambda: t.call("MGET", "never", "short", "long") == [b"v"] * 3, timeout=5)
 
 
+@pytest.mark.sequential
 def test_negative_ttl_by_rule(trio):
     up, wire, t = trio
     rule(t, "none*", "negative-ttl=0")

@@ -21,6 +21,7 @@ def by_weight(rows=N):
     return sorted(range(N), key=lambda i: (i * 7919) % N)[:rows]
 
 
+@pytest.mark.sequential
 @pytest.mark.timeout(120)
 def test_weights_on_disk(tiercel):
     t, c = on_disk(tiercel)

@@ -102,6 +102,7 @@ def test_a_small_memory_and_all_kinds_of_use(tiercel):
     assert t.client().dbsize() == len(model)
 
 
+@pytest.mark.sequential
 def test_expiry_is_kept_on_disk(tiercel):
     t = tiercel(maxmemory="2mb")
     c = t.client()
@@ -200,6 +201,7 @@ def test_kill_in_the_middle_of_writes(tiercel):
             assert got in want, "%s has a value of nobody: %r" % (k, got and got[:40])
 
 
+@pytest.mark.sequential
 @pytest.mark.timeout(120)
 def test_disk_max_size_drops_the_oldest(tiercel):
     t = tiercel(maxmemory="4mb", disk_max_size="16mb")

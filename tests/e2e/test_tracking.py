@@ -190,6 +190,10 @@ SCENES = {
         ("b", [("CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP", "PREFIX", "k"), ("SET", "k1", "1"), ("SET", "x", "1")]),
         ("a", [("SET", "k2", "1")]),
     ],
+    "no loop, from within a transaction": [
+        ("a", [("SET", "k", "1"), ("MULTI",), ("CLIENT", "TRACKING", "ON", "NOLOOP"), ("GET", "k"), ("SET", "k", "2"), ("EXEC",)]),
+        ("a", [("MULTI",), ("CLIENT", "TRACKING", "OFF"), ("CLIENT", "TRACKING", "ON"), ("GET", "k"), ("SET", "k", "3"), ("EXEC",)]),
+    ],
     "redirection": [
         ("c", [("CLIENT", "TRACKING", "ON"), ("GET", "k")]),
         ("b", [("SET", "k", "1")]),

@@ -11,6 +11,8 @@ from rawconn import encode
 
 INVAL = seen("SUBSCRIBE")
 
+pytestmark = pytest.mark.sequential
+
 
 def is_fetch(connection):
     """It has asked for tracking."""
