@@ -183,9 +183,11 @@ struct upstream_auth {
  * the reply (ST_OK, is_error, not sent) of all calls that wait for the connection; then it is lost. */
 struct upstream_pin *upstream_pin_create(struct upstream *up, enum upstream_pin_kind kind, int proto, int db,
                                          const struct upstream_pin_events *ev, const struct upstream_auth *auth);
-/* No deadline when `blocking`. (P)SUBSCRIBE and friends: done() gets the first confirmation,
+/* wait_ms: how long the upstream may let it wait, as a blocking command asks for, beside the deadline of any answer; 0 = not
+ * at all, UPSTREAM_WAIT_EVER = no deadline. (P)SUBSCRIBE and friends: done() gets the first confirmation,
  * push() the rest. A reply that no call waits for (MONITOR) goes to push() too. */
-void upstream_pin_call(struct upstream_pin *pin, struct upstream_call *c, bool blocking, int argc,
+#define UPSTREAM_WAIT_EVER (-1)
+void upstream_pin_call(struct upstream_pin *pin, struct upstream_call *c, int64_t wait_ms, int argc,
                        const struct slice *argv);
 /* Closes the connection, or RESETs and keeps it for the next pin when nothing is outstanding;
  * outstanding calls get ST_CANCELLED first. No call of this pin's events comes after it. */

@@ -301,7 +301,7 @@ static void login(struct call *c, const struct upstream_auth *as, int proto)
     l->as = *as;
     l->proto = proto;
     l->p = call_suspend(c, &login_ops, l);
-    upstream_pin_call(cp->pin, &l->call, false, 1, &ping);
+    upstream_pin_call(cp->pin, &l->call, 0, 1, &ping);
 }
 
 static bool copy_text(char *to, size_t size, struct slice from)
@@ -630,7 +630,8 @@ static enum dispatch_rc own_send(struct call *c)
         s->flags |= SESSION_BLOCKED;
     stats_inc(c->w->stats, STAT_tier_upstream_requests);
     a->outstanding++;
-    upstream_pin_call(a->cp->pin, &f->call, f->blocking, f->p->argc, f->p->argv);
+    upstream_pin_call(a->cp->pin, &f->call, f->blocking ? forward_wait_ms(c->cmd, c->argc, c->argv) : 0, f->p->argc,
+                      f->p->argv);
     return DISPATCH_LATER;
 }
 

@@ -298,6 +298,7 @@ enum dispatch_rc near_missed(struct call *c);
 bool near_retry(struct parked *p, const struct command *cmd);
 bool forward_writes(const struct command *cmd); /* it may change keys; NULL: unknown */
 bool forward_blocks(const struct command *cmd, int argc, const struct slice *argv);
+int64_t forward_wait_ms(const struct command *cmd, int argc, const struct slice *argv); /* of upstream_pin_call() */
 bool forward_changes_all(const struct command *cmd);
 /* fn for each key that the write may change. */
 void forward_each_written(struct worker *w, const struct command *cmd, int db, int argc, const struct slice *argv,

@@ -118,6 +118,25 @@ static bool blocks(const struct command *cmd, int argc, const struct slice *argv
     return cmd ? cmd->flags & CMD_BLOCKING : blocks_by_name(argv[0]) || blocks_by_option(argc, argv);
 }
 
+/* How long a command that blocks asks to wait: upstream_pin_call(). What cannot be read the upstream refuses at once. */
+static int64_t wait_ms_of(int argc, const struct slice *argv)
+{
+    int arg = slice_is(argv[0], "blmpop") || slice_is(argv[0], "bzmpop") ? 1 : argc - 1;
+    int64_t unit = 1000;
+    long double n;
+
+    for (int i = 1; blocks_by_option(argc, argv) && i + 1 < argc; i++) {
+        if (slice_is(argv[i], "block")) {
+            arg = i + 1;
+            unit = 1;
+            break;
+        }
+    }
+    if (!num_parse_f64(argv[arg], &n) || n <= 0 || n * (long double)unit >= 0x1p62L)
+        return UPSTREAM_WAIT_EVER;
+    return (int64_t)(n * (long double)unit) + 1;
+}
+
 /* The database that a SELECT names; -1: none of ours. */
 static int selected_db(const struct session *s, int argc, const struct slice *argv)
 {
@@ -514,7 +533,7 @@ static void ask_id(struct forward_pin *fp)
     static const struct slice argv[] = {{"CLIENT", 6}, {"ID", 2}};
 
     fp->ask_id.done = id_known;
-    upstream_pin_call(fp->pin, &fp->ask_id, false, 2, argv);
+    upstream_pin_call(fp->pin, &fp->ask_id, 0, 2, argv);
 }
 
 bool forward_unblock(struct session *s, bool error)
@@ -593,7 +612,7 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
         set_blocked(s, true);
     if (fp->mode == PIN_BLOCKING)
         ask_id(fp);
-    upstream_pin_call(fp->pin, &f->call, f->blocking, f->p->argc, f->p->argv);
+    upstream_pin_call(fp->pin, &f->call, f->blocking ? wait_ms_of(c->argc, c->argv) : 0, f->p->argc, f->p->argv);
     return DISPATCH_LATER;
 }
 
@@ -611,6 +630,11 @@ bool forward_writes(const struct command *cmd)
 bool forward_blocks(const struct command *cmd, int argc, const struct slice *argv)
 {
     return blocks(cmd, argc, argv);
+}
+
+int64_t forward_wait_ms(const struct command *cmd, int argc, const struct slice *argv)
+{
+    return blocks(cmd, argc, argv) ? wait_ms_of(argc, argv) : 0;
 }
 
 bool forward_changes_all(const struct command *cmd)

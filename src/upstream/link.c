@@ -170,10 +170,15 @@ static void link_arm(struct link *ln, struct slot *s)
         ln->ping_ms = clock_mono_ms();
         return;
     }
-    if (s->blocking)
+    if (s->wait_ms < 0)
         return;
     s->deadline_ms = clock_mono_ms() + ln->up->opt.timeout_ms;
-    list_push_back(&ln->due, &s->due); /* equal lengths: in order */
+    if (__builtin_add_overflow(s->deadline_ms, s->wait_ms, &s->deadline_ms))
+        return;
+    struct list *after = ln->due.prev; /* most have equal lengths and come in order */
+    while (after != &ln->due && LIST_ENTRY(after, struct slot, due)->deadline_ms > s->deadline_ms)
+        after = after->prev;
+    list_push_front(after, &s->due);
     upstream_wake(ln->up, s->deadline_ms);
 }
 
@@ -569,7 +574,7 @@ void link_addresses_here(struct link *ln, const char *error)
 
 static bool link_owes(const struct link *ln)
 {
-    return !list_empty(&ln->sent) && !LIST_ENTRY(ln->sent.next, struct slot, queue)->blocking;
+    return !list_empty(&ln->sent) && !LIST_ENTRY(ln->sent.next, struct slot, queue)->wait_ms == 0;
 }
 
 int64_t link_next_due(const struct link *ln)

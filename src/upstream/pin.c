@@ -360,7 +360,7 @@ struct upstream_pin *upstream_pin_create(struct upstream *up, enum upstream_pin_
     return pin;
 }
 
-void upstream_pin_call(struct upstream_pin *pin, struct upstream_call *c, bool blocking, int argc,
+void upstream_pin_call(struct upstream_pin *pin, struct upstream_call *c, int64_t wait_ms, int argc,
                        const struct slice *argv)
 {
     struct link *ln = &pin->ln;
@@ -371,7 +371,7 @@ void upstream_pin_call(struct upstream_pin *pin, struct upstream_call *c, bool b
     /* Once its database is selected the connection's is the client's own affair. */
     struct slot *s = slot_new(SLOT_CALL, pin->db);
     s->u.call = c;
-    s->blocking = blocking;
+    s->wait_ms = wait_ms;
     if (kind)
         s->subscribes = argc > 1 ? argc - 1 : -1;
     if (up->destroyed || pin->lost || link_full(ln) || breaker_refuses(up)) {

@@ -135,8 +135,8 @@ struct slot {
     int db; /* -1 = whatever the connection's is */
     bool select_first;
     bool sent;
-    bool answered; /* its deadline passed: what comes is thrown away */
-    bool blocking;
+    bool answered;       /* its deadline passed: what comes is thrown away */
+    int64_t wait_ms;     /* see upstream_pin_call() */
     bool breaks_db;      /* the command changes the connection's database */
     bool tracked;        /* a call whose keys the upstream is to watch */
     bool again;          /* a fence in broadcast mode: the first of its PINGs was answered */

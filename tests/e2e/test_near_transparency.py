@@ -1,4 +1,5 @@
 """What is passed on as it is: blocking, shard channels, databases, and CACHE FLUSH, which is about this server."""
+import select
 import threading
 import time
 
@@ -6,6 +7,7 @@ import pytest
 import redis
 
 from harness import RespError, parse, wait_until
+from proxy import seen
 from rawconn import encode
 
 pytestmark = pytest.mark.sequential
@@ -160,3 +162,22 @@ def test_whole_key_space(trio):
     assert c.get("k1") == b"v"
     c.flushdb()
     assert c.get("k1") is None and u.dbsize() == 0
+
+
+def test_a_blocking_command_has_its_own_deadline_and_that_of_any_answer(trio):
+    up, wire, t = trio
+    with t.raw() as c:
+        for command in ("BLPOP none 0.2", "BLMPOP 0.2 1 none LEFT", "XREAD COUNT 1 BLOCK 200 STREAMS none $",
+                        "BLMOVE none other LEFT LEFT 0.2"):
+            assert c.call(*command.split()) == b"*-1\r\n", command
+        for command in ("BLPOP none 0.5", "XREAD BLOCK 500 STREAMS none $"):
+            c.send(encode(*command.split()))
+            wait_until(lambda: blocked(up) == 1)
+            wire.hang(where=seen("BLPOP", "XREAD"))
+            assert c.read_reply().startswith(b"-UPSTREAMTIMEOUT")
+            wire.resume()
+            wait_until(lambda: blocked(up) == 0)
+        c.send(encode("BLPOP", "none", "0"))  # waits as long as it is told to
+        assert not select.select([c.sock], [], [], 2)[0]
+        up.call("RPUSH", "none", "x")
+        assert parse(c.read_reply()) == [b"none", b"x"]

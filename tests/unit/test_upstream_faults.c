@@ -438,7 +438,7 @@ static void test_destroy_in_callbacks(void **state)
         if (i % 4 < 2)
             upstream_call(w.up, &s.c, UPSTREAM_RESP2, 0, 1, argv);
         else
-            upstream_pin_call(p.pin, &s.c, false, 1, argv);
+            upstream_pin_call(p.pin, &s.c, 0, 1, argv);
         call_start(&w, &after, 0, "PING");
         fetch_start(&w, &f, 0, "k");
         WAIT_FOR(&w, 2000, !w.up);

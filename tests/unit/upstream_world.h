@@ -434,7 +434,7 @@ static __attribute__((unused)) void pin_start(struct pinned *p, struct called *r
     struct slice argv[16];
     memset(r, 0, sizeof(*r));
     r->c.done = on_called;
-    upstream_pin_call(p->pin, &r->c, blocking, split(command, argv), argv);
+    upstream_pin_call(p->pin, &r->c, blocking ? UPSTREAM_WAIT_EVER : 0, split(command, argv), argv);
 }
 
 static __attribute__((unused)) void expect_pin(struct pinned *p, const char *command, const char *reply)
