@@ -574,7 +574,7 @@ void link_addresses_here(struct link *ln, const char *error)
 
 static bool link_owes(const struct link *ln)
 {
-    return !list_empty(&ln->sent) && !LIST_ENTRY(ln->sent.next, struct slot, queue)->wait_ms == 0;
+    return !list_empty(&ln->sent) && LIST_ENTRY(ln->sent.next, struct slot, queue)->wait_ms == 0;
 }
 
 int64_t link_next_due(const struct link *ln)
