@@ -175,7 +175,6 @@ void tracking_set(struct session *s, unsigned mode, uint64_t redirect)
     pthread_mutex_unlock(&shard->client_lock);
     if (is) {
         s->flags |= SESSION_TRACKING;
-        tracking_begin(s); /* what the rest of its EXEC changes is its own */
     } else {
         s->flags &= ~(uint32_t)(SESSION_TRACKING | SESSION_CACHING);
         if (was)

@@ -144,6 +144,7 @@ static void turn_on(struct call *c, const struct options *o)
     if (!(atomic_load(&tr->mode) & TRACKING_ON)) /* what is on its way was done before */
         inbox_drain(c->w, inbox_within(c));
     tracking_set(c->s, o->mode | TRACKING_ON, o->redirect);
+    tracking_begin(c->s); /* what the rest of its EXEC changes is its own */
     if (o->mode & TRACKING_BCAST && o->nprefixes == 0)
         prefix_add(tr, SLICE_LIT(""));
     for (int i = 0; i < o->nprefixes; i++)
