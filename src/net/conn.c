@@ -27,8 +27,7 @@
  * really came (or INPUT_STEP): announcing 512 MB costs nobody 512 MB. */
 #define INPUT_GROWTH 4
 #define INPUT_STEP ((size_t)1 << 20)
-#define INPUT_ROOM ((size_t)16 << 10) /* the least to read into */
-#define INPUT_KEEP ((size_t)4 << 10)  /* an empty buffer of at most this is kept until the next tick */
+#define INPUT_KEEP ((size_t)4 << 10) /* an empty buffer of at most this is kept until the next tick */
 #define INLINE_MAX ((int64_t)64 << 10)
 
 #ifndef MSG_NOSIGNAL
@@ -228,7 +227,7 @@ static void input_compact(struct conn *c)
 /* How much to read next: the rest of a large argument at once, as far as it is credible. */
 static size_t input_wanted(const struct conn *c)
 {
-    size_t have = conn_unparsed(c), most = have * INPUT_GROWTH, want = INPUT_ROOM;
+    size_t have = conn_unparsed(c), most = have * INPUT_GROWTH, want = NET_READ_LEAST;
     if (most < INPUT_STEP)
         most = INPUT_STEP;
     if (c->parser.need > have + want)
@@ -241,7 +240,7 @@ static size_t input_wanted(const struct conn *c)
 static void input_reserve(struct conn *c)
 {
     size_t want = input_wanted(c);
-    if (c->in.cap - c->in.len >= INPUT_ROOM && c->in.cap - c->in.len >= want / 2)
+    if (c->in.cap - c->in.len >= NET_READ_LEAST && c->in.cap - c->in.len >= want / 2)
         return;
     /* What is moved is not more than what was consumed since the last time. */
     if (c->in_pos >= conn_unparsed(c))

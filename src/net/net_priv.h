@@ -24,6 +24,7 @@ struct ssl_ctx_st;
  * the next read; a longer one has grown a buffer of its own. */
 #define NET_READ_BYTES ((size_t)80 << 10) /* a value of 64 KB with its command, too */
 #define NET_READ_HEAD ((size_t)16 << 10)
+#define NET_READ_LEAST ((size_t)16 << 10) /* room for each read: a whole TLS record */
 /* A connection's turn: requests of this many bytes, then the others come first. */
 #define NET_TURN_BYTES (NET_READ_HEAD + NET_READ_BYTES)
 /* Replies above this that the socket does not take stop the connection's requests. */
@@ -162,7 +163,7 @@ struct ssl_st *tls_open(struct net *net, int fd); /* NULL: out of memory. The ha
 void tls_close(struct ssl_st *ssl);               /* not the descriptor */
 bool tls_established(const struct ssl_st *ssl);   /* before that nothing is to be written */
 bool tls_wants_write(const struct ssl_st *ssl);   /* its handshake waits until the socket takes more */
-/* room: at least INPUT_ROOM. All that was decrypted is taken, so whatever is left is in the socket. EPROTO: told in the log. */
+/* room: at least NET_READ_LEAST. All that was decrypted is taken, so whatever is left is in the socket. EPROTO: told in the log. */
 ssize_t tls_read(struct ssl_st *ssl, void *to, size_t room);
 ssize_t tls_peek(struct ssl_st *ssl, void *to, size_t room);
 void tls_take(struct ssl_st *ssl, void *to, size_t len); /* what was peeked at */

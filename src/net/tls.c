@@ -17,6 +17,7 @@
 #define ERR_MAX 256
 /* The payload of a record: less room than that would leave decrypted bytes with OpenSSL, where no poll sees them. */
 #define RECORD_MAX SSL3_RT_MAX_PLAIN_LENGTH
+_Static_assert(NET_READ_LEAST >= RECORD_MAX && NET_READ_BYTES >= RECORD_MAX, "a read takes a whole record");
 
 /* ---- the context ------------------------------------------------------------------------- */
 
