@@ -921,7 +921,7 @@ static void check_all_durable(void)
 {
     uint64_t cursor = 0;
 
-    disk_sync(wd->disk, 1000);
+    CHECK(disk_sync(wd->disk, 60000) == ST_OK);
     do
         tier_scan_step(world_worker(wd, 0), false, cursor, &cursor, durable_object, durable_slot, NULL);
     while (cursor != 0);
