@@ -522,6 +522,8 @@ static void id_known(struct upstream_call *call, enum status st, struct slice re
 
     if (st == ST_OK && !is_error && reply.len > 3 && reply.ptr[0] == ':')
         (void)num_parse_i64(SLICE(reply.ptr + 1, reply.len - 3), &fp->id);
+    if (st == ST_OK && fp->outstanding > 0) /* what came with the question has been executed there, and waits */
+        set_blocked(fp->s, true);
     if (fp->unblock != UNBLOCK_NONE && fp->id != 0)
         send_unblock(fp, fp->unblock == UNBLOCK_ERROR);
     fp->unblock = UNBLOCK_NONE;
@@ -540,7 +542,7 @@ bool forward_unblock(struct session *s, bool error)
 {
     struct forward_pin *fp = s->pin;
 
-    if (!fp || fp->mode != PIN_BLOCKING || !(s->flags & SESSION_BLOCKED))
+    if (!fp || fp->mode != PIN_BLOCKING || fp->outstanding == 0)
         return false;
     if (fp->id != 0)
         send_unblock(fp, error);
@@ -608,10 +610,10 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     }
     if (fp->mode != PIN_MULTI || f->blocking)
         f->p->state = PARKED_LATER; /* those behind it wait for its answer */
-    if (f->blocking)
-        set_blocked(s, true);
     if (fp->mode == PIN_BLOCKING)
         ask_id(fp);
+    else if (f->blocking)
+        set_blocked(s, true);
     upstream_pin_call(fp->pin, &f->call, f->blocking ? wait_ms_of(c->argc, c->argv) : 0, f->p->argc, f->p->argv);
     return DISPATCH_LATER;
 }
