@@ -196,7 +196,7 @@ def test_own_writes_drop_copies_whatever_their_freshness(trio):
         assert c.incr("k") == i + 1 and c.get("k") == b"%d" % (i + 1)
 
 
-@pytest.mark.sequential
+@pytest.mark.heavy
 @pytest.mark.timeout(60)
 def test_a_refresh_that_fails_is_not_tried_at_every_hit(trio):
     up, wire, t = trio
@@ -220,7 +220,7 @@ def test_a_refresh_that_fails_is_not_tried_at_every_hit(trio):
     assert c.get("short") == b"v"
 
 
-@pytest.mark.sequential
+@pytest.mark.heavy
 @pytest.mark.timeout(60)
 def test_stale_if_error_by_rule(trio):
     up, wire, t = trio

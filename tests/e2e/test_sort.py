@@ -1,6 +1,8 @@
 """SORT by keys that are on disk, in all the ways a command can be called; and what a lone node answers."""
 import pytest
 
+from harness import wait_until
+
 N = 3000
 
 
@@ -56,10 +58,9 @@ def test_a_list_that_is_stored_serves_who_waits_for_it(tiercel):
     t = tiercel()
     with t.raw() as waiting, t.raw() as c:
         c.call("SADD", "s", "3", "1", "2")
-        waiting.send_command("BLPOP", "out", "5")
-        c.call("PING")
-        while c.call("SORT", "s", "STORE", "out") != b":3\r\n" or c.call("LLEN", "out") == b":3\r\n":
-            pass
+        waiting.send_command("BLPOP", "out", "0")
+        wait_until(lambda: t.info("clients")["blocked_clients"] == 1, what="it waits")
+        assert c.call("SORT", "s", "STORE", "out") == b":3\r\n" and c.call("LLEN", "out") == b":2\r\n"
         assert waiting.read_reply() == b"*2\r\n$3\r\nout\r\n$1\r\n1\r\n"
         assert c.call("SORT", "none", "STORE", "out") == b":0\r\n"
         assert c.call("EXISTS", "out") == b":0\r\n"

@@ -5,7 +5,7 @@ import time
 import pytest
 import redis
 
-from harness import wait_until
+from harness import scaled, wait_until
 from proxy import seen
 from rawconn import encode
 
@@ -37,6 +37,7 @@ def test_the_bound_does_not_depend_on_the_timeout(tiercel, redis_server):
     assert t.tiers()["coherence_bound_ms"] <= 1100
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("which", ["inval", "fetch"])
 @pytest.mark.timeout(60)
 def test_a_half_open_connection_is_found_within_the_bound(tiercel, redis_server, proxy, which):
@@ -133,6 +134,7 @@ def test_broadcast_keeps_the_prefixes_and_nothing_else(tiercel, redis_server, pr
     t.wait_tiers(coherence_mode="broadcast")
     c, foreign = t.client(), up.client()
     foreign.mset({"a:1": "x", "b:1": "y", "c:1": "z"})
+    time.sleep(scaled(0.2))  # both threads have been told of that
     for _ in range(3):
         assert c.mget("a:1", "b:1", "c:1") == [b"x", b"y", b"z"]
     counts = wire.count_keys("GET")
