@@ -155,6 +155,8 @@ def killed(app):
     first = app.worker(name="first")
     results = [app.task("slow").delay("kill%d" % i, 20 if i < 2 else 0) for i in range(4)]
     wait_until(lambda: app.runs("kill0") and app.runs("kill1"), timeout=LIMIT, what="two tasks run")
+    # What a worker has popped and not noted yet when it is killed is lost, on any server.
+    wait_until(lambda: app.server.client().hlen("unacked") == 4, timeout=LIMIT, what="all tasks are taken and noted")
     first.kill9()
     unacked = app.server.client().hlen("unacked")
     time.sleep(2.5)  # a worker looks for what was not acknowledged in time when it starts, and every 100 s
