@@ -49,11 +49,12 @@ static void fence_answered(struct upstream_fence *uf, enum status st)
     struct tier_worker *tw = LIST_ENTRY(uf, struct tier_worker, fence);
     struct list now, *l;
 
-    if (st != ST_OK)
+    if (st != ST_OK) {
         fence_failed(tw->w->tier, tw->w->id);
-    /* It could not even be asked, and copies go on being vouched for: none of them is sure. */
-    if (st != ST_OK && tw->up && tw->fence_generation != 0 && upstream_generation(tw->up) == tw->fence_generation)
-        tier_forget_all_upstream(tw->w);
+        /* They go on being vouched for, or will be again when a link that is late answers (pair.c): none of them is sure. */
+        if (tw->up)
+            tier_forget_all_upstream(tw->w);
+    }
     list_init(&now);
     list_splice(&now, &tw->fence_now);
     tw->fencing = false;
@@ -69,7 +70,6 @@ static void fence_ask(struct tier_worker *tw)
     tw->fencing = true;
     list_splice(&tw->fence_now, &tw->fence_next);
     tw->fence.done = fence_answered;
-    tw->fence_generation = tw->up ? upstream_generation(tw->up) : 0;
     if (tw->up)
         upstream_fence(tw->up, &tw->fence);
     else

@@ -78,7 +78,6 @@ struct tier_worker {
     _Atomic bool sync_posted;
     struct list fence_next, fence_now; /* struct fence_part: to ask for, asked for (fence.c) */
     struct upstream_fence fence;
-    uint32_t fence_generation; /* when it was asked */
     bool fencing;
     struct touch *touches; /* want.c; NULL until used */
     unsigned wants;        /* background fetches under way */
