@@ -128,10 +128,8 @@ struct tier {
     _Atomic unsigned events; /* enum tier_events: tier_set_events() */
     void *change_arg;
     struct worker **workers;
-    _Atomic uint32_t *generation;        /* [nworkers]; 0 = none now */
-    _Atomic int64_t *lost_ms;            /* [nworkers] when the last one ended, wall */
-    _Atomic uint32_t *newest_generation; /* [nworkers] the last that began */
-    _Atomic uint32_t *stale_from;        /* [nworkers] copies of older ones are not served stale (fence.c) */
+    _Atomic uint32_t *generation;                    /* [nworkers]; 0 = none now */
+    _Atomic int64_t *lost_ms;                        /* [nworkers] when the last one ended, wall */
     _Atomic int64_t inflight_urgent, inflight_ahead; /* bytes of requests that wait, see tier_fault() */
     _Atomic int64_t demoting_bytes, tracked_keys;
     _Atomic int64_t fetched_size; /* running mean of fetched objects, bytes */

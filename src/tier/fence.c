@@ -37,24 +37,15 @@ static void fence_settle(struct fence *f)
 
 static void fence_ask(struct tier_worker *tw);
 
-/* Its link is gone: what was done there may have changed copies that are suspects now, and nobody will tell. Who waits for
- * the fence must not be served them as stale ones either. */
-static void fence_failed(struct tier *t, int worker)
-{
-    atomic_store(&t->stale_from[worker], atomic_load(&t->newest_generation[worker]) + 1);
-}
-
 static void fence_answered(struct upstream_fence *uf, enum status st)
 {
     struct tier_worker *tw = LIST_ENTRY(uf, struct tier_worker, fence);
     struct list now, *l;
 
-    if (st != ST_OK) {
-        fence_failed(tw->w->tier, tw->w->id);
-        /* They go on being vouched for, or will be again when a link that is late answers (pair.c): none of them is sure. */
-        if (tw->up)
-            tier_forget_all_upstream(tw->w);
-    }
+    /* What was done there may have changed copies that go on being vouched for, will be again when a link that is late answers
+     * (pair.c), or may be served stale: who waits for the fence must not be served any of them. */
+    if (st != ST_OK && tw->up)
+        tier_forget_all_upstream(tw->w);
     list_init(&now);
     list_splice(&now, &tw->fence_now);
     tw->fencing = false;

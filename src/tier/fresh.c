@@ -108,8 +108,7 @@ bool tier_stale_allowed(struct worker *w, const struct object *o)
         age = -left - v.value[RULE_STALE_REFRESH];
     } else {
         int64_t lost = atomic_load_explicit(&t->lost_ms[worker], memory_order_relaxed);
-        uint32_t barred = atomic_load_explicit(&t->stale_from[worker], memory_order_relaxed);
-        if (lost == 0 || (barred != 0 && tier_origin_older(origin, barred)))
+        if (lost == 0)
             return false;
         tier_rules(w, object_key(o), &v);
         age = w->now_ms - lost; /* now_ms may be older than the loss */

@@ -70,8 +70,6 @@ struct tier *tier_create(const struct tier_options *opt, const struct conf *conf
     t->workers = mem_calloc(MEM_OTHER, n * sizeof(*t->workers));
     t->generation = mem_calloc(MEM_OTHER, n * sizeof(*t->generation));
     t->lost_ms = mem_calloc(MEM_OTHER, n * sizeof(*t->lost_ms));
-    t->newest_generation = mem_calloc(MEM_OTHER, n * sizeof(*t->newest_generation));
-    t->stale_from = mem_calloc(MEM_OTHER, n * sizeof(*t->stale_from));
     t->disk_stats = stats_block_create();
     t->policy = tier_policy_create();
     buf_init(&t->paying_serial, MEM_OTHER);
@@ -137,8 +135,6 @@ void tier_destroy(struct tier *t)
     mem_free(MEM_OTHER, t->workers);
     mem_free(MEM_OTHER, (void *)t->generation);
     mem_free(MEM_OTHER, (void *)t->lost_ms);
-    mem_free(MEM_OTHER, (void *)t->newest_generation);
-    mem_free(MEM_OTHER, (void *)t->stale_from);
     tier_big_stop(t);
     mem_free(MEM_OTHER, t->saver);
     tier_policy_destroy(t->policy);
@@ -173,8 +169,6 @@ static void upstream_generation_changed(void *arg, uint32_t generation)
 
     if (generation == 0)
         atomic_store(&t->lost_ms[tw->w->id], clock_wall_ms());
-    else
-        atomic_store(&t->newest_generation[tw->w->id], generation);
     uint32_t was = atomic_exchange(&t->generation[tw->w->id], generation);
     if (was != 0 && was != generation && atomic_load(&t->events) & TIER_EVENT_ALL) {
         mem_lock_all(t->mem); /* who found it current under a shard's lock has been noted by then */

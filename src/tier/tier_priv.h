@@ -268,13 +268,6 @@ static inline uint32_t tier_origin_worker(uint64_t origin)
     return (uint32_t)(origin >> (ORIGIN_STAMP_BITS + ORIGIN_GENERATION_BITS)) - 1;
 }
 
-/* Was it fetched under an earlier generation of its worker than this one? */
-static inline bool tier_origin_older(uint64_t origin, uint32_t generation)
-{
-    uint32_t ahead = (uint32_t)(origin >> ORIGIN_STAMP_BITS) - generation;
-    return ahead >> (ORIGIN_GENERATION_BITS - 1) & 1;
-}
-
 static inline bool tier_origin_stamped(uint64_t origin)
 {
     return (origin & ((1u << ORIGIN_STAMP_BITS) - 1)) != 0;

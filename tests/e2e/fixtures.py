@@ -5,7 +5,7 @@ import pytest
 
 import harness
 
-__all__ = ["tiercel", "redis_server", "proxy", "pytest_configure", "pytest_runtest_call", "pytest_runtest_makereport"]
+__all__ = ["tiercel", "redis_server", "proxy", "trio", "pytest_configure", "pytest_runtest_call", "pytest_runtest_makereport"]
 
 
 def pytest_configure(config):
@@ -80,3 +80,13 @@ def redis_server(request):
 def proxy(request):
     """proxy(target) -> harness.Proxy, listening in front of target (a server of this library or a port)."""
     yield from _factory(request, harness.Proxy)
+
+
+@pytest.fixture
+def trio(tiercel, redis_server, proxy):
+    """A Redis, the wire to it, and a sidecar in front."""
+    up = redis_server()
+    wire = proxy(up)
+    t = tiercel(upstream=wire, threads=2)
+    t.wait_tiers(tier_upstream_state="up")
+    return up, wire, t

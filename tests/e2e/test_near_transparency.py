@@ -13,15 +13,6 @@ from rawconn import encode
 pytestmark = pytest.mark.sequential
 
 
-@pytest.fixture
-def trio(tiercel, redis_server, proxy):
-    up = redis_server()
-    wire = proxy(up)
-    t = tiercel(upstream=wire, threads=2)
-    t.wait_tiers(tier_upstream_state="up")
-    return up, wire, t
-
-
 def blocked(up):
     return up.info("clients")["blocked_clients"]
 

@@ -43,15 +43,6 @@ def raw(c, command):
     return str(reply) if isinstance(reply, Exception) else reply
 
 
-@pytest.fixture
-def trio(tiercel, redis_server, proxy):
-    up = redis_server()
-    wire = proxy(up)
-    t = tiercel(upstream=wire, threads=2)
-    t.wait_tiers(tier_upstream_state="up")
-    return up, wire, t
-
-
 def fill(up):
     with up.raw() as c:
         for commands in MAKE.values():

@@ -8,15 +8,6 @@ from harness import RespError, parse, scaled, wait_until
 from rawconn import encode
 
 
-@pytest.fixture
-def trio(tiercel, redis_server, proxy):
-    up = redis_server()
-    wire = proxy(up)
-    t = tiercel(upstream=wire, threads=2)
-    t.wait_tiers(tier_upstream_state="up")
-    return up, wire, t
-
-
 def rule(t, *words):
     assert t.call("CACHE", "RULE", "SET", *words) == "OK"
 

@@ -10,15 +10,6 @@ from proxy import seen
 from rawconn import encode
 
 
-@pytest.fixture
-def trio(tiercel, redis_server, proxy):
-    up = redis_server()
-    wire = proxy(up)
-    t = tiercel(upstream=wire, threads=2)
-    t.wait_tiers(tier_upstream_state="up")
-    return up, wire, t
-
-
 def tracking(server, *options):
     """A RESP3 connection that tracks."""
     c = server.raw(timeout=10)
