@@ -137,7 +137,7 @@ def settle(t):
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("leave", [0, 600000])
+@pytest.mark.parametrize("leave", [0, pytest.param(600000, marks=pytest.mark.twin)])
 def test_full_file_system(tiercel, mounted, leave):
     """A cache: no SET fails, reads go on, and writing resumes when room is made."""
     room = mounted(40)
@@ -207,6 +207,7 @@ def write_until_refused(t, prefix, most, keep):
     return None
 
 
+@pytest.mark.twin
 @pytest.mark.timeout(90)
 def test_full_file_system_without_eviction(tiercel, mounted):
     """Memory and disk are full, and nothing may be dropped: writes are refused, all that was answered is there."""
@@ -258,7 +259,7 @@ def test_full_file_system_refuses_what_it_cannot_keep(tiercel, mounted):
     pytest.param(["write EIO"], ["input/output"], id="write-EIO"),
     pytest.param(["sync EIO"], ["input/output"], id="sync-EIO", marks=pytest.mark.heavy),
     pytest.param(["write EROFS"], ["read-only file system"], id="write-EROFS", marks=pytest.mark.heavy),
-    pytest.param(["write ENOSPC"], ["no space"], id="write-ENOSPC"),
+    pytest.param(["write ENOSPC"], ["no space"], id="write-ENOSPC", marks=pytest.mark.twin),
     pytest.param(["write SHORT"], ["input/output", "no space"], id="write-SHORT", marks=pytest.mark.heavy),
 ])
 def test_failing_disk(tiercel, failing, rules, words):

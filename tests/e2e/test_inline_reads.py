@@ -115,7 +115,7 @@ class Client(threading.Thread):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("appendonly", ["no", "yes"])
+@pytest.mark.parametrize("appendonly", ["no", pytest.param("yes", marks=pytest.mark.twin)])
 def test_no_wrong_value(tiercel, appendonly):
     t = tiercel(maxmemory="3mb", threads=2, appendonly=appendonly, compression="no")
     keys = Keys()

@@ -232,6 +232,7 @@ def test_tracked_keys_max_is_kept_to_with_a_disk(tiercel, redis_server):
     assert 900 <= t.tiers()["tier_memory_keys"] <= 1000
 
 
+@pytest.mark.sequential
 def test_flushed_keys_stay_away_when_the_numbers_of_databases_come_round(tiercel):
     t = tiercel(threads=1, disk=False)
     with t.raw() as a:
