@@ -142,7 +142,8 @@ mem_slot *mem_find_locked(const struct mem *m, struct mem_shard *s, const struct
 struct object *mem_object(mem_slot slot);
 /* The key must not be there. */
 void mem_insert_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, struct object *o);
-/* Puts another object of the same key in the slot; the old one is the caller's. */
+/* Puts another object of the same key in the slot; the old one is the caller's. Or the same one anew, when fields of it
+ * expire that did not before, or it has an expiry now. */
 void mem_replace_locked(mem_slot *slot, struct object *o);
 /* Removes the slot; its object is the caller's. */
 void mem_remove_locked(const struct mem *m, struct mem_shard *s, uint64_t hash, mem_slot *slot);
@@ -159,8 +160,8 @@ size_t mem_sample_locked(const struct mem_shard *s, uint64_t random, struct obje
 /* Ahead of mem_sample_locked() in the shard that the upper bits of `random` choose. No lock. */
 void mem_prefetch_sample(const struct mem *m, uint64_t random);
 /* Goes on where the last sweep of this shard stopped, over at most `buckets` buckets, and
- * collects objects with an expiry that are due, or (dead) of a dead incarnation. Returns how
- * many were written; *seen counts those with an expiry; *wrapped when it came round. */
+ * collects objects with an expiry that are due, hashes with fields that are, and (dead) those of a dead incarnation. Returns
+ * how many were written; *seen counts those with an expiry, of fields too; *wrapped when it came round. */
 size_t mem_sweep_locked(struct mem *m, struct mem_shard *s, unsigned buckets, int64_t now_ms, struct object **out,
                         size_t max, size_t *seen, bool *wrapped);
 

@@ -84,8 +84,8 @@ struct tier_shard {
     uint32_t watched; /* WATCHes and blocked clients registered here: change() is called only when > 0 */
 };
 
-/* Why change() is called. */
-enum tier_change { TIER_WRITTEN, TIER_DELETED, TIER_EXPIRED, TIER_EVICTED };
+/* Why change() is called. FIELDS: some of a hash have expired; EMPTIED: with the last of them the key went. */
+enum tier_change { TIER_WRITTEN, TIER_DELETED, TIER_EXPIRED, TIER_EVICTED, TIER_FIELDS, TIER_EMPTIED };
 
 /* With appendonly: a list larger than this is not written once per change but once per commit. */
 #define TIER_JOURNAL_NOW 4096
@@ -275,6 +275,11 @@ void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct
 /* The same, but for those who watch the key (tier.change). */
 void tier_changed_quietly_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *old,
                                  struct object *o, bool had_expire);
+/* Fields of keys' resident hash have got an expiry: from now on the sweep looks at it. */
+void tier_fields_timed_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *o);
+/* n fields of it have expired and were removed: counts and tells. Nothing is written for it, for who reads the value from disk
+ * comes to the same. */
+void tier_fields_expired_locked(struct worker *w, struct mem_shard *shard, const struct key *key, size_t n);
 /* All shards locked. */
 void tier_flush_db_locked(struct worker *w, unsigned db);
 void tier_swap_db_locked(struct worker *w, unsigned a, unsigned b);
@@ -294,8 +299,9 @@ void tier_fence(struct worker *w, void (*done)(void *arg), void *arg);
 
 /* What else change() is called for, in any tier. Any thread. */
 enum tier_events {
-    TIER_EVENT_GONE = 1 << 0, /* every key that expires or is evicted */
-    TIER_EVENT_ALL = 1 << 1   /* every change */
+    TIER_EVENT_GONE = 1 << 0,  /* every key that expires or is evicted */
+    TIER_EVENT_ALL = 1 << 1,   /* every change */
+    TIER_EVENT_FIELDS = 1 << 2 /* every hash in memory of which fields expire */
 };
 void tier_set_events(struct tier *t, enum tier_events which, bool on);
 

@@ -9,8 +9,8 @@
  * which they came (ENC_LISTPACK); others, and those of which a field ever expires, are in a hash table with an
  * allocation for each field and its value (ENC_BIG), and never back.
  *
- * Fields that expire are removed when a command comes across the hash: it calls hash_expire_fields() first, and all
- * other functions know no time. No walk is needed for it, as those that expire are in a heap.
+ * Fields that expire are removed when a command comes across the hash, and by the tier layer's sweep: both call
+ * hash_expire_fields(), and all other functions know no time. No walk is needed for it, as those that expire are in a heap.
  *
  * All functions are for objects of type OBJ_HASH; object_len() tells how many fields. Fields and values
  * that are handed out are valid until the next call with the same iterator or scratch, or the next change. No locks. */
@@ -30,8 +30,10 @@ bool hash_delete(struct object *o, struct slice field); /* true: it was there */
 /* false: there is no such field. *at_ms: absolute wall time, 0 = never. */
 bool hash_field_expiry(const struct object *o, struct slice field, int64_t *at_ms);
 void hash_set_field_expiry(struct object *o, struct slice field, int64_t at_ms); /* of a field that is there */
-/* Removes those whose time has come. Returns how many. */
-size_t hash_expire_fields(struct object *o, int64_t now_ms);
+/* When the first one expires; 0: none does. */
+int64_t hash_first_expiry(const struct object *o);
+/* Removes those whose time has come, the first ones first, `max` at most. Returns how many. */
+size_t hash_expire_fields(struct object *o, int64_t now_ms, size_t max);
 
 typedef void hash_field_fn(void *arg, struct slice field, struct slice value);
 

@@ -15,15 +15,15 @@ void hash_expire(struct call *c, int i)
 {
     struct call_key *k = &c->keys[i];
 
-    if (!k->obj || k->obj->type != OBJ_HASH || hash_expire_fields(k->obj, c->now_ms) == 0)
+    if (!k->obj || k->obj->type != OBJ_HASH)
+        return;
+    size_t n = hash_expire_fields(k->obj, c->now_ms, SIZE_MAX);
+    if (n == 0)
         return;
     bool none = object_len(k->obj) == 0;
-    if (!k->kept) { /* a copy for this request alone */
-        if (none)
-            k->obj = NULL;
+    if (!k->kept && !none) /* a copy for this request alone: the value stays on disk as it is */
         return;
-    }
-    ks_notify(c, i, NOTIFY_HASH, "hexpired");
+    tier_fields_expired_locked(c->w, mem_shard_of(c->w->tier->mem, k->key.hash), &k->key, n);
     if (none) {
         ks_delete(c, i);
         ks_notify(c, i, NOTIFY_GENERIC, "del");

@@ -137,6 +137,15 @@ static bool field_persist(struct hash_target *t, struct slice field, struct done
     return true;
 }
 
+/* Once the hash is in the table. */
+static void timed(struct call *c, const struct done *d)
+{
+    struct call_key *k = &c->keys[0];
+
+    if (d->set && k->obj)
+        tier_fields_timed_locked(c->w, mem_shard_of(c->w->tier->mem, k->key.hash), &k->key, k->obj);
+}
+
 static void finish(struct call *c, struct hash_target *t, const struct done *d)
 {
     if (d->set)
@@ -147,6 +156,7 @@ static void finish(struct call *c, struct hash_target *t, const struct done *d)
         ks_notify(c, 0, NOTIFY_HASH, "hdel");
     if (d->set || d->persisted || d->deleted)
         hash_changed(c, t);
+    timed(c, d);
 }
 
 /* ---- HEXPIRE and its kin ------------------------------------------------------------- */
@@ -362,5 +372,6 @@ void cmd_hsetex(struct call *c)
     if (d.deleted)
         ks_notify(c, 0, NOTIFY_HASH, "hdel");
     hash_changed(c, &t);
+    timed(c, &d);
     reply_int(&c->r, 1);
 }

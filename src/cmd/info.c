@@ -286,6 +286,7 @@ static void section_stats(struct info *in)
     line(in, "instantaneous_output_repl_kbps:0.00");
     stat_field(in, STAT_rejected_connections);
     zeros(in, none1);
+    stat_field(in, STAT_expired_subkeys);
     stat_field(in, STAT_expired_keys);
     line(in, "expired_stale_perc:0.00");
     zeros(in, none2);

@@ -32,6 +32,10 @@ void notify_change(struct cmd *cmd, const struct key *key, enum tier_change why)
         notify_publish(cmd, key, "expired");
     else if (why == TIER_EVICTED && notify_wants(cmd, NOTIFY_EVICTED))
         notify_publish(cmd, key, "evicted");
+    else if (why == TIER_FIELDS && notify_wants(cmd, NOTIFY_HASH))
+        notify_publish(cmd, key, "hexpired");
+    else if (why == TIER_EMPTIED && notify_wants(cmd, NOTIFY_GENERIC))
+        notify_publish(cmd, key, "del");
 }
 
 void notify_conf_changed(struct cmd *cmd, const struct conf *conf)
@@ -44,4 +48,5 @@ void notify_conf_changed(struct cmd *cmd, const struct conf *conf)
         classes = 0;
     atomic_store_explicit(&cmd->notify, classes, memory_order_relaxed);
     tier_set_events(cmd->tier, TIER_EVENT_GONE, classes & (NOTIFY_EXPIRED | NOTIFY_EVICTED));
+    tier_set_events(cmd->tier, TIER_EVENT_FIELDS, classes & (NOTIFY_HASH | NOTIFY_GENERIC));
 }

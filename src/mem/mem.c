@@ -5,11 +5,12 @@
 #include "tiercel/alloc.h"
 #include "tiercel/check.h"
 #include "tiercel/hash.h"
+#include "tiercel/type_hash.h"
 
 /* A slot: hash bits in 48..63, the object's address in 4..47, and two marks in the low
  * bits, which an allocator's alignment leaves free. */
 #define SLOT_CHAIN 1ULL   /* the address is of a link, not of an object */
-#define SLOT_EXPIRES 2ULL /* the object has an expiry: the sweep need not look at others */
+#define SLOT_EXPIRES 2ULL /* the object or a field of it expires: the sweep need not look at others */
 #define SLOT_ADDRESS 0x0000fffffffffff0ULL
 #define SLOT_TAG_SHIFT 48
 
@@ -37,9 +38,20 @@ struct object *mem_object(mem_slot slot)
     return (struct object *)(uintptr_t)(slot & SLOT_ADDRESS);
 }
 
+static bool has_timed_fields(const struct object *o)
+{
+    return UNLIKELY(o->type == OBJ_HASH) && hash_first_expiry(o) != 0;
+}
+
 static mem_slot slot_make(uint64_t tag, const struct object *o)
 {
-    return tag | (uint64_t)(uintptr_t)o | (o->flags & OBJ_F_EXPIRE ? SLOT_EXPIRES : 0);
+    return tag | (uint64_t)(uintptr_t)o | (o->flags & OBJ_F_EXPIRE || has_timed_fields(o) ? SLOT_EXPIRES : 0);
+}
+
+/* Not of a hash whose record is being written: what is in it has to stay, and it goes soon. Nor of a copy of an upstream's. */
+static bool fields_due(const struct object *o, int64_t now_ms)
+{
+    return has_timed_fields(o) && !(o->flags & (OBJ_F_LEAVING | OBJ_F_ORIGIN)) && hash_first_expiry(o) <= now_ms;
 }
 
 static struct mem_bucket *table_create(unsigned bits)
@@ -534,7 +546,7 @@ size_t mem_sweep_locked(struct mem *m, struct mem_shard *s, unsigned buckets, in
                 bool due = false;
                 if (slot & SLOT_EXPIRES) {
                     ++*seen;
-                    due = object_expired(o, now_ms);
+                    due = object_expired(o, now_ms) || fields_due(o, now_ms);
                 }
                 if (!due && !(due = mem_db_of(m, o->inc) < 0))
                     continue;

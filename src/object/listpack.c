@@ -74,8 +74,8 @@ static void encode_back(struct encoded *e)
     size_t len = e->head_len + e->str.len;
 
     e->back_len = back_len_of(len);
-    for (size_t i = e->back_len; i-- > 0; len >>= 7)
-        e->back[i] = (unsigned char)((len & 127) | (i > 0 ? 128 : 0));
+    for (size_t i = 0; i < e->back_len; i++) /* the most significant first */
+        e->back[i] = (unsigned char)((len >> 7 * (e->back_len - 1 - i) & 127) | (i > 0 ? 128 : 0));
 }
 
 static void encode_int(struct encoded *e, int64_t v)

@@ -392,14 +392,21 @@ void hash_set_field_expiry(struct object *o, struct slice field, int64_t at_ms)
     }
 }
 
-size_t hash_expire_fields(struct object *o, int64_t now_ms)
+int64_t hash_first_expiry(const struct object *o)
+{
+    const struct hash *h = object_ptr(o);
+
+    return o->enc == ENC_BIG && h->timed > 0 ? field_at(h->heap[0]) : 0;
+}
+
+size_t hash_expire_fields(struct object *o, int64_t now_ms, size_t max)
 {
     struct hash *h = object_ptr(o);
     size_t n = 0;
 
     if (o->enc == ENC_LISTPACK)
         return 0;
-    for (; h->timed > 0 && field_at(h->heap[0]) <= now_ms; n++)
+    for (; n < max && h->timed > 0 && field_at(h->heap[0]) <= now_ms; n++)
         big_delete(h, field_name(h->heap[0]));
     return n;
 }

@@ -257,7 +257,11 @@ static inline unsigned events(const struct tier *t)
 void tier_notify_locked(struct tier *t, struct worker *w, struct mem_shard *shard, const struct key *key,
                         enum tier_change why)
 {
-    unsigned which = why == TIER_EXPIRED || why == TIER_EVICTED ? TIER_EVENT_GONE | TIER_EVENT_ALL : TIER_EVENT_ALL;
+    static const unsigned also[] = {[TIER_EXPIRED] = TIER_EVENT_GONE,
+                                    [TIER_EVICTED] = TIER_EVENT_GONE,
+                                    [TIER_FIELDS] = TIER_EVENT_FIELDS,
+                                    [TIER_EMPTIED] = TIER_EVENT_FIELDS};
+    unsigned which = TIER_EVENT_ALL | also[why];
 
     if (UNLIKELY(t->shard[shard->index].watched > 0 || events(t) & which))
         t->change(t->change_arg, w, key, why);
@@ -274,9 +278,9 @@ void tier_set_events(struct tier *t, enum tier_events which, bool on)
     if (!t->disk)
         return;
     do { /* somebody else may be at it */
-        names = atomic_load(&t->events) != 0;
+        names = atomic_load(&t->events) & (TIER_EVENT_GONE | TIER_EVENT_ALL);
         disk_set_names(t->disk, names);
-    } while (names != (atomic_load(&t->events) != 0));
+    } while (names != !!(atomic_load(&t->events) & (TIER_EVENT_GONE | TIER_EVENT_ALL)));
 }
 
 /* An object leaves memory (it is about to be freed). */
@@ -436,6 +440,17 @@ void tier_changed_locked(struct worker *w, struct mem_shard *shard, const struct
 {
     tier_changed_quietly_locked(w, shard, key, old, o, had_expire);
     tier_notify_locked(w->tier, w, shard, key, TIER_WRITTEN);
+}
+
+void tier_fields_timed_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *o)
+{
+    replace_object_locked(w->tier, shard, key, o, o);
+}
+
+void tier_fields_expired_locked(struct worker *w, struct mem_shard *shard, const struct key *key, size_t n)
+{
+    stats_add(w->stats, STAT_expired_subkeys, n);
+    tier_notify_locked(w->tier, w, shard, key, TIER_FIELDS);
 }
 
 void tier_flush_db_locked(struct worker *w, unsigned db)

@@ -1,34 +1,57 @@
 /* Walks over the key space: expiry and reclaim in slices, SCAN's steps. */
 #include "tiercel/clock.h"
+#include "tiercel/type_hash.h"
 #include "tier_priv.h"
 
 #define SWEEP_BUCKETS 64 /* per hold of a shard's lock */
 #define SWEEP_BATCH 64   /* objects removed per hold */
+#define SWEEP_FIELDS 512 /* fields of hashes removed per hold */
 
 /* ---- expiry and dead incarnations ---- */
 
-static void remove_due_locked(struct worker *w, struct mem_shard *shard, struct object *o)
+/* Up to *fields of them, which becomes less. true: all that were due. */
+static bool expire_fields_locked(struct worker *w, struct mem_shard *shard, const struct key *key, struct object *o,
+                                 size_t *fields)
+{
+    size_t n = hash_expire_fields(o, w->now_ms, *fields);
+
+    *fields -= n;
+    if (n > 0)
+        tier_fields_expired_locked(w, shard, key, n);
+    if (object_len(o) == 0) {
+        tier_delete_locked(w, shard, key, TIER_EMPTIED);
+        return true;
+    }
+    int64_t next_ms = hash_first_expiry(o);
+    return next_ms == 0 || next_ms > w->now_ms;
+}
+
+/* Of fields, *fields at most. true: nothing of it is due any more. */
+static bool remove_due_locked(struct worker *w, struct mem_shard *shard, struct object *o, size_t *fields)
 {
     struct tier *t = w->tier;
     struct key key;
 
     mem_object_key(t->mem, o, &key);
     if (mem_db_of(t->mem, o->inc) >= 0) {
+        if (!object_expired(o, w->now_ms))
+            return expire_fields_locked(w, shard, &key, o, fields);
         tier_delete_locked(w, shard, &key, TIER_EXPIRED);
-        return;
+        return true;
     }
     if (o->type == OBJ_RESIDENCY) {
         struct residency *r = residency_of(o);
         if (r->value)
             tier_object_gone(t, r->value);
         residency_detach_locked(t, shard, r);
-        return;
+        return true;
     }
     mem_slot *slot = mem_find_object_locked(t->mem, shard, key.hash, o);
     CHECK(slot);
     mem_remove_locked(t->mem, shard, key.hash, slot);
     tier_object_gone(t, o);
     object_free(o);
+    return true;
 }
 
 /* Now all that the sweep would come to later. */
@@ -36,7 +59,7 @@ void tier_sweep_dead_locked(struct worker *w)
 {
     struct tier *t = w->tier;
     struct object *batch[SWEEP_BATCH];
-    size_t seen = 0;
+    size_t seen = 0, fields = SIZE_MAX;
 
     for (unsigned i = 0; i < t->mem->shards; i++) {
         struct mem_shard *shard = &t->mem->shard[i];
@@ -45,7 +68,7 @@ void tier_sweep_dead_locked(struct worker *w)
         while (!wrapped) {
             size_t n = mem_sweep_locked(t->mem, shard, SWEEP_BUCKETS, w->now_ms, batch, SWEEP_BATCH, &seen, &wrapped);
             for (size_t k = 0; k < n; k++)
-                remove_due_locked(w, shard, batch[k]);
+                remove_due_locked(w, shard, batch[k], &fields);
         }
     }
     mem_swept_locked(t->mem);
@@ -63,9 +86,16 @@ static bool sweep_shard(struct worker *w, int64_t until_us, size_t *seen, size_t
     while (!wrapped) {
         if (pthread_mutex_trylock(&shard->lock) != 0) /* a script may have it for long: another time */
             return false;
+        size_t fields = SWEEP_FIELDS;
+        uint64_t from = shard->sweep;
         size_t n = mem_sweep_locked(t->mem, shard, SWEEP_BUCKETS, w->now_ms, batch, SWEEP_BATCH, seen, &wrapped);
+        bool all = true;
         for (size_t i = 0; i < n; i++)
-            remove_due_locked(w, shard, batch[i]);
+            all &= remove_due_locked(w, shard, batch[i], &fields);
+        if (!all) { /* a hash has many fields to go: here again */
+            shard->sweep = from;
+            wrapped = false;
+        }
         mem_unlock(shard);
         *due += n;
         if (clock_mono_us() >= until_us && !wrapped)

@@ -44,11 +44,6 @@ def unordered(reply):
     return sorted(map(unordered, reply), key=repr) if isinstance(reply, list) else reply
 
 
-def without_minus_zero(reply):
-    """A small sorted set does not keep the sign of zero, and SORT makes a large one of it only in Redis."""
-    return [without_minus_zero(x) for x in reply] if isinstance(reply, list) else b"$0" if reply == b"$-0" else reply
-
-
 class Mismatch(Exception):
     pass
 
@@ -93,6 +88,9 @@ class Differential:
         self.checked = 0    # values found equal by whole comparisons
         self.sent = 0       # random commands
         self.slowest_ms = 0
+        self.names = frozenset(self.grammar.all_keys) | {COPY}
+        self.sorted = set()        # see note_sorted()
+        self.still_sorted = set()  # those that OBJECT ENCODING tells apart
         self.log = collections.deque(maxlen=20000)
         self.connect()
 
@@ -169,6 +167,7 @@ class Differential:
             raise Mismatch("%s\nwhile it ran:\n%s" % (e, "\n".join("    " + shown_command(c) for c in cmds))) from None
         queued = []
         for i, cmd in enumerate(cmds):
+            self.note_sorted(cmd)
             if redis[i] != tiercel[i]:
                 self.judge(cmd, redis[i], tiercel[i], queued, cmds[i + 1:])
             if redis[i] == b"+QUEUED\r\n":
@@ -204,19 +203,34 @@ class Differential:
             return a[1] == b[1] and sorted(zip(a[2][1::2], a[2][2::2])) == sorted(zip(b[2][1::2], b[2][2::2]))
         if name == b"FUNCTION" and cmd[1].upper() == b"LIST" and isinstance(a, list) and isinstance(b, list):
             return unordered(a) == unordered(b)
-        if name[:1] in (b"Z", b"B") and without_minus_zero(a) == without_minus_zero(b):
-            return True
         if name == b"RANDOMKEY":
             return a[:1] == b[:1] == b"$" and a != b"$-1" and b != b"$-1"
         if name in streams.CLOCKED:
             return streams.same(a, b, self.same_moment)
         if name in CLOCK and isinstance(a, bytes) and isinstance(b, bytes) and a[:1] == b[:1] == b":":
             return self.same_time(int(a[1:]), int(b[1:]), CLOCK[name])
-        if isinstance(a, bytes) and isinstance(b, bytes):
-            words = [w.upper() for w in cmd]
-            return any(words[:len(row[0])] == row[0] and row[1].fullmatch(a) and row[2].fullmatch(b)
-                       for row in self.accepted)
+        return self.accepts(cmd, a, b)
+
+    def accepts(self, cmd, a, b):
+        """What accepted.txt has. A row of SORTED is for each element of replies about keys that SORT has named."""
+        if isinstance(a, list) and isinstance(b, list):
+            return len(a) == len(b) and all(x == y or self.accepts([b"SORTED"] + cmd, x, y) for x, y in zip(a, b))
+        words = [w.upper() for w in cmd]
+        for row in self.accepted if isinstance(a, bytes) and isinstance(b, bytes) else ():
+            if row[0] == [b"SORTED"]:
+                named = not self.sorted.isdisjoint(cmd)
+            else:
+                named = words[:len(row[0])] == row[0]
+            if named and row[1].fullmatch(a) and row[2].fullmatch(b):
+                if row[0] == [b"OBJECT", b"ENCODING"]:
+                    self.still_sorted.add(cmd[2])
+                return True
         return False
+
+    def note_sorted(self, cmd):
+        """Names of keys that SORT may have changed in Redis, or that may have got such a value."""
+        if any(w.upper() in (b"SORT", b"SORT_RO") for w in cmd) or not self.sorted.isdisjoint(cmd):
+            self.sorted.update(self.names.intersection(cmd))
 
     @staticmethod
     def same_draw(cmd, a, b):
@@ -278,6 +292,7 @@ class Differential:
 
     def compare_all(self):
         keys = self.grammar.all_keys
+        self.still_sorted.clear()
         touch = [[b"EXISTS"] + keys[i:i + 50] for i in range(0, len(keys), 50)]
         total = 0
         for db in range(DATABASES):
@@ -291,6 +306,7 @@ class Differential:
             for i in range(0, len(names), 40):
                 self.compare_values(what, names[i:i + 40])
         self.compare_scan()
+        self.sorted = set(self.still_sorted)
         return total
 
     def compare_values(self, what, names):

@@ -148,3 +148,54 @@ def test_events(c):
         events = [e.decode() for e, _ in listener.keyevents()]
     assert events[:14] == ["hset", "hexpire", "hpersist", "hexpire", "hpersist", "hset", "hexpire", "hdel", "hdel", "hexpire",
                            "hexpired", "del", "hset", "hexpire"]
+
+
+def expired(c):
+    return int(c.server.client().info("stats")["expired_subkeys"])
+
+
+def test_fields_go_though_nobody_reads_them(c):
+    """Those of a large hash in several steps; a hash goes with the last one, and what tracks or watches it is told."""
+    c.call("DEL", "h")
+    listener = Listener(c.server, "Ehg")
+    with c.server.raw() as other:
+        other.call("HELLO", "3")
+        other.call("HSETEX", "some", "PX", SOON, "FIELDS", "2", "a", "1", "b", "2")
+        other.call("HSET", "some", "c", "3")
+        other.call("CLIENT", "TRACKING", "ON")
+        other.call("HGET", "some", "c")
+        other.call("HSETEX", "all", "PX", SOON, "FIELDS", "2000", *(x for i in range(2000) for x in ("f%d" % i, "v")))
+        wait_until(lambda: ask(c, "DBSIZE") == 1 and expired(c) == 2002)
+        pushed = other.read_value()
+    assert pushed == [b"invalidate", [b"some"]]
+    assert ask(c, "HGETALL some") == [b"c", b"3"]
+    events = {}
+    for event, key in listener.keyevents():
+        events.setdefault(key, []).append(event)
+    assert events[b"some"] == [b"hset", b"hexpire", b"hset", b"hexpired"]
+    assert events[b"all"][:3] == [b"hset", b"hexpire", b"hexpired"] and events[b"all"].count(b"del") == 1
+    assert events[b"all"][-1] == b"del" and set(events[b"all"][3:-1]) <= {b"hexpired"}
+
+
+def test_nothing_goes_while_active_expiry_is_off_and_what_got_no_expiry_stays(c):
+    ask(c, "DEBUG SET-ACTIVE-EXPIRE 0")
+    ask(c, "HSETEX off PX 1 FIELDS 1 a 1")
+    ask(c, "HSETEX moved PX 1 FIELDS 1 a 1")
+    ask(c, "HSETEX kept EX 100 FIELDS 2 a 1 b 2")
+    ask(c, "HPERSIST kept FIELDS 2 a b")
+    ask(c, "HPEXPIRE h 1 FIELDS 1 b")
+    wait_until(lambda: ask(c, "HEXISTS h b") == 0)
+    assert ask(c, "DBSIZE") == 4
+    before = expired(c)
+    ask(c, "DEBUG SET-ACTIVE-EXPIRE 1")
+    wait_until(lambda: ask(c, "DBSIZE") == 2)
+    assert expired(c) == before + 2 and ask(c, "HLEN kept") == 2
+
+
+def test_of_a_hash_on_disk_they_go_when_it_is_read(c):
+    ask(c, "DEBUG SET-ACTIVE-EXPIRE 0")
+    ask(c, "HSETEX cold PX 1 FIELDS 1 a 1")
+    c.server.restart()
+    with c.server.raw() as again:
+        assert ask(again, "HGET cold a") is None
+        assert ask(again, "EXISTS cold") == 0 and ask(again, "DBSIZE") == 1

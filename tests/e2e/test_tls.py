@@ -22,7 +22,7 @@ def openssl(where, *args):
 
 def authority(where, name):
     openssl(where, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj",
-            "/CN=" + name, "-keyout", name + ".key", "-out", name + ".crt")
+            "/CN=" + name, "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", name + ".key", "-out", name + ".crt")
 
 
 def certificate(where, name, by, password=None):

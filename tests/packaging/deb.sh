@@ -5,36 +5,23 @@
 set -euo pipefail
 
 cd "$(dirname "$0")/../.."
-suite=${SUITE:-bookworm} mirror=${MIRROR:-http://deb.debian.org/debian}
-work=$(mktemp -d)
-root=${ROOT:-$work/root}
+suite=${SUITE:-bookworm} mirror=${MIRROR:-http://deb.debian.org/debian} components=main
+# shellcheck source=tests/packaging/root.sh
+. tests/packaging/root.sh
 pid=
-mounted=
 
 finish() {
     [ -z "$pid" ] || kill "$pid" 2>/dev/null || true
-    [ -z "$mounted" ] || umount "$root/proc" 2>/dev/null || true
-    rm -rf --one-file-system "$work"
+    leave
 }
 trap finish EXIT
-
-fail() {
-    echo "FAILED: $*" >&2
-    exit 1
-}
-
-inside() { chroot "$root" /usr/bin/env DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
 
 # Every path outside of what apt and dpkg keep about all packages.
 paths() { find "$root" -xdev \( -path "$root/var/lib/dpkg" -o -path "$root/var/lib/apt" -o -path "$root/var/cache" -o -path "$root/var/log" \) -prune -o -print | sort; }
 
 make --no-print-directory deb
 deb=$(echo build/tiercel_*.deb)
-[ -x "$root/usr/bin/apt-get" ] || debootstrap --variant=minbase "$suite" "$root" "$mirror" >"$work/debootstrap.log" 2>&1 || fail "debootstrap: $(tail -3 "$work/debootstrap.log")"
-mount -t proc proc "$root/proc"
-mounted=1
-echo 'exit 101' | install -m 755 /dev/stdin "$root/usr/sbin/policy-rc.d"
-inside apt-get -qq update
+make_root
 # What it depends on is there before, so that a purge of it alone must leave no difference.
 inside apt-get -qq install -y --no-install-recommends redis-tools adduser iproute2 >/dev/null 2>&1 || fail "apt-get install"
 cp "$deb" "$root/tmp/tiercel.deb"
