@@ -12,6 +12,7 @@
 #include "tiercel/check.h"
 #include "tiercel/clock.h"
 #include "tiercel/cmd.h"
+#include "tiercel/codec.h"
 #include "tiercel/conf.h"
 #include "tiercel/disk.h"
 #include "tiercel/figures.h"
@@ -295,6 +296,7 @@ static void stop(struct server *sv)
     if (sv->conf->pidfile[0])
         unlink(sv->conf->pidfile);
     log_notice("main", "bye");
+    log_rotate_stop();
     conf_unref(sv->conf);
 }
 
@@ -445,10 +447,14 @@ int main(int argc, char **argv, char **envp)
         fprintf(stderr, "tiercel: logfile %s: %s\n", sv.conf->logfile, strerror(errno));
         return 1;
     }
+    log_set_modules(sv.conf->log_level_modules, &(const char *){NULL}); /* checked when they were read */
     check_set_hook(log_failed_check);
     log_lines(&text);
     buf_deinit(&text);
     block_signals(&signals); /* before there are threads */
+    log_rotate_set(sv.conf->log_max_size, (int)sv.conf->log_max_files);
+    if (!log_rotate_start(codec_pack_file))
+        return fail("no thread can be started");
     if (readlink("/proc/self/exe", executable, sizeof(executable) - 1) < 0)
         executable[0] = '\0';
     if (!start(&sv, executable, err))
