@@ -53,7 +53,7 @@ extern _Atomic int log_level_of[LOG_MODULES + 1]; /* the last: of names that are
 /* With a literal the compiler leaves only the number. */
 static inline int log_module_id(const char *name)
 {
-#define LOG_IS(m)                       \
+#define LOG_IS(m)                        \
     if (__builtin_strcmp(name, #m) == 0) \
         return LOG_MODULE_##m;
     LOG_MODULE_LIST(LOG_IS)

@@ -90,6 +90,7 @@ static void parked_fault(struct parked *p, bool urgent)
     /* Once more: the keys anew, for a flush or a swap changes what a name stands for. */
     mem_free(MEM_CLIENT, p->waits);
     dispatch_prepare(p);
+    p->since_us = clock_mono_us();
     switch (tier_fault(p->s->w, &p->treq, urgent)) {
     case ST_OK: p->state = PARKED_READY; break;
     case ST_PENDING: p->state = PARKED_FAULTING; break;
@@ -106,6 +107,7 @@ static void request_ready(struct tier_request *treq)
         return;
     }
     p->state = PARKED_READY;
+    slow_waited_keys(p);
     if (p->s->queue.next == &p->link)
         session_run(p->s);
 }
@@ -369,6 +371,8 @@ struct parked *call_suspend(struct call *c, const struct suspend_ops *ops, void 
     if (!p)
         p = c->parked = session_park(c->s, c->argc, c->argv);
     p->state = PARKED_LATER;
+    p->since_us = clock_mono_us();
+    p->asks_upstream = false;
     p->ops = ops;
     p->ops_arg = arg;
     c->suspended = true;
@@ -385,6 +389,8 @@ void call_complete(struct parked *p, void (*finish)(struct call *c, void *arg), 
     c.r = (struct reply){&p->reply, s->proto};
     c.now_ms = s->w->now_ms;
     bool closing = s->close_after_reply;
+    if (p->asks_upstream)
+        slow_waited_upstream(p);
     finish(&c, arg);
     dispatch_completed(&c);
     tracking_answered(s, c.cmd);

@@ -34,8 +34,8 @@ static struct {
     _Atomic int format, fd;
     pthread_mutex_t lock; /* setup: path, levels; sites: their windows */
     char path[4096];
-    int level;                /* the general one */
-    int8_t own[LOG_MODULES];  /* a module's, + 1; 0: it has the general one */
+    int level;               /* the general one */
+    int8_t own[LOG_MODULES]; /* a module's, + 1; 0: it has the general one */
 } state = {.level = LOG_NOTICE, .format = LOG_PLAIN, .fd = STDOUT_FILENO, .lock = PTHREAD_MUTEX_INITIALIZER};
 
 static bool open_locked(const char *file)
