@@ -320,7 +320,15 @@ bool session_hold(struct session *s)
 
 bool session_full(const struct session *s)
 {
-    return s->holding || s->queued >= (unsigned)s->w->conf->pipeline_lookahead || s->queued_bytes >= QUEUE_BYTES_MAX;
+    return s->holding || s->queued >= (unsigned)s->w->conf->pipeline_lookahead ||
+           s->queued_bytes >= QUEUE_BYTES_MAX || (UNLIKELY(s->queued > 0) && session_clients_tight(s->w));
+}
+
+bool session_clients_tight(const struct worker *w)
+{
+    if (LIKELY(w->conf->maxmemory_clients == 0))
+        return false;
+    return mem_class_bytes(MEM_CLIENT) > conf_maxmemory_clients(w->conf, w->conf->maxmemory) / 2;
 }
 
 size_t session_bytes(const struct session *s)
