@@ -12,6 +12,7 @@
 #include "tiercel/check.h"
 #include "tiercel/clock.h"
 #include "tiercel/cmd.h"
+#include "tiercel/codec.h"
 #include "tiercel/conf.h"
 #include "tiercel/disk.h"
 #include "tiercel/figures.h"
@@ -30,7 +31,15 @@
 
 #define SHARD_BITS 10
 #define DRAIN_MS 500       /* clients' time to take their last replies at a stop */
-#define MAXMEMORY_SHARE 60 /* percent of the machine or cgroup that maxmemory 0 stands for */
+/* What maxmemory 0 stands for: percent of the machine or cgroup, less what the process needs in any case. The rest is for
+ * clients, the allocator, and the page cache, through which the disk tier is read and written. */
+#define MAXMEMORY_SHARE 60
+#define MEMORY_RESERVED ((int64_t)16 << 20)
+/* In so little memory clients get bounds, too: an eighth of it. */
+#define MEMORY_SMALL ((int64_t)1 << 30)
+#define CLIENTS_SHARE 8
+#define MEMORY_TIGHT 70 /* percent of it */
+#define GIVE_BACK_MS 50
 #define FETCH_DRAIN_MS 5000
 
 struct server {
@@ -44,6 +53,7 @@ struct server {
     struct loops *loops;
     struct http *http;
     struct upstream_options upstream;
+    int64_t memory_bytes; /* of the machine or the cgroup */
     bool has_upstream;
     _Atomic bool save_at_stop;
     _Atomic bool stopping;
@@ -82,19 +92,39 @@ static bool conf_assign(struct server *sv, const char *name, long long value)
     return ok;
 }
 
+static int64_t usable_memory(int64_t bytes)
+{
+    return bytes > 2 * MEMORY_RESERVED ? bytes - MEMORY_RESERVED : bytes / 2;
+}
+
+static void derive_memory(struct server *sv, const struct machine *m)
+{
+    long long all = m->memory_bytes, data = usable_memory(all) / 100 * MAXMEMORY_SHARE;
+
+    if (sv->conf->maxmemory_clients == 0 && all <= MEMORY_SMALL &&
+        conf_assign(sv, "maxmemory-clients", all / CLIENTS_SHARE))
+        log_notice("main", "maxmemory-clients: %lld MB, an eighth of %s", all / CLIENTS_SHARE >> 20, m->memory_source);
+    if (sv->conf->maxmemory == 0) {
+        if (conf_assign(sv, "maxmemory", data))
+            log_notice("main", "maxmemory: %lld MB, %d %% of %s (%lld MB) less %lld MB", data >> 20, MAXMEMORY_SHARE,
+                       m->memory_source, all >> 20, (all - usable_memory(all)) >> 20);
+    } else if (sv->conf->maxmemory > usable_memory(all)) {
+        log_warning("main", "maxmemory is %lld MB, and %s is %lld MB: at most %lld MB leave room for all else",
+                    (long long)sv->conf->maxmemory >> 20, m->memory_source, all >> 20, data >> 20);
+    }
+}
+
 static int derive_settings(struct server *sv)
 {
-    const char *source;
     int threads = (int)sv->conf->threads;
+    struct machine m;
 
-    if (sv->conf->maxmemory == 0) {
-        long long bytes = machine_memory_bytes(&source) / 100 * MAXMEMORY_SHARE;
-        if (bytes > 0 && conf_assign(sv, "maxmemory", bytes))
-            log_notice("main", "maxmemory: %lld MB, %d %% of %s", bytes >> 20, MAXMEMORY_SHARE, source);
-    }
+    machine_get("", &m);
+    sv->memory_bytes = m.memory_bytes;
+    derive_memory(sv, &m);
     if (threads == 0) {
-        threads = machine_cpus(&source);
-        log_notice("main", "threads: %d, from %s", threads, source);
+        threads = m.cpus;
+        log_notice("main", "threads: %d, from %s", threads, m.cpus_source);
     }
     return threads > 128 ? 128 : threads;
 }
@@ -237,12 +267,29 @@ static void reload(struct server *sv)
         log_warning("main", "certificates are not loaded again: %s", err);
 }
 
+/* In little memory the allocator's free pages are missed: they go back in time, and at once when it gets tight. */
+static void give_back(const struct server *sv)
+{
+    struct machine_rss rss;
+
+    machine_get_rss(&rss);
+    if (rss.anon > sv->memory_bytes / 100 * MEMORY_TIGHT)
+        mem_purge();
+    else
+        mem_decay();
+}
+
 static void wait_for_stop(struct server *sv, const sigset_t *set)
 {
+    const struct timespec step = {.tv_nsec = GIVE_BACK_MS * 1000000L};
+
     for (;;) {
-        int sig = 0;
-        if (sigwait(set, &sig) != 0)
+        int sig = sv->memory_bytes <= MEMORY_SMALL ? sigtimedwait(set, NULL, &step) : sigwaitinfo(set, NULL);
+        if (sig < 0) {
+            if (errno == EAGAIN)
+                give_back(sv);
             continue;
+        }
         if (sig == SIGHUP) {
             reload(sv);
             continue;
@@ -295,6 +342,7 @@ static void stop(struct server *sv)
     if (sv->conf->pidfile[0])
         unlink(sv->conf->pidfile);
     log_notice("main", "bye");
+    log_rotate_stop();
     conf_unref(sv->conf);
 }
 
@@ -445,10 +493,14 @@ int main(int argc, char **argv, char **envp)
         fprintf(stderr, "tiercel: logfile %s: %s\n", sv.conf->logfile, strerror(errno));
         return 1;
     }
+    log_set_modules(sv.conf->log_level_modules, &(const char *){NULL}); /* checked when they were read */
     check_set_hook(log_failed_check);
     log_lines(&text);
     buf_deinit(&text);
     block_signals(&signals); /* before there are threads */
+    log_rotate_set(sv.conf->log_max_size, (int)sv.conf->log_max_files);
+    if (!log_rotate_start(codec_pack_file))
+        return fail("no thread can be started");
     if (readlink("/proc/self/exe", executable, sizeof(executable) - 1) < 0)
         executable[0] = '\0';
     if (!start(&sv, executable, err))

@@ -39,7 +39,9 @@ int64_t mem_peak_bytes(void); /* the most that mem_used_bytes() ever answered */
 /* Name and version of the allocator, as INFO's mem_allocator. */
 const char *mem_allocator_name(void);
 
-/* Returns free pages to the system (MEMORY PURGE). */
+/* Returns free pages to the system (MEMORY PURGE); mem_decay(): those that were free for a while, also of threads that
+ * have nothing to do, which the allocator would leave until they have. Any thread. */
 void mem_purge(void);
+void mem_decay(void);
 
 #endif

@@ -29,4 +29,8 @@ struct rcbuf *codec_unpack(struct codec *c, struct slice packed, size_t raw_len)
 /* As codec_unpack, into the codec's own scratch memory, valid until its next call. */
 enum status codec_unpack_scratch(struct codec *c, struct slice packed, size_t raw_len, struct slice *plain);
 
+/* Packs a file into one zstd frame with a checksum, in a file of the same mode, which is on the medium when it says
+ * true. Any thread; takes 1 MB or so. false: errno, and `to` may be there in part. */
+bool codec_pack_file(const char *from, const char *to);
+
 #endif

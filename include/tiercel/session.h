@@ -132,6 +132,9 @@ bool session_subscribed(const struct session *s);
 /* Nothing was read for this client, and the queue is as long as it may get, or its replies are held:
  * stop reading. */
 bool session_full(const struct session *s);
+/* With maxmemory-clients: all clients together hold over half of it. Then who has requests waiting is not read from, and
+ * who does not take its replies gets no more of them. */
+bool session_clients_tight(const struct worker *w);
 /* Memory held for the client: input, queue, output. */
 size_t session_bytes(const struct session *s);
 /* Its class for client-output-buffer-limit: OBUF_NORMAL or OBUF_PUBSUB. */

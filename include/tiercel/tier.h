@@ -221,8 +221,9 @@ struct tier_request {
     int nwaits;
     struct tier_wait *waits;
     void (*ready)(struct tier_request *req); /* the worker's thread */
-    _Atomic bool has_error;                  /* the first failure writes it */
-    char error[160];                         /* the upstream's text when a wait's st is ST_BAD */
+    _Atomic int64_t upstream_us; /* since when (clock_mono_us()) a key was waited for upstream; 0: none was */
+    _Atomic bool has_error;      /* the first failure writes it */
+    char error[160];             /* the upstream's text when a wait's st is ST_BAD */
 };
 
 /* The worker's thread, no lock held. Pins what is resident and starts or joins a fetch for

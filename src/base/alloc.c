@@ -186,6 +186,11 @@ void mem_purge(void)
     mallctl("arena." STR(MALLCTL_ARENAS_ALL) ".purge", NULL, NULL, NULL, 0);
 }
 
+void mem_decay(void)
+{
+    mallctl("arena." STR(MALLCTL_ARENAS_ALL) ".decay", NULL, NULL, NULL, 0);
+}
+
 #else
 
 void *mem_alloc(enum mem_class cls, size_t bytes)
@@ -237,6 +242,10 @@ const char *mem_allocator_name(void)
 void mem_purge(void)
 {
     malloc_trim(0);
+}
+
+void mem_decay(void)
+{
 }
 
 #endif

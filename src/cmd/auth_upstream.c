@@ -625,6 +625,7 @@ static enum dispatch_rc own_send(struct call *c)
         forward_forget(c->w, c->cmd, f->db, c->argc, c->argv, true);
     f->blocking = !a->multi && forward_blocks(c->cmd, c->argc, c->argv);
     f->p = call_suspend(c, &own_ops, f);
+    f->p->asks_upstream = !f->blocking;
     f->p->state = f->blocking || is_pubsub(c->cmd, c->argv[0]) ? PARKED_LATER : PARKED_SENT;
     if (f->blocking)
         s->flags |= SESSION_BLOCKED;

@@ -55,7 +55,11 @@ struct parked {
     int argc;
     struct slice *argv; /* in its own memory */
     size_t bytes;
-    int64_t us; /* that its handler has worked */
+    int64_t us;       /* that its handler has worked */
+    int64_t since_us; /* when the wait that is under way began */
+    int64_t disk_us,
+        upstream_us;    /* those that are over, by what they were for; none for what the command itself waits for */
+    bool asks_upstream; /* suspended for an answer from there */
     int faults;
     struct tier_request treq;
     struct tier_wait *waits; /* one per key; NULL before the first fault */
@@ -82,6 +86,8 @@ enum dispatch_rc {
     DISPATCH_LATER  /* parked: completes by itself */
 };
 enum dispatch_rc dispatch_run(struct session *s, int argc, const struct slice *argv, struct parked *p);
+/* The request runs again once memory has room, or, with pause_ms, after that time (later.c). */
+enum dispatch_rc dispatch_wait_again(struct call *c, int64_t pause_ms);
 /* Makes p->waits from the request's keys. */
 void dispatch_prepare(struct parked *p);
 /* May the keys of this request be fetched before its turn? */
@@ -527,7 +533,13 @@ struct stream_consumer *stream_consumer_get(struct call *c, int key, struct stre
 
 struct slowlog *slowlog_create(void);
 void slowlog_destroy(struct slowlog *log);
-/* The caller judged that it is slow. */
+/* A command is over, its handler has worked for `us`, and either that is as long as slowlog-log-slower-than or it has
+ * waited too. Puts it into the slow log, and into the log with what it waited for. */
+void slow_command(const struct call *c, int64_t us);
+/* A wait is over: of that parked request for its keys, or until the disk takes what is to leave memory. */
+void slow_waited_keys(struct parked *p);
+void slow_waited_disk(struct parked *p);
+void slow_waited_upstream(struct parked *p);
 void slowlog_push(struct cmd *cmd, struct session *s, int argc, const struct slice *argv, int64_t us);
 
 struct latency *latency_create(void);

@@ -142,6 +142,8 @@ static bool set_locked(struct cmd *cmd, int npairs, const struct slice *pairs, s
     notify_conf_changed(cmd, next);
     tracking_conf_changed(cmd->tracking, next);
     log_set_level((enum log_level)next->loglevel);
+    log_set_modules(next->log_level_modules, &(const char *){NULL}); /* checked when they were set */
+    log_rotate_set(next->log_max_size, (int)next->log_max_files);
     return true;
 }
 

@@ -276,8 +276,8 @@ static void account(struct call *c, int64_t us)
     }
     stats_inc(c->w->stats, STAT_total_commands_processed);
     int64_t slow = c->w->conf->slowlog_log_slower_than;
-    if (UNLIKELY(slow >= 0 && us >= slow) && !(c->cmd->flags & CMD_SKIP_SLOWLOG))
-        slowlog_push(c->w->cmd, c->s, c->argc, c->argv, us);
+    if (UNLIKELY(slow >= 0 && (us >= slow || c->parked != NULL)))
+        slow_command(c, us);
     int64_t spike = c->w->conf->latency_monitor_threshold;
     if (UNLIKELY(spike > 0 && us >= spike * 1000))
         latency_add(c->w->cmd, c->cmd->flags & CMD_FAST ? "fast-command" : "command", us / 1000);
@@ -623,73 +623,6 @@ static bool runs_in_multi(const struct command *cmd)
     }
 }
 
-/* ---- waiting for memory, or for the end of CLIENT PAUSE ---- */
-
-struct later {
-    struct tier_room_wait room;
-    struct mbox_timer *timer;
-    struct parked *p;
-};
-
-static void later_ends(struct later *l)
-{
-    struct session *s = l->p->s;
-
-    if (l->timer) {
-        s->flags &= ~(uint32_t)SESSION_BLOCKED;
-        stats_add(s->w->stats, STAT_blocked_clients, (uint64_t)-1);
-    }
-    mem_free(MEM_CLIENT, l);
-}
-
-static void later_cancel(void *arg)
-{
-    struct later *l = arg;
-
-    if (l->timer)
-        mbox_timer_cancel(l->timer);
-    else
-        tier_cancel_room(&l->room);
-    later_ends(l);
-}
-
-static const struct suspend_ops later_ops = {later_cancel};
-
-static void later_again(struct later *l)
-{
-    struct parked *p = l->p;
-
-    later_ends(l);
-    p->state = PARKED_NEW;
-    session_run(p->s);
-}
-
-static void room_ready(struct tier_room_wait *rw)
-{
-    later_again(LIST_ENTRY(rw, struct later, room));
-}
-
-static void pause_over(void *arg)
-{
-    later_again(arg);
-}
-
-static enum dispatch_rc wait_again(struct call *c, int64_t pause_ms)
-{
-    struct later *l = mem_calloc(MEM_CLIENT, sizeof(*l));
-
-    l->p = call_suspend(c, &later_ops, l);
-    if (pause_ms > 0) {
-        c->s->flags |= SESSION_BLOCKED; /* who hangs up meanwhile is not kept, and its request does not run */
-        stats_inc(c->w->stats, STAT_blocked_clients);
-        l->timer = mbox_timer_start(c->w->mbox, pause_ms, pause_over, l);
-    } else {
-        l->room.ready = room_ready;
-        tier_wait_room(c->w, &l->room);
-    }
-    return DISPATCH_LATER;
-}
-
 #define PAUSE_STEP_MS 20 /* how often a paused request looks whether CLIENT UNPAUSE came */
 
 static int64_t paused_ms(const struct call *c)
@@ -779,7 +712,7 @@ static enum dispatch_rc process(struct call *c)
     }
     int64_t pause = paused_ms(c);
     if (UNLIKELY(pause > 0))
-        return wait_again(c, pause);
+        return dispatch_wait_again(c, pause);
     if (UNLIKELY(t->has_upstream)) {
         enum dispatch_rc rc;
         if (UNLIKELY(s->auth != NULL) && auth_upstream_takes(c, &rc))
@@ -794,7 +727,7 @@ static enum dispatch_rc process(struct call *c)
     } else if (c->cmd->flags & (CMD_DENYOOM | CMD_SCRIPT) || c->cmd->id == CMDID_exec) {
         enum status st = LIKELY(tier_has_room(c->w)) ? ST_OK : make_room(c->w);
         if (UNLIKELY(st == ST_PENDING) && !(s->flags & SESSION_MULTI) && !holds_found_keys(c))
-            return wait_again(c, 0);
+            return dispatch_wait_again(c, 0);
         c->oom = st == ST_FULL;
         if (UNLIKELY(c->oom && c->cmd->id != CMDID_exec && !(c->cmd->flags & CMD_SCRIPT))) {
             call_error(c, "OOM command not allowed when used memory > 'maxmemory'.");
@@ -808,7 +741,7 @@ static enum dispatch_rc process(struct call *c)
             return disk_refuses(c);
         if (UNLIKELY(st == ST_PENDING) && (!(s->flags & SESSION_MULTI) || c->cmd->id == CMDID_exec) &&
             !holds_found_keys(c))
-            return wait_again(c, 0);
+            return dispatch_wait_again(c, 0);
     }
     if (UNLIKELY(s->flags & SESSION_MULTI) && !runs_in_multi(c->cmd)) {
         multi_queue(c);

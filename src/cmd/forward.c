@@ -587,6 +587,7 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
         forward_forget(c->w, c->cmd, f->db, c->argc, c->argv, true);
     f->p = call_suspend(c, &forward_ops, f);
     f->p->state = PARKED_SENT;
+    f->p->asks_upstream = !blocks(c->cmd, c->argc, c->argv);
     stats_inc(c->w->stats, STAT_tier_upstream_requests);
     if (!fp) {
         upstream_call(tier_upstream(c->w), &f->call, s->proto == 3 ? UPSTREAM_RESP3 : UPSTREAM_RESP2, s->db, c->argc,

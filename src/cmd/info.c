@@ -7,6 +7,7 @@
 
 #include "tiercel/clock.h"
 #include "tiercel/disk.h"
+#include "tiercel/machine.h"
 #include "tiercel/mem.h"
 #include "tiercel/pubsub.h"
 #include "tiercel/stats.h"
@@ -140,6 +141,10 @@ static void section_memory(struct info *in)
     object_lazy_figures(&lazy);
     size_field(in, "used_memory", f.used);
     size_field(in, "used_memory_rss", f.rss);
+    struct machine_rss rss;
+    machine_get_rss(&rss);
+    field(in, "used_memory_rss_anon", rss.anon);
+    field(in, "used_memory_rss_file", rss.file + rss.shmem);
     size_field(in, "used_memory_peak", f.peak);
     line(in, "used_memory_peak_perc:%.2f%%", memory_share(f.used, f.peak) * 100);
     field(in, "used_memory_overhead", f.overhead);

@@ -271,7 +271,7 @@ static int api_log(lua_State *L)
     int level = (int)lua_tonumber(L, 1);
     if (level < LOG_DEBUG || level > LOG_WARNING)
         return fail(L, true, "ERR Invalid debug level.");
-    if (!log_enabled((enum log_level)level))
+    if (!log_enabled((enum log_level)level, "script"))
         return 0;
     struct buf line;
     buf_init(&line, MEM_OTHER);

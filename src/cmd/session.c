@@ -90,6 +90,7 @@ static void parked_fault(struct parked *p, bool urgent)
     /* Once more: the keys anew, for a flush or a swap changes what a name stands for. */
     mem_free(MEM_CLIENT, p->waits);
     dispatch_prepare(p);
+    p->since_us = clock_mono_us();
     switch (tier_fault(p->s->w, &p->treq, urgent)) {
     case ST_OK: p->state = PARKED_READY; break;
     case ST_PENDING: p->state = PARKED_FAULTING; break;
@@ -106,6 +107,7 @@ static void request_ready(struct tier_request *treq)
         return;
     }
     p->state = PARKED_READY;
+    slow_waited_keys(p);
     if (p->s->queue.next == &p->link)
         session_run(p->s);
 }
@@ -318,7 +320,15 @@ bool session_hold(struct session *s)
 
 bool session_full(const struct session *s)
 {
-    return s->holding || s->queued >= (unsigned)s->w->conf->pipeline_lookahead || s->queued_bytes >= QUEUE_BYTES_MAX;
+    return s->holding || s->queued >= (unsigned)s->w->conf->pipeline_lookahead ||
+           s->queued_bytes >= QUEUE_BYTES_MAX || (UNLIKELY(s->queued > 0) && session_clients_tight(s->w));
+}
+
+bool session_clients_tight(const struct worker *w)
+{
+    if (LIKELY(w->conf->maxmemory_clients == 0))
+        return false;
+    return mem_class_bytes(MEM_CLIENT) > conf_maxmemory_clients(w->conf, w->conf->maxmemory) / 2;
 }
 
 size_t session_bytes(const struct session *s)
@@ -369,6 +379,8 @@ struct parked *call_suspend(struct call *c, const struct suspend_ops *ops, void 
     if (!p)
         p = c->parked = session_park(c->s, c->argc, c->argv);
     p->state = PARKED_LATER;
+    p->since_us = clock_mono_us();
+    p->asks_upstream = false;
     p->ops = ops;
     p->ops_arg = arg;
     c->suspended = true;
@@ -385,6 +397,8 @@ void call_complete(struct parked *p, void (*finish)(struct call *c, void *arg), 
     c.r = (struct reply){&p->reply, s->proto};
     c.now_ms = s->w->now_ms;
     bool closing = s->close_after_reply;
+    if (p->asks_upstream)
+        slow_waited_upstream(p);
     finish(&c, arg);
     dispatch_completed(&c);
     tracking_answered(s, c.cmd);

@@ -206,8 +206,15 @@ static const char *check_unixsocketperm(struct conf *c)
     return strlen(p) > 3 ? "argument must be between 0 and 777 inclusive" : NULL;
 }
 
+static const char *check_log_level_modules(struct conf *c)
+{
+    const char *why = NULL;
+    return log_check_modules(c->log_level_modules, &why) ? NULL : why;
+}
+
 static const check_fn checks[CONF_COUNT] = {
     [CONF_ID_hz] = check_hz,
+    [CONF_ID_log_level_modules] = check_log_level_modules,
     [CONF_ID_latency_tracking_info_percentiles] = check_percentiles,
     [CONF_ID_notify_keyspace_events] = conf_check_notify,
     [CONF_ID_save] = check_save,

@@ -8,9 +8,11 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "log/log_priv.h"
 #include "tiercel/clock.h"
 
 #define TEXT_MAX 4096                 /* longer texts are cut, and say so */
@@ -18,13 +20,22 @@
 #define WINDOW_MS 1000
 
 static const char *const level_names[LOG_LEVELS] = {"debug", "verbose", "notice", "warning"};
+static const char *const module_names[LOG_MODULES] = {
+#define LOG_NAME(name) #name,
+    LOG_MODULE_LIST(LOG_NAME)
+#undef LOG_NAME
+};
+
+_Atomic int log_level_of[LOG_MODULES + 1] = {[0 ... LOG_MODULES] = LOG_NOTICE};
 
 /* The process has one log. Its descriptor number never changes once it is set: another
  * file is put under it with dup3(), so that a line being written needs no lock. */
 static struct {
-    _Atomic int level, format, fd;
-    pthread_mutex_t lock; /* setup: path; sites: their windows */
+    _Atomic int format, fd;
+    pthread_mutex_t lock; /* setup: path, levels; sites: their windows */
     char path[4096];
+    int level;               /* the general one */
+    int8_t own[LOG_MODULES]; /* a module's, + 1; 0: it has the general one */
 } state = {.level = LOG_NOTICE, .format = LOG_PLAIN, .fd = STDOUT_FILENO, .lock = PTHREAD_MUTEX_INITIALIZER};
 
 static bool open_locked(const char *file)
@@ -33,6 +44,7 @@ static bool open_locked(const char *file)
                              : fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
     if (fd < 0)
         return false;
+    log_rotate_opened(fd, file[0] != '\0');
     int old = atomic_load(&state.fd);
     if (old == STDOUT_FILENO) {
         atomic_store(&state.fd, fd);
@@ -44,6 +56,72 @@ static bool open_locked(const char *file)
     errno = saved;
     return ok;
 }
+
+/* ---- levels ---- */
+
+static void levels_apply_locked(void)
+{
+    for (int i = 0; i < LOG_MODULES; i++)
+        atomic_store_explicit(&log_level_of[i], state.own[i] ? state.own[i] - 1 : state.level, memory_order_relaxed);
+    atomic_store_explicit(&log_level_of[LOG_MODULES], state.level, memory_order_relaxed);
+}
+
+static int name_find(const char *const *names, int n, const char *word, size_t len)
+{
+    for (int i = 0; i < n; i++)
+        if (strlen(names[i]) == len && strncasecmp(names[i], word, len) == 0)
+            return i;
+    return -1;
+}
+
+#define LOG_LISTED(name) " " #name
+static const char unknown_module[] = "must be words MODULE=LEVEL; modules are" LOG_MODULE_LIST(LOG_LISTED);
+static const char unknown_level[] = "must be words MODULE=LEVEL; levels are debug verbose notice warning";
+
+static bool modules_parse(const char *words, int8_t own[LOG_MODULES], const char **why)
+{
+    memset(own, 0, LOG_MODULES);
+    for (const char *p = words + strspn(words, " \t"); *p != '\0'; p += strspn(p, " \t")) {
+        size_t len = strcspn(p, " \t"), name = strcspn(p, "= \t");
+        int module = name < len ? name_find(module_names, LOG_MODULES, p, name) : -1;
+        int level = module >= 0 ? name_find(level_names, LOG_LEVELS, p + name + 1, len - name - 1) : -1;
+        if (level < 0) {
+            *why = module < 0 ? unknown_module : unknown_level;
+            return false;
+        }
+        own[module] = (int8_t)(level + 1);
+        p += len;
+    }
+    return true;
+}
+
+bool log_check_modules(const char *words, const char **why)
+{
+    int8_t own[LOG_MODULES];
+    return modules_parse(words, own, why);
+}
+
+bool log_set_modules(const char *words, const char **why)
+{
+    int8_t own[LOG_MODULES];
+    if (!modules_parse(words, own, why))
+        return false;
+    pthread_mutex_lock(&state.lock);
+    memcpy(state.own, own, sizeof(own));
+    levels_apply_locked();
+    pthread_mutex_unlock(&state.lock);
+    return true;
+}
+
+void log_set_level(enum log_level level)
+{
+    pthread_mutex_lock(&state.lock);
+    state.level = level;
+    levels_apply_locked();
+    pthread_mutex_unlock(&state.lock);
+}
+
+/* ---- the file ---- */
 
 bool log_setup(const char *file, enum log_level level, enum log_format format)
 {
@@ -58,7 +136,8 @@ bool log_setup(const char *file, enum log_level level, enum log_format format)
     }
     if (ok) {
         memcpy(state.path, file, len + 1);
-        atomic_store(&state.level, level);
+        state.level = level;
+        levels_apply_locked();
         atomic_store(&state.format, format);
     }
     pthread_mutex_unlock(&state.lock);
@@ -73,14 +152,20 @@ bool log_reopen(void)
     return ok;
 }
 
-void log_set_level(enum log_level level)
+bool log_path(char *to, size_t size)
 {
-    atomic_store_explicit(&state.level, level, memory_order_relaxed);
+    pthread_mutex_lock(&state.lock);
+    size_t len = strlen(state.path);
+    bool ok = len != 0 && len < size;
+    if (ok)
+        memcpy(to, state.path, len + 1);
+    pthread_mutex_unlock(&state.lock);
+    return ok;
 }
 
-bool log_enabled(enum log_level level)
+int log_fd(void)
 {
-    return (int)level >= atomic_load_explicit(&state.level, memory_order_relaxed);
+    return atomic_load_explicit(&state.fd, memory_order_relaxed);
 }
 
 /* True: the line may go out; *left_out lines of this site did not since the last that did. */
@@ -181,13 +266,14 @@ static size_t format_line(char *out, enum log_level level, const char *module, c
 /* A log that cannot be written (full disk, closed pipe) must not stop the server. */
 static void write_line(const char *line, size_t len)
 {
-    int fd = atomic_load_explicit(&state.fd, memory_order_relaxed);
+    int fd = log_fd();
     while (len > 0) {
         ssize_t n = write(fd, line, len);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
             return;
+        log_rotate_wrote((size_t)n);
         line += n;
         len -= (size_t)n;
     }

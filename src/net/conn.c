@@ -285,9 +285,9 @@ static void limits_of(const struct conn *c, struct resp_limits *lim)
 static bool can_run(struct conn *c)
 {
     const struct session *s = c->s;
-    if (UNLIKELY(s->out.bytes > NET_OUTPUT_SOFT)) {
+    if (UNLIKELY(s->out.bytes > NET_OUTPUT_TIGHT) && limits_output_stops(c)) {
         flush(c);
-        if (!c->s || s->out.bytes > NET_OUTPUT_SOFT)
+        if (!c->s || limits_output_stops(c))
             return false;
     }
     return !session_full(s);
@@ -430,6 +430,7 @@ static char *read_room(struct conn *c, size_t *room)
         return to + have;
     }
     input_reserve(c);
+    input_account(c);
     *room = c->in.cap - c->in.len;
     return c->in.ptr + c->in.len;
 }
@@ -529,6 +530,11 @@ static void read_once(struct conn *c)
     struct net_worker *nw = c->nw;
     size_t room;
     char *to = read_room(c, &room);
+    if (UNLIKELY(to == c->in.ptr + c->in.len)) {
+        limits_grown(c);
+        if (!c->s)
+            return;
+    }
     ssize_t got = LIKELY(!c->tls) ? recv(c->fd, to, room, MSG_DONTWAIT) : tls_read(c->tls, to, room);
     if (UNLIKELY(got <= 0)) {
         if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
@@ -652,7 +658,7 @@ static bool may_read(const struct conn *c)
     const struct session *s = c->s;
     if (c->eof || c->bad || s->close_after_reply || c->nw->stopping || session_full(s))
         return false;
-    if (UNLIKELY(s->out.bytes > NET_OUTPUT_SOFT))
+    if (UNLIKELY(s->out.bytes > NET_OUTPUT_TIGHT) && limits_output_stops(c))
         return limits_input_while_stalled(c);
     return !c->more;
 }
@@ -692,6 +698,11 @@ static void settle(struct conn *c)
             return;
     }
     input_account(c);
+    if (UNLIKELY(c->s->out.bytes > NET_OUTPUT_TIGHT)) {
+        limits_grown(c);
+        if (!c->s)
+            return;
+    }
     if (UNLIKELY(is_done(c)) || UNLIKELY(limits_output_soft(c)) || UNLIKELY(limits_input(c))) {
         conn_close(c);
         return;
@@ -703,7 +714,7 @@ static void settle(struct conn *c)
         c->watched = want;
     }
     /* Leftovers that only waited for the other connections. */
-    if (UNLIKELY(c->s && c->more && c->s->out.bytes <= NET_OUTPUT_SOFT && !session_full(c->s)))
+    if (UNLIKELY(c->s && c->more) && !limits_output_stops(c) && !session_full(c->s))
         conn_schedule(c);
     if (UNLIKELY(c->tls && want & UV_READABLE && tls_has_input(c->tls)))
         conn_schedule(c);

@@ -56,6 +56,12 @@ bool limits_output_soft(struct conn *c)
     return output_over(c, "over the soft client-output-buffer-limit for too long");
 }
 
+bool limits_output_stops(const struct conn *c)
+{
+    size_t bytes = c->s->out.bytes;
+    return bytes > NET_OUTPUT_TIGHT && (bytes > NET_OUTPUT_SOFT || session_clients_tight(c->nw->w));
+}
+
 /* ---- input ---------------------------------------------------------------------------------- */
 
 bool limits_input(struct conn *c)
@@ -74,7 +80,10 @@ bool limits_input_while_stalled(const struct conn *c)
     size_t held = conn_unparsed(c);
     if (held >= (size_t)c->nw->w->conf->client_query_buffer_limit)
         return false;
-    return held < NET_STALLED_INPUT || mem_class_bytes(MEM_CLIENT) < NET_STALLED_INPUT_ALL;
+    int64_t all = conf_maxmemory_clients(c->nw->w->conf, c->nw->w->conf->maxmemory);
+    if (all == 0 || all > NET_STALLED_INPUT_ALL)
+        all = NET_STALLED_INPUT_ALL;
+    return held < NET_STALLED_INPUT || mem_class_bytes(MEM_CLIENT) < all;
 }
 
 /* ---- maxmemory-clients ------------------------------------------------------------------------ */

@@ -29,6 +29,7 @@ struct ssl_ctx_st;
 #define NET_TURN_BYTES (NET_READ_HEAD + NET_READ_BYTES)
 /* Replies above this that the socket does not take stop the connection's requests. */
 #define NET_OUTPUT_SOFT ((size_t)1 << 20)
+#define NET_OUTPUT_TIGHT ((size_t)64 << 10) /* the same while clients hold much: session_clients_tight() */
 /* Such a client may be one that sends a whole long pipeline before it reads: its input is
  * still taken in, up to this much for certain, and beyond while all clients hold little. */
 #define NET_STALLED_INPUT ((size_t)1 << 20)
@@ -178,7 +179,15 @@ bool limits_output_soft(struct conn *c);
 bool limits_input(struct conn *c);
 /* May it read on although its output is not taken? */
 bool limits_input_while_stalled(const struct conn *c);
+/* Has it so many replies that no more requests are to run? */
+bool limits_output_stops(const struct conn *c);
 /* maxmemory-clients: closes this worker's largest while there is too much. */
 void limits_memory(struct net_worker *nw);
+/* The same, where one has just grown; it may be `c` that is closed. Nothing is looked at without maxmemory-clients. */
+static inline void limits_grown(struct conn *c)
+{
+    if (UNLIKELY(c->nw->w->conf->maxmemory_clients != 0))
+        limits_memory(c->nw);
+}
 
 #endif

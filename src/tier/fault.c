@@ -49,12 +49,15 @@ void tier_wake_waiters_locked(struct worker *w, struct residency *r, enum status
 {
     struct list *l;
     bool pin = st == ST_OK && r->value;
+    int64_t upstream_us = atomic_load_explicit(&r->upstream_us, memory_order_relaxed);
     (void)w;
 
     while ((l = list_pop_front(&r->waiters))) {
         struct tier_wait *wait = LIST_ENTRY(l, struct tier_wait, link);
         wait->waiting = false;
         wait->st = st;
+        if (upstream_us != 0)
+            atomic_store_explicit(&wait->req->upstream_us, upstream_us, memory_order_relaxed);
         if (error && !atomic_exchange(&wait->req->has_error, true)) /* keys fail on several threads at once */
             snprintf(wait->req->error, sizeof(wait->req->error), "%s", error);
         if (pin) {
@@ -106,6 +109,7 @@ static struct fetch *fetch_create(struct worker *w, struct residency *r, const s
     f->res = r;
     r->refs++;
     r->fetching = true;
+    atomic_store_explicit(&r->upstream_us, 0, memory_order_relaxed);
     atomic_fetch_add(&w->tier->fetches, 1);
     memcpy(f->name, key->ptr, key->len);
     f->key = *key;
@@ -403,6 +407,7 @@ enum status tier_fault(struct worker *w, struct tier_request *req, bool urgent)
     leave_admission(t, req);
     req->error[0] = '\0';
     atomic_store_explicit(&req->has_error, false, memory_order_relaxed);
+    atomic_store_explicit(&req->upstream_us, 0, memory_order_relaxed);
     atomic_store_explicit(&req->pending, 1, memory_order_relaxed); /* ours, until all keys are seen to */
     for (int i = 0; i < req->nwaits; i++) {
         struct tier_wait *wait = &req->waits[i];
@@ -866,6 +871,7 @@ static void fetch_upstream(struct fetch *f)
 {
     struct upstream *up = f->w->tier_worker->up;
 
+    atomic_store_explicit(&f->res->upstream_us, clock_mono_us(), memory_order_relaxed);
     f->uf.key = key_slice(&f->key);
     f->uf.db = f->key.db;
     if (f->whole)

@@ -19,9 +19,10 @@ struct residency {
     bool fetching;
     bool refresh; /* fetching, while `value` is served as long as its freshness allows */
     uint64_t hash;
-    struct object *value; /* fetching: a suspect copy or NULL */
-    struct object *node;  /* the OBJ_RESIDENCY object in the table, while attached */
-    struct list waiters;  /* struct tier_wait */
+    struct object *value;        /* fetching: a suspect copy or NULL */
+    struct object *node;         /* the OBJ_RESIDENCY object in the table, while attached */
+    struct list waiters;         /* struct tier_wait */
+    _Atomic int64_t upstream_us; /* since when its fetch waits for the upstream; 0: it does not */
 };
 
 #define POOL_SIZE 16

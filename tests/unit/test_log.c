@@ -84,9 +84,9 @@ static void test_levels(void **state)
 {
     (void)state;
     fresh(LOG_WARNING, LOG_PLAIN);
-    assert_false(log_enabled(LOG_NOTICE));
+    assert_false(log_enabled(LOG_NOTICE, "conf"));
     log_set_level(LOG_DEBUG);
-    assert_true(log_enabled(LOG_DEBUG));
+    assert_true(log_enabled(LOG_DEBUG, "conf"));
     log_debug("x", "seen");
     assert_non_null(strstr(read_file(path), " debug x: seen\n"));
 }
@@ -202,9 +202,40 @@ static void test_threads_do_not_mix_lines(void **state)
     assert_int_equal(lines, 1600);
 }
 
+static void test_modules_have_levels(void **state)
+{
+    const char *why = NULL;
+    (void)state;
+    fresh(LOG_NOTICE, LOG_PLAIN);
+    assert_true(log_set_modules(" disk=debug\tnet=Warning ", &why));
+    log_debug("disk", "one");
+    log_notice("net", "not this");
+    log_warning("net", "two");
+    log_verbose("tier", "nor this");
+    log_notice("no such module", "three");
+    assert_int_equal(count_lines(read_file(path)), 3);
+    log_set_level(LOG_VERBOSE);
+    log_verbose("tier", "four");
+    log_verbose("net", "nor this");
+    assert_int_equal(count_lines(read_file(path)), 4);
+    static const char *const bad[] = {"disk",      "disk=",        "=debug",     "disks=debug",
+                                      "disk=loud", "disk=debug x", "disk =debug"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        why = NULL;
+        assert_false(log_check_modules(bad[i], &why));
+        assert_false(log_set_modules(bad[i], &why));
+        assert_non_null(why);
+    }
+    assert_non_null(strstr(why, " disk "));
+    assert_true(log_enabled(LOG_DEBUG, "disk"));
+    assert_true(log_set_modules("", &why));
+    assert_false(log_enabled(LOG_DEBUG, "disk"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_modules_have_levels),
         cmocka_unit_test(test_plain_line),
         cmocka_unit_test(test_levels),
         cmocka_unit_test(test_json_line),
