@@ -38,6 +38,8 @@ struct cmd_server_ops {
     /* CONFIG SET of what is about TLS, before it counts: false, with err, when the files it names cannot be used. Any
      * worker's thread, one at a time. May be NULL. */
     bool (*reload_tls)(void *arg, const struct conf *next, char err[256]);
+    /* CONFIG SET has made this snapshot. Any worker's thread, conf_lock held. May be NULL. */
+    void (*conf_changed)(void *arg, const struct conf *next);
 };
 
 struct cmd {
@@ -117,6 +119,10 @@ void cmd_worker_tick(struct worker *w); /* periodic */
 /* Keeps them in a file of `dir` from now on, and reads what that has. ST_NOT_FOUND: it has none yet. */
 enum status cmd_functions_open(struct worker *w, const char *dir, char err[256]);
 bool cmd_functions_add(struct worker *w, struct slice source, char err[256]); /* one library */
+
+/* A snapshot that differs in what only main looks at (a secret that was read again); taken over. conf_lock held, while the
+ * loops run. */
+void cmd_replace_conf(struct cmd *cmd, struct conf *next);
 
 /* The encodings' limits, as the settings say. */
 struct obj_limits cmd_obj_limits(const struct conf *conf);

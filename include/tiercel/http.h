@@ -12,20 +12,38 @@
 
 /* The HTTP port: /metrics (Prometheus text), /healthz (200 while the process turns, whatever
  * the tiers do) and /readyz (200 or 503, with JSON). GET and HEAD only. It has one thread of
- * its own; connections, their memory and their idle time are bounded. */
+ * its own; connections, their memory and their idle time are bounded.
+ *
+ * It is there before the tiers are and until they are gone: /readyz says "loading" until http_serve(),
+ * and "stopping" after http_drain(); /metrics is 503 then. */
 struct http_options {
     const char *bind; /* an address or name; "*" = all */
     int port;         /* 0: the system chooses, see http_port() */
-    void *arg;
-    /* Called on the HTTP thread, one at a time: they read what any thread may read. */
+    /* Called on the HTTP thread, one at a time, between http_serve() and http_drain(), with the former's arg: they read
+     * what any thread may read. */
     void (*metrics)(void *arg, struct buf *out);
-    bool (*ready)(void *arg, struct buf *json); /* fills in one JSON object, detail per tier */
+    bool (*ready)(void *arg, bool detail,
+                  struct buf *json); /* fills in one JSON object; detail: with each tier's state */
 };
 
 struct http;
 
 /* ST_BAD: err is one line (port in use, bad address). The options are copied. */
 enum status http_start(const struct http_options *opt, struct http **out, char err[256]);
+/* The callbacks may be called from now on; and no more when http_drain() returns, whatever is served after it. Any thread;
+ * NULL is allowed. */
+void http_serve(struct http *h, void *arg);
+void http_drain(struct http *h);
+
+/* Who gets /metrics, and detail from /readyz: with a token (at most HTTP_TOKEN_MAX bytes) whoever shows it
+ * (Authorization: Bearer); without one everybody, but in protected mode only this host. At first: this host. Any thread;
+ * NULL is allowed. */
+struct http_access {
+    const char *token; /* "" = none; not kept */
+    bool protected_mode;
+};
+void http_set_access(struct http *h, const struct http_access *access);
+bool http_is_local(const struct http *h); /* it listens on a loopback address only */
 /* Returns when the thread has ended; NULL is allowed. */
 void http_stop(struct http *h);
 int http_port(const struct http *h); /* the port really bound */

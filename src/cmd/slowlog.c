@@ -70,7 +70,7 @@ bool command_arg_is_secret(const struct slice *argv, int i)
     if (slice_is(argv[0], "hello"))
         return (i >= 2 && slice_is(argv[i - 1], "auth")) || (i >= 3 && slice_is(argv[i - 2], "auth"));
     if (slice_is(argv[0], "config") && slice_is(argv[1], "set"))
-        return i >= 3 && slice_is(argv[i - 1], "requirepass");
+        return i >= 3 && conf_is_secret(argv[i - 1]);
     if (slice_is(argv[0], "acl") && slice_is(argv[1], "setuser"))
         return i >= 2;
     return false;

@@ -185,24 +185,49 @@ static const char *json_bool(bool v)
     return v ? "true" : "false";
 }
 
-bool figures_ready(void *arg, struct buf *json)
+static void write_disk_state(struct buf *json, const struct tier *t, const struct tier_figures *tf)
+{
+    char problem[256] = "";
+    const char *state = "off", *reason = problem;
+
+    if (t->disk) {
+        disk_problem(t->disk, problem);
+        state = !tf->disk_healthy ? "failed" : disk_quota_full(t->disk) ? "full" : "ok";
+    }
+    if (tf->disk_healthy && state[0] == 'f') /* what is full is not unwell */
+        reason = "disk-max-size is reached, and nothing may be dropped";
+    buf_printf(json, ",\"disk\":{\"state\":\"%s\",\"reason\":", state);
+    write_json_text(json, reason);
+    buf_printf(json, ",\"on\":%s,\"healthy\":%s,\"problem\":", json_bool(tf->disk_on), json_bool(tf->disk_healthy));
+    write_json_text(json, problem);
+    buf_printf(json, ",\"keys\":%lld,\"bytes\":%lld}", (long long)tf->disk_keys, (long long)tf->disk_bytes);
+}
+
+static void write_upstream_state(struct buf *json, const struct tier_figures *tf)
+{
+    buf_printf(json, ",\"upstream\":{\"state\":\"%s\",\"breaker\":\"%s\",\"coherence\":\"%s\",\"reason\":",
+               tf->upstream_state, tf->breaker, tf->coherence_mode);
+    write_json_text(json, tf->coherence_reason);
+    buf_printf(json, "}");
+}
+
+bool figures_ready(void *arg, bool detail, struct buf *json)
 {
     struct cmd *cmd = arg;
     struct tier *t = cmd->tier;
     struct tier_figures tf;
-    char problem[256] = "";
-
-    tier_get_figures(t, &tf);
-    if (t->disk)
-        disk_problem(t->disk, problem);
     bool warming = !warm_start_done(cmd->warm);
+
     /* A tier that is away is told, but does not take the server out of service: it goes on without. */
-    buf_printf(json, "{\"ready\":%s,\"warming\":%s,\"memory\":{\"keys\":%lld,\"bytes\":%lld},", json_bool(!warming),
-               json_bool(warming), (long long)tf.memory_keys, (long long)tf.memory_bytes);
-    buf_printf(json, "\"disk\":{\"on\":%s,\"healthy\":%s,\"problem\":", json_bool(tf.disk_on),
-               json_bool(tf.disk_healthy));
-    write_json_text(json, problem);
-    buf_printf(json, ",\"keys\":%lld},\"upstream\":{\"state\":\"%s\",\"coherence\":\"%s\"}}\n", (long long)tf.disk_keys,
-               tf.upstream_state, tf.coherence_mode);
+    buf_printf(json, "{\"ready\":%s,\"state\":\"%s\"", json_bool(!warming), warming ? "warming" : "serving");
+    if (detail) {
+        tier_get_figures(t, &tf);
+        buf_printf(json, ",\"warming\":%s,\"memory\":{\"state\":\"%s\",\"reason\":\"%s\",\"keys\":%lld,\"bytes\":%lld}",
+                   json_bool(warming), warming ? "warming" : "ok", warming ? "warm-on-start runs" : "",
+                   (long long)tf.memory_keys, (long long)tf.memory_bytes);
+        write_disk_state(json, t, &tf);
+        write_upstream_state(json, &tf);
+    }
+    buf_printf(json, "}");
     return !warming;
 }
