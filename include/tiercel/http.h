@@ -7,6 +7,7 @@
 
 #include "tiercel/buf.h"
 #include "tiercel/disk.h"
+#include "tiercel/stats.h"
 #include "tiercel/status.h"
 #include "tiercel/upstream.h"
 
@@ -59,6 +60,17 @@ struct metrics_command {
     uint64_t calls, failed_calls, rejected_calls, duration_us;
 };
 
+struct metrics_error {
+    const char *code;
+    uint64_t count;
+};
+
+/* What a family of counters is made of: the samples of one name, which differ by their labels. */
+struct metrics_part {
+    const char *labels; /* tier="disk",reason="quota" */
+    uint64_t value;
+};
+
 struct metrics_persistence {
     int64_t changes, saves, last_save_s, last_duration_s;
     bool saving, save_ok, journal, journal_ok;
@@ -71,11 +83,15 @@ struct metrics_source {
     int64_t start_time_s, uptime_s;
     double cpu_sys_s, cpu_user_s;
     int64_t maxclients, threads;
-    bool loading; /* warming or rebuilding the disk index */
+    bool warming;
+    int64_t slowlog_length, slowlog_last_id, tracking_clients, pubsub_channels, pubsub_patterns, lazyfree_pending;
     /* memory tier */
     int64_t memory_used, memory_rss, memory_peak, memory_max; /* bytes */
     int64_t memory_data, memory_clients, memory_other;        /* the classes of alloc.h */
     uint64_t memory_keys;
+    int64_t memory_system, inflight_bytes, inflight_max, demoting_bytes;
+    int64_t admission_waiting, room_waiting; /* requests */
+    const struct stats_hist_sum *memory_latency;
     /* disk tier; NULL: none */
     const struct disk_stats *disk;
     bool disk_writable;
@@ -85,7 +101,17 @@ struct metrics_source {
     const struct upstream_stats *upstream;
     int upstream_workers_up;
     const char *coherence_mode, *coherence_reason; /* reason NULL or "": it is what was asked for */
-    int64_t coherence_bound_ms, tracked_keys;
+    bool coherence_fallback;                       /* copies are kept, but in another mode than asked for */
+    int64_t coherence_bound_ms, tracked_keys, tracked_keys_max;
+
+    const struct metrics_part *warm_jobs; /* by state */
+    size_t nwarm_jobs;
+    const struct metrics_part *evictions; /* by tier and reason */
+    size_t nevictions;
+    const struct metrics_part *warm_keys; /* by result */
+    size_t nwarm_keys;
+    const struct metrics_error *errors;
+    size_t nerrors;
 
     const struct metrics_db *dbs;
     size_t ndbs;

@@ -29,6 +29,9 @@ static void write_metrics(void *arg, struct buf *out)
     static const struct metrics_db dbs[] = {{0, 10, 3}, {7, 1, 0}};
     static const struct metrics_command commands[] = {{"get", 100, 1, 2, 1500000}, {"odd\"\\\n", 1, 0, 0, 7}};
     const struct disk_stats disk = {.keys = 5, .file_bytes = 4096, .commit_us = 2500000, .last_commit_ms = 1500};
+    static const struct metrics_part evictions[] = {{"tier=\"disk\",reason=\"quota\"", 4}};
+    static const struct metrics_error errors[] = {{"WRONGTYPE", 3}};
+    static const struct stats_hist_sum memory = {.bucket = {[2] = 5, [STATS_HIST_BUCKETS - 1] = 1}, .us = 70000000};
     const struct upstream_stats upstream = {.fetches = 9, .bytes_in = 1234, .pins = 2};
     const struct metrics_source src = {
         .run_id = "abc",
@@ -49,6 +52,11 @@ static void write_metrics(void *arg, struct buf *out)
         .commands = commands,
         .ncommands = 2,
         .cpu_sys_s = 0.5,
+        .memory_latency = &memory,
+        .evictions = evictions,
+        .nevictions = 1,
+        .errors = errors,
+        .nerrors = 1,
     };
     assert_ptr_equal(arg, &is_ready);
     metrics_write(out, &src);
@@ -354,7 +362,7 @@ static void check_sample(const char *line, char *name, size_t size)
 static void test_metrics_are_valid(void **state)
 {
     (void)state;
-    static char seen[400][80];
+    static char seen[600][80];
     int nseen = 0, samples = 0;
     bool helped = false;
     char current[80] = "", type[16] = "", *save = NULL;
@@ -376,12 +384,18 @@ static void test_metrics_are_valid(void **state)
             assert_true(helped);
             assert_int_equal(sscanf(line + 7, "%79s %15s", name, type), 2);
             assert_string_equal(name, current);
-            assert_true(strcmp(type, "counter") == 0 || strcmp(type, "gauge") == 0);
+            assert_true(strcmp(type, "counter") == 0 || strcmp(type, "gauge") == 0 || strcmp(type, "histogram") == 0);
             size_t len = strlen(name);
             bool total = len > 6 && strcmp(name + len - 6, "_total") == 0;
             assert_int_equal(total, strcmp(type, "counter") == 0);
         } else {
             check_sample(line, name, sizeof(name));
+            size_t len = strlen(current);
+            if (strcmp(type, "histogram") == 0 && strncmp(name, current, len) == 0) {
+                assert_true(!strcmp(name + len, "_bucket") || !strcmp(name + len, "_sum") ||
+                            !strcmp(name + len, "_count"));
+                name[len] = '\0';
+            }
             assert_string_equal(name, current);
             samples++;
         }
@@ -411,7 +425,23 @@ static void test_metrics_values(void **state)
         {"tiercel_upstream_pins", "2\n"},
         {"tiercel_coherence_info{mode=\"tracking\"}", "1\n"},
         {"tiercel_coherence_bound_seconds", "1.000000\n"},
+        {"tiercel_evictions_total{tier=\"disk\",reason=\"quota\"}", "4\n"},
+        {"redis_errors_total{err=\"WRONGTYPE\"}", "3\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"memory\",le=\"0.000001\"}", "0\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"memory\",le=\"0.000004\"}", "5\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"memory\",le=\"33.554432\"}", "5\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"memory\",le=\"+Inf\"}", "6\n"},
+        {"tiercel_tier_latency_seconds_count{tier=\"memory\"}", "6\n"},
+        {"tiercel_tier_latency_seconds_sum{tier=\"memory\"}", "70.000000\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"disk\",le=\"0.000128\"}", "1\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"disk\",le=\"0.000256\"}", "2\n"},
+        {"tiercel_tier_latency_seconds_sum{tier=\"disk\"}", "0.000300\n"},
+        {"tiercel_tier_latency_seconds_count{tier=\"upstream\"}", "0\n"},
+        {"tiercel_upstream_call_latency_seconds_bucket{le=\"+Inf\"}", "0\n"},
+        {"tiercel_upstream_call_latency_seconds_sum", "0.000000\n"},
     };
+    stats_time(block, HIST_disk, 100);
+    stats_time(block, HIST_disk, 200);
     ask("GET", "/metrics");
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
         assert_starts(find_value(body(answer), cases[i].series), cases[i].value);
@@ -436,6 +466,7 @@ static void test_metrics_values(void **state)
     assert_null(strstr(out.ptr, "tiercel_disk_keys"));
     assert_null(strstr(out.ptr, "tiercel_upstream_up"));
     assert_null(strstr(out.ptr, "redis_db_keys"));
+    assert_null(strstr(out.ptr, "tier=\"disk\""));
     buf_deinit(&out);
 }
 
