@@ -253,6 +253,31 @@ static void on_second_signal(int sig)
     _exit(1);
 }
 
+static void set_http_access(void *arg, const struct conf *conf)
+{
+    struct server *sv = arg;
+    struct http_access access = {conf->http_token, conf->protected_mode};
+
+    http_set_access(sv->http, &access);
+}
+
+/* conf_lock held. */
+static void reload_token(struct server *sv)
+{
+    struct conf *next;
+    struct buf err;
+
+    buf_init(&err, MEM_OTHER);
+    enum status st = conf_reload_secret(sv->cmd->conf, "http-token", &next, &err);
+    if (st == ST_OK) {
+        set_http_access(sv, next);
+        cmd_replace_conf(sv->cmd, next);
+    } else if (st == ST_BAD) {
+        log_warning("main", "http-token is not loaded again: %.*s", (int)err.len, err.ptr);
+    }
+    buf_deinit(&err);
+}
+
 /* SIGHUP: files that others may have replaced. */
 static void reload(struct server *sv)
 {
@@ -262,6 +287,7 @@ static void reload(struct server *sv)
         log_warning("main", "the log file cannot be reopened: %s", strerror(errno));
     pthread_mutex_lock(&sv->cmd->conf_lock);
     enum status st = net_tls_reload(sv->net, sv->cmd->conf, err);
+    reload_token(sv);
     pthread_mutex_unlock(&sv->cmd->conf_lock);
     if (st != ST_OK)
         log_warning("main", "certificates are not loaded again: %s", err);
@@ -314,7 +340,7 @@ static void stop(struct server *sv)
     int64_t timeout_ms = sv->conf->shutdown_timeout * 1000;
 
     notify_send("STOPPING=1");
-    http_stop(sv->http);
+    http_drain(sv->http);
     loops_quiesce(sv->loops, DRAIN_MS < timeout_ms ? DRAIN_MS : timeout_ms);
     if (!loops_settle(sv->loops, FETCH_DRAIN_MS))
         log_warning("main", "reads from disk are still under way");
@@ -332,6 +358,7 @@ static void stop(struct server *sv)
         tier_save_stop(sv->tier);
         disk_close(sv->disk);
     }
+    http_stop(sv->http);
     loops_end(sv->loops);
     loops_destroy(sv->loops);
     net_close(sv->net);
@@ -368,17 +395,28 @@ static void warm_at_start(struct worker *w, void *arg)
 
     if (warm_start_line(sv->cmd->warm, w, 0, sv->conf->warm_on_start, &id, err) != ST_OK)
         log_warning("warm", "warm-on-start: %s", err);
+    http_serve(sv->http, sv->cmd); /* not before the job is there: it would look ready */
 }
 
 static bool start_http(struct server *sv, char err[256])
 {
     struct http_options opt = {.bind = sv->conf->http_bind,
                                .port = (int)sv->conf->http_port,
-                               .arg = sv->cmd,
                                .metrics = figures_metrics,
                                .ready = figures_ready};
 
-    return sv->conf->http_port == 0 || http_start(&opt, &sv->http, err) == ST_OK;
+    if (sv->conf->http_port == 0)
+        return true;
+    if (http_start(&opt, &sv->http, err) != ST_OK)
+        return false;
+    set_http_access(sv, sv->conf);
+    if (!http_is_local(sv->http) && !sv->conf->http_token[0])
+        log_warning("main",
+                    sv->conf->protected_mode
+                        ? "http-bind %s: other hosts get no /metrics until http-token is set, or protected-mode is no"
+                        : "http-bind %s: everybody gets /metrics, for there is no http-token",
+                    sv->conf->http_bind);
+    return true;
 }
 
 static bool add_library(void *arg, struct slice source, char err[256])
@@ -426,10 +464,15 @@ static bool start(struct server *sv, const char *executable, char err[256])
         return false;
     if (maxclients != sv->conf->maxclients)
         conf_assign(sv, "maxclients", maxclients);
+    if (!start_http(sv, err)) /* early: it answers while the tiers are loaded */
+        return false;
     if (!make_tiers(sv, threads, err))
         return false;
-    struct cmd_server_ops ops = {
-        .shutdown = on_shutdown_command, .arg = sv, .serve_while_busy = net_serve_while_busy, .reload_tls = reload_tls};
+    struct cmd_server_ops ops = {.shutdown = on_shutdown_command,
+                                 .arg = sv,
+                                 .serve_while_busy = net_serve_while_busy,
+                                 .reload_tls = reload_tls,
+                                 .conf_changed = set_http_access};
     sv->cmd = cmd_create(sv->tier, sv->conf, sv->acl, &ops);
     sv->cmd->tcp_port = net_port(sv->net);
     sv->cmd->executable = executable;
@@ -452,7 +495,9 @@ static bool start(struct server *sv, const char *executable, char err[256])
     }
     if (sv->conf->warm_on_start[0])
         loops_run(sv->loops, warm_at_start, sv);
-    return start_http(sv, err);
+    else
+        http_serve(sv->http, sv->cmd);
+    return true;
 }
 
 static void log_lines(const struct buf *text)

@@ -12,6 +12,7 @@
 #include "tiercel/keyspace.h"
 #include "tiercel/list.h"
 #include "tiercel/session.h"
+#include "tiercel/stats.h"
 #include "tiercel/worker.h"
 
 /* What the command layer shares between workers, and its part of each worker. */
@@ -38,6 +39,8 @@ struct cmd_server_ops {
     /* CONFIG SET of what is about TLS, before it counts: false, with err, when the files it names cannot be used. Any
      * worker's thread, one at a time. May be NULL. */
     bool (*reload_tls)(void *arg, const struct conf *next, char err[256]);
+    /* CONFIG SET has made this snapshot. Any worker's thread, conf_lock held. May be NULL. */
+    void (*conf_changed)(void *arg, const struct conf *next);
 };
 
 struct cmd {
@@ -76,12 +79,12 @@ struct cmd {
     _Atomic int slow_functions;      /* those of them that are functions */
 };
 
-#define CMD_HIST_BUCKETS 32 /* powers of two in microseconds, as LATENCY HISTOGRAM shows them */
+#define CMD_HIST_BUCKETS STATS_HIST_BUCKETS /* powers of two in microseconds, as LATENCY HISTOGRAM shows them */
 
 /* Written by the worker's thread, read by others with relaxed loads. */
 struct cmd_stat {
     _Atomic uint64_t calls, usec, rejected, failed;
-    _Atomic uint32_t hist[CMD_HIST_BUCKETS]; /* hist[i]: calls of at most 1 << i us (and over the one before) */
+    _Atomic uint64_t hist[CMD_HIST_BUCKETS]; /* hist[i]: calls of at most 1 << i us (and over the one before) */
 };
 
 struct cmd_worker {
@@ -117,6 +120,22 @@ void cmd_worker_tick(struct worker *w); /* periodic */
 /* Keeps them in a file of `dir` from now on, and reads what that has. ST_NOT_FOUND: it has none yet. */
 enum status cmd_functions_open(struct worker *w, const char *dir, char err[256]);
 bool cmd_functions_add(struct worker *w, struct slice source, char err[256]); /* one library */
+
+/* A snapshot that differs in what only main looks at (a secret that was read again); taken over. conf_lock held, while the
+ * loops run. */
+void cmd_replace_conf(struct cmd *cmd, struct conf *next);
+
+/* For /metrics; any thread. */
+#define ERRSTAT_NAME 32
+struct errstat_code {
+    char name[ERRSTAT_NAME];
+    uint64_t count;
+};
+/* Error codes that were replied, all workers together, by name; *out is freed with mem_free(MEM_OTHER). Returns how many. */
+int errstat_sum(const struct cmd *cmd, struct errstat_code **out);
+void slowlog_get_figures(struct slowlog *log, int64_t *length, int64_t *last_id);
+/* How long commands on keys took in memory, what they waited for other tiers not counted. */
+void cmd_memory_latency(const struct cmd *cmd, struct stats_hist_sum *out);
 
 /* The encodings' limits, as the settings say. */
 struct obj_limits cmd_obj_limits(const struct conf *conf);

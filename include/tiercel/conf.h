@@ -111,6 +111,13 @@ bool conf_is_secret(struct slice name);
 /* The letters of notify-keyspace-events as bits of enum conf_notify; false: there are others. */
 bool conf_notify_parse(const char *text, unsigned *classes);
 
+/* Is it a setting that no log may show? */
+bool conf_is_secret(struct slice name);
+/* The snapshot with this secret as its file (<name>-file) has it now. ST_NOT_FOUND: it came from no file; ST_BAD: *err is
+ * one line. *out has one reference. Any thread; serialise calls, with those of conf_set() too. */
+enum status conf_reload_secret(const struct conf *cur, const char *name, struct conf **out, struct buf *err);
+#define HTTP_TOKEN_MAX 1024 /* bytes of http-token */
+
 /* maxmemory-clients in bytes: a share is taken of `maxmemory`, what main resolved it to. */
 int64_t conf_maxmemory_clients(const struct conf *c, int64_t maxmemory);
 

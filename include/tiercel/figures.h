@@ -8,6 +8,6 @@
 /* What /metrics and /readyz say; callbacks for http.h, arg = struct cmd *. Any thread, while the
  * workers exist. */
 void figures_metrics(void *arg, struct buf *out);
-bool figures_ready(void *arg, struct buf *json);
+bool figures_ready(void *arg, bool detail, struct buf *json);
 
 #endif

@@ -547,18 +547,10 @@ void latency_destroy(struct latency *l);
 /* The caller judged that it is over latency-monitor-threshold. */
 void latency_add(struct cmd *cmd, const char *event, int64_t ms);
 
-#define ERRSTAT_NAME 32
-struct errstat_code {
-    char name[ERRSTAT_NAME];
-    uint64_t count;
-};
 struct errstat *errstat_create(void); /* one per worker: cmd_worker.errors */
 void errstat_destroy(struct errstat *e);
 void errstat_add(struct worker *w, const char *text); /* its code is the first word */
 void errstat_reset(struct errstat *e);
-/* All workers together, by name; *out is freed with mem_free(MEM_OTHER). Returns how many. */
-int errstat_sum(const struct cmd *cmd, struct errstat_code **out);
-
 /* A command's counters, all workers together. */
 struct cmd_stat_sum {
     uint64_t calls, usec, rejected, failed, samples;

@@ -76,6 +76,14 @@ static void reply_ok(struct call *c, void *arg)
     reply_simple(&c->r, "OK");
 }
 
+static void post_to(struct worker *w, void (*each)(struct worker *w, void *arg))
+{
+    struct config_job *job = mem_calloc(MEM_OTHER, sizeof(*job));
+    job->msg.run = job_run;
+    job->each = each;
+    mbox_post(w->mbox, &job->msg);
+}
+
 /* The reply waits until all workers did it; within EXEC, which must not suspend, only this one. */
 static void on_all_workers(struct call *c, void (*each)(struct worker *w, void *arg))
 {
@@ -85,12 +93,8 @@ static void on_all_workers(struct call *c, void (*each)(struct worker *w, void *
     }
     each(c->w, NULL);
     for (int i = 0; i < c->w->cmd->nworkers; i++) {
-        if (i == c->w->id)
-            continue;
-        struct config_job *job = mem_calloc(MEM_OTHER, sizeof(*job));
-        job->msg.run = job_run;
-        job->each = each;
-        mbox_post(c->w->cmd->workers[i]->mbox, &job->msg);
+        if (i != c->w->id)
+            post_to(c->w->cmd->workers[i], each);
     }
     reply_ok(c, NULL);
 }
@@ -106,6 +110,14 @@ static void take_newest(struct worker *w, void *arg)
     w->conf = conf_ref(w->cmd->conf);
     pthread_mutex_unlock(&w->cmd->conf_lock);
     conf_unref(old);
+}
+
+void cmd_replace_conf(struct cmd *cmd, struct conf *next)
+{
+    conf_unref(cmd->conf);
+    cmd->conf = next;
+    for (int i = 0; i < cmd->nworkers; i++)
+        post_to(cmd->workers[i], take_newest);
 }
 
 static bool names_tls(int npairs, const struct slice *pairs)
@@ -144,6 +156,8 @@ static bool set_locked(struct cmd *cmd, int npairs, const struct slice *pairs, s
     log_set_level((enum log_level)next->loglevel);
     log_set_modules(next->log_level_modules, &(const char *){NULL}); /* checked when they were set */
     log_rotate_set(next->log_max_size, (int)next->log_max_files);
+    if (cmd->ops.conf_changed)
+        cmd->ops.conf_changed(cmd->ops.arg, next);
     return true;
 }
 

@@ -251,12 +251,6 @@ enum status dispatch_resolve(struct worker *w, struct call_key *keys, int nkeys,
 
 /* ---- running ---- */
 
-static unsigned hist_bucket(int64_t us)
-{
-    unsigned b = us <= 1 ? 0 : 64 - (unsigned)__builtin_clzll((unsigned long long)us - 1);
-    return b < CMD_HIST_BUCKETS ? b : CMD_HIST_BUCKETS - 1;
-}
-
 static void stat_add64(_Atomic uint64_t *v, uint64_t n)
 {
     atomic_store_explicit(v, atomic_load_explicit(v, memory_order_relaxed) + n, memory_order_relaxed);
@@ -270,10 +264,8 @@ static void account(struct call *c, int64_t us)
     stat_add64(&st->usec, (uint64_t)us);
     if (UNLIKELY(c->failed))
         stat_add64(&st->failed, 1);
-    if (LIKELY(c->w->conf->latency_tracking)) {
-        _Atomic uint32_t *h = &st->hist[hist_bucket(us)];
-        atomic_store_explicit(h, atomic_load_explicit(h, memory_order_relaxed) + 1, memory_order_relaxed);
-    }
+    if (LIKELY(c->w->conf->latency_tracking))
+        stat_add64(&st->hist[stats_hist_bucket(us)], 1);
     stats_inc(c->w->stats, STAT_total_commands_processed);
     int64_t slow = c->w->conf->slowlog_log_slower_than;
     if (UNLIKELY(slow >= 0 && (us >= slow || c->parked != NULL)))

@@ -15,6 +15,7 @@
  * its reply: so that waits until all that were sent before it have arrived (tier_fence()). */
 #include <stdio.h>
 
+#include "tiercel/clock.h"
 #include "tiercel/num.h"
 #include "tiercel/stats.h"
 #include "tiercel/tracking.h"
@@ -63,6 +64,7 @@ struct forward {
     struct slice reply; /* from done() on */
     enum status st;
     bool sent;
+    int64_t since_us; /* when it was passed on; 0: on a pin, whose commands may wait as long as they like */
 };
 
 /* ---- routes ---- */
@@ -379,6 +381,11 @@ static void forward_done(struct upstream_call *call, enum status st, struct slic
     f->st = st;
     f->reply = reply;
     f->sent = sent;
+    if (f->since_us != 0) {
+        stats_add(f->w->stats, STAT_upstream_calls_waiting, (uint64_t)-1);
+        if (st != ST_UNAVAILABLE && st != ST_CANCELLED)
+            stats_time(f->w->stats, HIST_upstream_calls, clock_mono_us() - f->since_us);
+    }
     if (!p) {
         forward_finish(f);
         return;
@@ -590,6 +597,8 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     f->p->asks_upstream = !blocks(c->cmd, c->argc, c->argv);
     stats_inc(c->w->stats, STAT_tier_upstream_requests);
     if (!fp) {
+        f->since_us = clock_mono_us();
+        stats_inc(c->w->stats, STAT_upstream_calls_waiting);
         upstream_call(tier_upstream(c->w), &f->call, s->proto == 3 ? UPSTREAM_RESP3 : UPSTREAM_RESP2, s->db, c->argc,
                       c->argv);
         return DISPATCH_LATER;

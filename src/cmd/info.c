@@ -486,7 +486,9 @@ static void section_tiers(struct info *in)
         STAT_tier_upstream_requests, STAT_tier_upstream_hits,       STAT_tier_upstream_misses,
         STAT_tier_upstream_errors,   STAT_tier_upstream_unreadable, STAT_tier_coalesced_misses,
         STAT_tier_negative_hits,     STAT_tier_stale_hits,          STAT_tier_invalidations,
-        STAT_tier_stale_served,      STAT_tier_refreshes,           STAT_tier_refresh_failures};
+        STAT_tier_stale_served,      STAT_tier_refreshes,           STAT_tier_refresh_failures,
+        STAT_tier_suspects,          STAT_tier_link_losses,         STAT_tier_fences,
+        STAT_tier_fence_failures};
     static const enum stats_id compression[] = {STAT_compression_values, STAT_compression_bytes_in,
                                                 STAT_compression_bytes_out};
     struct tier_figures f;

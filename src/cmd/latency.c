@@ -317,6 +317,20 @@ void cmd_stat_sum(const struct cmd *cmd, int id, struct cmd_stat_sum *out)
         out->samples += out->hist[k];
 }
 
+void cmd_memory_latency(const struct cmd *cmd, struct stats_hist_sum *out)
+{
+    *out = (struct stats_hist_sum){0};
+    for (int id = 0; id < command_count; id++) {
+        struct cmd_stat_sum sum;
+        if (command_table[id].access == KEY_NONE || command_table[id].flags & (CMD_BLOCKING | CMD_SCRIPT))
+            continue;
+        cmd_stat_sum(cmd, id, &sum);
+        for (int k = 0; k < CMD_HIST_BUCKETS; k++)
+            out->bucket[k] += sum.hist[k];
+        out->us += sum.usec;
+    }
+}
+
 static void reply_histogram(struct reply *r, const struct command *cmd, const struct cmd_stat_sum *sum)
 {
     uint64_t so_far = 0;

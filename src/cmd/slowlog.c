@@ -148,6 +148,14 @@ void cmd_slowlog_get(struct call *c)
     pthread_mutex_unlock(&log->lock);
 }
 
+void slowlog_get_figures(struct slowlog *log, int64_t *length, int64_t *last_id)
+{
+    pthread_mutex_lock(&log->lock);
+    *length = log->len;
+    *last_id = log->next_id > 0 ? log->next_id - 1 : 0;
+    pthread_mutex_unlock(&log->lock);
+}
+
 void cmd_slowlog_len(struct call *c)
 {
     struct slowlog *log = c->w->cmd->slowlog;

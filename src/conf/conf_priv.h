@@ -54,6 +54,11 @@ enum conf_id conf_target(enum conf_id id); /* of an alias the row that it names 
 void conf_string_set(const char **field, const char *ptr, size_t len);
 void conf_print_clean(struct buf *out, struct slice text); /* for messages: one line, printable, cut */
 
+/* secret.c */
+/* A secret's file, without the newline that editors leave at its end. */
+bool conf_secret_read(const char *path, struct buf *out, struct buf *err);
+const char *conf_token_fault(const char *token); /* why it is no http-token; NULL: it is one, or "" */
+
 /* value.c */
 enum conf_fault { FAULT_NONE, FAULT_SYNTAX, FAULT_REASON };
 

@@ -12,7 +12,6 @@
 
 #define FILE_MAX_BYTES (16u << 20)
 #define LINE_MAX_BYTES 65536u
-#define SECRET_MAX_BYTES 65536u
 #define INCLUDE_DEPTH 16
 #define ENV_PREFIX "TIERCEL_"
 
@@ -139,20 +138,16 @@ static enum status set_value(struct loader *l, enum conf_id id, struct slice tex
     return st;
 }
 
-/* A secret from a file; the newline that editors leave at its end is not part of it. */
 static enum status set_secret(struct loader *l, enum conf_id id, const char *path)
 {
     struct buf text;
     buf_init(&text, MEM_OTHER);
     l->err->len = 0;
     enum status st;
-    if (strcmp(path, "-") == 0 || !conf_file_read(path, SECRET_MAX_BYTES, &text, l->err)) {
+    if (strcmp(path, "-") == 0 || !conf_secret_read(path, &text, l->err))
         st = l->err->len != 0 ? fail(l) : fail_text(l, "%s-file must be a path", conf_rows[id].name);
-    } else {
-        while (text.len > 0 && (text.ptr[text.len - 1] == '\n' || text.ptr[text.len - 1] == '\r'))
-            text.len--;
+    else
         st = set_value(l, id, buf_slice(&text));
-    }
     if (st == ST_OK)
         l->c->priv->secret_file[id] = mem_strdup(MEM_OTHER, path);
     if (text.ptr != NULL)

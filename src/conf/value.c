@@ -289,6 +289,11 @@ const char *conf_conflict(const struct conf *c, enum conf_id *id)
         *id = CONF_ID_aclfile;
         return "users are given as lines and by an aclfile at once: define them in one place";
     }
+    const char *token = conf_token_fault(c->http_token);
+    if (token != NULL) {
+        *id = CONF_ID_http_token;
+        return token;
+    }
     *id = CONF_ID_appendonly;
     return c->appendonly && !c->disk ? "appendonly yes needs the disk tier, and disk is no" : NULL;
 }

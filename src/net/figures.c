@@ -1,15 +1,20 @@
 /* What /metrics and /readyz say, gathered from all layers. The HTTP thread. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 #include "tiercel/clock.h"
 #include "tiercel/disk.h"
 #include "tiercel/http.h"
 #include "tiercel/machine.h"
+#include "tiercel/object.h"
+#include "tiercel/pubsub.h"
 #include "tiercel/stats.h"
 #include "tiercel/tier.h"
+#include "tiercel/tracking.h"
 #include "tiercel/upstream.h"
 #include "tiercel/warm.h"
 
@@ -99,6 +104,84 @@ static struct metrics_persistence persistence(struct tier *t)
     };
 }
 
+/* ---- families by label ---- */
+
+#define EVICTIONS 9
+#define WARM_STATES (WARM_STOPPED + 1)
+#define WARM_LABEL 32
+
+static size_t list_evictions(const struct disk_stats *disk, bool upstream, struct metrics_part *out)
+{
+    static const struct {
+        const char *labels;
+        enum stats_id counter;
+    } rows[] = {
+        {"tier=\"memory\",reason=\"demoted\"", STAT_tier_demotions},
+        {"tier=\"memory\",reason=\"on_disk\"", STAT_tier_clean_drops},
+        {"tier=\"memory\",reason=\"disk_busy\"", STAT_tier_dirty_drops},
+        {"tier=\"memory\",reason=\"expiring\"", STAT_tier_admission_expiring},
+        {"tier=\"memory\",reason=\"size\"", STAT_tier_admission_size},
+        {"tier=\"memory\",reason=\"unread\"", STAT_tier_admission_unread},
+        {"tier=\"memory\",reason=\"no_disk\"", STAT_tier_lone_drops},
+    };
+    size_t n = 0;
+
+    for (; n < sizeof(rows) / sizeof(rows[0]); n++)
+        out[n] = (struct metrics_part){rows[n].labels, stats_sum(rows[n].counter)};
+    if (disk)
+        out[n++] = (struct metrics_part){"tier=\"disk\",reason=\"quota\"", disk->dropped_keys};
+    if (upstream)
+        out[n++] =
+            (struct metrics_part){"tier=\"disk\",reason=\"tracked_keys_max\"", stats_sum(STAT_tier_copies_dropped)};
+    return n;
+}
+
+static size_t list_warm_jobs(struct cmd *cmd, struct metrics_part *out, char (*labels)[WARM_LABEL])
+{
+    static const size_t max = WARM_JOBS_MAX + WARM_FINISHED_MAX;
+    struct warm_status *jobs = mem_alloc(MEM_OTHER, max * sizeof(*jobs));
+    size_t n = warm_list(cmd->warm, jobs, max);
+
+    for (int s = 0; s < WARM_STATES; s++) {
+        snprintf(labels[s], WARM_LABEL, "state=\"%s\"", warm_state_name((enum warm_state)s));
+        out[s] = (struct metrics_part){labels[s], 0};
+    }
+    for (size_t i = 0; i < n; i++)
+        out[jobs[i].state].value++;
+    mem_free(MEM_OTHER, jobs);
+    return WARM_STATES;
+}
+
+static size_t list_errors(struct cmd *cmd, struct errstat_code **codes, struct metrics_error **out)
+{
+    int n = errstat_sum(cmd, codes);
+    struct metrics_error *list = mem_alloc(MEM_OTHER, (size_t)(n + 1) * sizeof(*list));
+
+    for (int i = 0; i < n; i++)
+        list[i] = (struct metrics_error){(*codes)[i].name, (*codes)[i].count};
+    *out = list;
+    return (size_t)n;
+}
+
+static void command_layer(struct cmd *cmd, struct metrics_source *src)
+{
+    struct tracking_figures tracking;
+    struct object_lazy lazy;
+
+    tracking_get_figures(cmd->tracking, &tracking);
+    object_lazy_figures(&lazy);
+    slowlog_get_figures(cmd->slowlog, &src->slowlog_length, &src->slowlog_last_id);
+    src->tracking_clients = tracking.clients;
+    src->pubsub_channels = (int64_t)pubsub_channels(cmd->pubsub);
+    src->pubsub_patterns = (int64_t)pubsub_patterns(cmd->pubsub);
+    src->lazyfree_pending = lazy.pending;
+}
+
+static bool fell_back(const struct conf *conf, const char *mode)
+{
+    return strcmp(mode, "none") != 0 && strcmp(mode, upstream_mode_name((enum upstream_mode)conf->coherence)) != 0;
+}
+
 void figures_metrics(void *arg, struct buf *out)
 {
     struct cmd *cmd = arg;
@@ -129,7 +212,8 @@ void figures_metrics(void *arg, struct buf *out)
     src.cpu_sys_s = seconds(ru.ru_stime);
     src.cpu_user_s = seconds(ru.ru_utime);
     src.maxclients = conf->maxclients;
-    src.loading = !warm_start_done(cmd->warm);
+    src.warming = !warm_start_done(cmd->warm);
+    command_layer(cmd, &src);
     src.memory_used = mem_used_bytes();
     src.memory_rss = machine_rss_bytes();
     src.memory_peak = mem_peak_bytes();
@@ -138,6 +222,16 @@ void figures_metrics(void *arg, struct buf *out)
     src.memory_clients = mem_class_bytes(MEM_CLIENT);
     src.memory_other = mem_class_bytes(MEM_OTHER);
     src.memory_keys = (uint64_t)tf.memory_keys;
+    src.memory_system = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    src.inflight_bytes = tf.inflight_bytes;
+    src.inflight_max = atomic_load_explicit(&t->limit.inflight_max, memory_order_relaxed);
+    src.demoting_bytes = tf.demoting_bytes;
+    src.admission_waiting = atomic_load_explicit(&t->admission_waiters, memory_order_relaxed);
+    src.room_waiting = atomic_load_explicit(&t->room_waiting, memory_order_relaxed);
+    struct stats_hist_sum memory_latency;
+    cmd_memory_latency(cmd, &memory_latency);
+    if (conf->latency_tracking)
+        src.memory_latency = &memory_latency;
     src.persistence = persistence(t);
     if (t->disk) {
         disk_get_stats(t->disk, &ds);
@@ -150,9 +244,26 @@ void figures_metrics(void *arg, struct buf *out)
         src.upstream = &us;
         src.coherence_mode = tf.coherence_mode;
         src.coherence_reason = tf.coherence_reason;
+        src.coherence_fallback = fell_back(conf, tf.coherence_mode);
         src.coherence_bound_ms = tf.coherence_bound_ms;
         src.tracked_keys = tf.upstream_copies;
+        src.tracked_keys_max = conf->tracked_keys_max;
     }
+    struct metrics_part evictions[EVICTIONS], warm_jobs[WARM_STATES];
+    const struct metrics_part warm_keys[] = {{"result=\"loaded\"", stats_sum(STAT_warm_loaded)},
+                                             {"result=\"skipped\"", stats_sum(STAT_warm_skipped)},
+                                             {"result=\"failed\"", stats_sum(STAT_warm_failed)}};
+    char warm_labels[WARM_STATES][WARM_LABEL];
+    struct errstat_code *codes;
+    struct metrics_error *errors;
+    src.evictions = evictions;
+    src.nevictions = list_evictions(src.disk, src.upstream != NULL, evictions);
+    src.warm_jobs = warm_jobs;
+    src.nwarm_jobs = list_warm_jobs(cmd, warm_jobs, warm_labels);
+    src.warm_keys = warm_keys;
+    src.nwarm_keys = sizeof(warm_keys) / sizeof(warm_keys[0]);
+    src.nerrors = list_errors(cmd, &codes, &errors);
+    src.errors = errors;
     struct metrics_db *dbs = mem_alloc(MEM_OTHER, t->mem->databases * sizeof(*dbs));
     struct metrics_command *commands = mem_alloc(MEM_OTHER, (size_t)command_count * sizeof(*commands));
     src.dbs = dbs;
@@ -163,6 +274,8 @@ void figures_metrics(void *arg, struct buf *out)
     buf_deinit(&policy);
     mem_free(MEM_OTHER, dbs);
     mem_free(MEM_OTHER, commands);
+    mem_free(MEM_OTHER, errors);
+    mem_free(MEM_OTHER, codes);
     conf_unref(conf);
 }
 
@@ -185,24 +298,49 @@ static const char *json_bool(bool v)
     return v ? "true" : "false";
 }
 
-bool figures_ready(void *arg, struct buf *json)
+static void write_disk_state(struct buf *json, const struct tier *t, const struct tier_figures *tf)
+{
+    char problem[256] = "";
+    const char *state = "off", *reason = problem;
+
+    if (t->disk) {
+        disk_problem(t->disk, problem);
+        state = !tf->disk_healthy ? "failed" : disk_quota_full(t->disk) ? "full" : "ok";
+    }
+    if (tf->disk_healthy && state[0] == 'f') /* what is full is not unwell */
+        reason = "disk-max-size is reached, and nothing may be dropped";
+    buf_printf(json, ",\"disk\":{\"state\":\"%s\",\"reason\":", state);
+    write_json_text(json, reason);
+    buf_printf(json, ",\"on\":%s,\"healthy\":%s,\"problem\":", json_bool(tf->disk_on), json_bool(tf->disk_healthy));
+    write_json_text(json, problem);
+    buf_printf(json, ",\"keys\":%lld,\"bytes\":%lld}", (long long)tf->disk_keys, (long long)tf->disk_bytes);
+}
+
+static void write_upstream_state(struct buf *json, const struct tier_figures *tf)
+{
+    buf_printf(json, ",\"upstream\":{\"state\":\"%s\",\"breaker\":\"%s\",\"coherence\":\"%s\",\"reason\":",
+               tf->upstream_state, tf->breaker, tf->coherence_mode);
+    write_json_text(json, tf->coherence_reason);
+    buf_printf(json, "}");
+}
+
+bool figures_ready(void *arg, bool detail, struct buf *json)
 {
     struct cmd *cmd = arg;
     struct tier *t = cmd->tier;
     struct tier_figures tf;
-    char problem[256] = "";
-
-    tier_get_figures(t, &tf);
-    if (t->disk)
-        disk_problem(t->disk, problem);
     bool warming = !warm_start_done(cmd->warm);
+
     /* A tier that is away is told, but does not take the server out of service: it goes on without. */
-    buf_printf(json, "{\"ready\":%s,\"warming\":%s,\"memory\":{\"keys\":%lld,\"bytes\":%lld},", json_bool(!warming),
-               json_bool(warming), (long long)tf.memory_keys, (long long)tf.memory_bytes);
-    buf_printf(json, "\"disk\":{\"on\":%s,\"healthy\":%s,\"problem\":", json_bool(tf.disk_on),
-               json_bool(tf.disk_healthy));
-    write_json_text(json, problem);
-    buf_printf(json, ",\"keys\":%lld},\"upstream\":{\"state\":\"%s\",\"coherence\":\"%s\"}}\n", (long long)tf.disk_keys,
-               tf.upstream_state, tf.coherence_mode);
+    buf_printf(json, "{\"ready\":%s,\"state\":\"%s\"", json_bool(!warming), warming ? "warming" : "serving");
+    if (detail) {
+        tier_get_figures(t, &tf);
+        buf_printf(json, ",\"warming\":%s,\"memory\":{\"state\":\"%s\",\"reason\":\"%s\",\"keys\":%lld,\"bytes\":%lld}",
+                   json_bool(warming), warming ? "warming" : "ok", warming ? "warm-on-start runs" : "",
+                   (long long)tf.memory_keys, (long long)tf.memory_bytes);
+        write_disk_state(json, t, &tf);
+        write_upstream_state(json, &tf);
+    }
+    buf_printf(json, "}");
     return !warming;
 }

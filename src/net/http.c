@@ -14,16 +14,25 @@
 #include "tiercel/http.h"
 #include "tiercel/log.h"
 
+#include "net/net_priv.h"
+
 /* Bounds, not settings: scrapers and probes are few, and what exceeds these is neither. */
 #define CONNECTIONS_MAX 64
 #define CONNECTION_BYTES 16384
 #define IDLE_SECONDS 10
 #define BACKLOG 64
 
+enum phase { LOADING, SERVING, STOPPING };
+
 struct http {
     struct http_options opt; /* bind is not used after the start */
     struct MHD_Daemon *daemon;
     int port;
+    bool local;
+    pthread_mutex_t lock; /* held while a callback runs; nothing but the callbacks' own locks is taken under it */
+    enum phase phase;
+    void *arg;
+    struct http_gate *gate;
 };
 
 static enum MHD_Result reply(struct MHD_Connection *conn, unsigned status, const char *type, struct slice body)
@@ -37,6 +46,8 @@ static enum MHD_Result reply(struct MHD_Connection *conn, unsigned status, const
     MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
     if (status == MHD_HTTP_METHOD_NOT_ALLOWED)
         MHD_add_response_header(r, MHD_HTTP_HEADER_ALLOW, "GET, HEAD");
+    if (status == MHD_HTTP_UNAUTHORIZED)
+        MHD_add_response_header(r, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer realm=\"tiercel\"");
     enum MHD_Result rc = MHD_queue_response(conn, status, r);
     MHD_destroy_response(r);
     return rc;
@@ -47,22 +58,43 @@ static enum MHD_Result reply_text(struct MHD_Connection *conn, unsigned status, 
     return reply(conn, status, "text/plain; charset=utf-8", slice_str(text));
 }
 
-static enum MHD_Result serve_metrics(const struct http *h, struct MHD_Connection *conn)
+static enum MHD_Result serve_metrics(struct http *h, struct MHD_Connection *conn)
 {
     struct buf out;
+    unsigned refused = http_gate_check(h->gate, conn);
+    if (refused == MHD_HTTP_UNAUTHORIZED)
+        return reply_text(conn, refused, "the token is missing or wrong: Authorization: Bearer <http-token>\n");
+    if (refused != 0)
+        return reply_text(conn, refused,
+                          "protected mode: without an http-token, other hosts get no metrics; set http-token, "
+                          "or protected-mode no\n");
     buf_init(&out, MEM_OTHER);
-    buf_reserve(&out, 32768);
-    h->opt.metrics(h->opt.arg, &out);
-    enum MHD_Result rc = reply(conn, MHD_HTTP_OK, "text/plain; version=0.0.4; charset=utf-8", buf_slice(&out));
+    pthread_mutex_lock(&h->lock);
+    enum phase phase = h->phase;
+    if (phase == SERVING) {
+        buf_reserve(&out, 65536);
+        h->opt.metrics(h->arg, &out);
+    }
+    pthread_mutex_unlock(&h->lock);
+    enum MHD_Result rc =
+        phase == SERVING
+            ? reply(conn, MHD_HTTP_OK, "text/plain; version=0.0.4; charset=utf-8", buf_slice(&out))
+            : reply_text(conn, MHD_HTTP_SERVICE_UNAVAILABLE, phase == LOADING ? "loading\n" : "stopping\n");
     buf_deinit(&out);
     return rc;
 }
 
-static enum MHD_Result serve_ready(const struct http *h, struct MHD_Connection *conn)
+static enum MHD_Result serve_ready(struct http *h, struct MHD_Connection *conn)
 {
     struct buf json;
+    bool ready = false, detail = http_gate_check_quietly(h->gate, conn);
     buf_init(&json, MEM_OTHER);
-    bool ready = h->opt.ready(h->opt.arg, &json);
+    pthread_mutex_lock(&h->lock);
+    if (h->phase == SERVING)
+        ready = h->opt.ready(h->arg, detail, &json);
+    else
+        buf_printf(&json, "{\"ready\":false,\"state\":\"%s\"}", h->phase == LOADING ? "loading" : "stopping");
+    pthread_mutex_unlock(&h->lock);
     buf_byte(&json, '\n');
     enum MHD_Result rc =
         reply(conn, ready ? MHD_HTTP_OK : MHD_HTTP_SERVICE_UNAVAILABLE, "application/json", buf_slice(&json));
@@ -74,7 +106,7 @@ static enum MHD_Result serve(void *arg, struct MHD_Connection *conn, const char 
                              const char *version, const char *upload, size_t *upload_size, void **state)
 {
     static char headers_seen;
-    const struct http *h = arg;
+    struct http *h = arg;
     (void)version;
     (void)upload;
     if (strcmp(method, MHD_HTTP_METHOD_GET) != 0 && strcmp(method, MHD_HTTP_METHOD_HEAD) != 0)
@@ -180,6 +212,13 @@ static struct MHD_Daemon *start_daemon(struct http *h, int fd)
     return d;
 }
 
+static void http_free(struct http *h)
+{
+    http_gate_destroy(h->gate);
+    pthread_mutex_destroy(&h->lock);
+    mem_free(MEM_OTHER, h);
+}
+
 enum status http_start(const struct http_options *opt, struct http **out, char err[256])
 {
     *out = NULL;
@@ -190,15 +229,51 @@ enum status http_start(const struct http_options *opt, struct http **out, char e
     h->opt = *opt;
     h->opt.bind = NULL;
     h->port = bound_port(fd);
+    h->local = http_gate_is_local(fd);
+    h->gate = http_gate_create();
+    pthread_mutex_init(&h->lock, NULL);
     h->daemon = start_daemon(h, fd);
     if (h->daemon == NULL) {
         snprintf(err, 256, "http-port: the HTTP server cannot be started on port %d", h->port);
         close(fd);
-        mem_free(MEM_OTHER, h);
+        http_free(h);
         return ST_BAD;
     }
     *out = h;
     return ST_OK;
+}
+
+static void set_phase(struct http *h, enum phase phase, void *arg)
+{
+    if (h == NULL)
+        return;
+    pthread_mutex_lock(&h->lock);
+    if (h->phase != STOPPING) {
+        h->phase = phase;
+        h->arg = arg;
+    }
+    pthread_mutex_unlock(&h->lock);
+}
+
+void http_serve(struct http *h, void *arg)
+{
+    set_phase(h, SERVING, arg);
+}
+
+void http_drain(struct http *h)
+{
+    set_phase(h, STOPPING, NULL);
+}
+
+void http_set_access(struct http *h, const struct http_access *access)
+{
+    if (h != NULL)
+        http_gate_set(h->gate, access);
+}
+
+bool http_is_local(const struct http *h)
+{
+    return h->local;
 }
 
 void http_stop(struct http *h)
@@ -206,7 +281,7 @@ void http_stop(struct http *h)
     if (h == NULL)
         return;
     MHD_stop_daemon(h->daemon); /* closes the socket and joins the thread */
-    mem_free(MEM_OTHER, h);
+    http_free(h);
 }
 
 int http_port(const struct http *h)

@@ -1,6 +1,7 @@
 /* The text of /metrics (https://prometheus.io/docs/instrumenting/exposition_formats/). Names
  * known from redis_exporter keep them, so that its dashboards and alerts work. */
 #include <inttypes.h>
+#include <string.h>
 
 #include "tiercel/http.h"
 #include "tiercel/stats.h"
@@ -8,6 +9,12 @@
 
 #define COUNTER "counter"
 #define GAUGE "gauge"
+
+#if defined(__clang__)
+#define COMPILER "clang " __clang_version__
+#else
+#define COMPILER "gcc " __VERSION__
+#endif
 
 static void write_head(struct buf *out, const char *name, const char *type, const char *help)
 {
@@ -35,6 +42,12 @@ static void write_seconds(struct buf *out, const char *name, const char *type, c
 {
     write_head(out, name, type, help);
     buf_printf(out, "%s %.6f\n", name, s);
+}
+
+static void write_ratio(struct buf *out, const char *name, const char *help, double v)
+{
+    write_head(out, name, GAUGE, help);
+    buf_printf(out, "%s %.3f\n", name, v);
 }
 
 static void write_label(struct buf *out, const char *label, const char *value)
@@ -69,8 +82,22 @@ static void write_instance(struct buf *out, const struct metrics_source *src)
     write_seconds(out, "redis_cpu_sys_seconds_total", COUNTER, "CPU time in the kernel", src->cpu_sys_s);
     write_seconds(out, "redis_cpu_user_seconds_total", COUNTER, "CPU time in the program", src->cpu_user_s);
     write_i64(out, "redis_config_maxclients", GAUGE, "Client connections at most", src->maxclients);
-    write_u64(out, "redis_loading_dump_file", GAUGE, "1 while the server is not ready", src->loading);
+    /* While its tiers are loaded the server answers no scrape. */
+    write_u64(out, "redis_loading_dump_file", GAUGE, "1 while the server is loaded", 0);
+    write_u64(out, "redis_cluster_enabled", GAUGE, "Always 0", 0);
+    write_u64(out, "redis_connected_slaves", GAUGE, "Always 0", 0);
+    write_i64(out, "redis_slowlog_length", GAUGE, "Entries of the slow log", src->slowlog_length);
+    write_i64(out, "redis_slowlog_last_id", GAUGE, "Number of its newest entry", src->slowlog_last_id);
+    write_i64(out, "redis_tracking_clients", GAUGE, "Clients that use CLIENT TRACKING", src->tracking_clients);
+    write_i64(out, "redis_pubsub_channels", GAUGE, "Channels with subscribers", src->pubsub_channels);
+    write_i64(out, "redis_pubsub_patterns", GAUGE, "Patterns with subscribers", src->pubsub_patterns);
+    write_i64(out, "redis_lazyfree_pending_objects", GAUGE, "Large values that wait to be freed",
+              src->lazyfree_pending);
+    write_head(out, "tiercel_build_info", GAUGE, "What was built");
+    buf_printf(out, "tiercel_build_info{version=\"" TIERCEL_VERSION "\",redis_version=\"" TIERCEL_REDIS_VERSION
+                    "\",compiler=\"" COMPILER "\"} 1\n");
     write_i64(out, "tiercel_threads", GAUGE, "Worker threads", src->threads);
+    write_u64(out, "tiercel_warming", GAUGE, "1 while warm-on-start runs, and /readyz says no", src->warming);
 }
 
 static void write_memory(struct buf *out, const struct metrics_source *src)
@@ -79,6 +106,21 @@ static void write_memory(struct buf *out, const struct metrics_source *src)
     write_i64(out, "redis_memory_used_rss_bytes", GAUGE, "Resident size of the process", src->memory_rss);
     write_i64(out, "redis_memory_used_peak_bytes", GAUGE, "Most bytes ever held", src->memory_peak);
     write_i64(out, "redis_memory_max_bytes", GAUGE, "Limit of the data in memory", src->memory_max);
+    write_i64(out, "redis_memory_used_dataset_bytes", GAUGE, "Bytes of data, its tables and the disk index",
+              src->memory_data);
+    write_i64(out, "redis_memory_used_overhead_bytes", GAUGE, "Bytes of everything else",
+              src->memory_clients + src->memory_other);
+    write_i64(out, "redis_total_system_memory_bytes", GAUGE, "Memory of the machine", src->memory_system);
+    write_ratio(out, "redis_mem_fragmentation_ratio", "Resident size to bytes held from the allocator",
+                src->memory_used > 0 ? (double)src->memory_rss / (double)src->memory_used : 0);
+    write_i64(out, "tiercel_inflight_bytes", GAUGE, "Estimated bytes of keys being fetched or pinned for requests",
+              src->inflight_bytes);
+    write_i64(out, "tiercel_inflight_max_bytes", GAUGE, "Their limit", src->inflight_max);
+    write_i64(out, "tiercel_demoting_bytes", GAUGE, "Bytes of objects that leave memory with the next commit",
+              src->demoting_bytes);
+    write_i64(out, "tiercel_admission_waiting", GAUGE, "Requests that wait because of inflight-max-bytes",
+              src->admission_waiting);
+    write_i64(out, "tiercel_room_waiting", GAUGE, "Writes that wait for room in the disk's queue", src->room_waiting);
     write_u64(out, "tiercel_memory_keys", GAUGE, "Keys resident in memory", src->memory_keys);
     write_i64(out, "tiercel_memory_data_bytes", GAUGE, "Bytes of data, its tables and the disk index",
               src->memory_data);
@@ -127,7 +169,7 @@ static void write_persistence(struct buf *out, const struct metrics_source *src)
     write_i64(out, "redis_rdb_changes_since_last_save", GAUGE, "Writes of keys since the last save began", p->changes);
     write_u64(out, "redis_rdb_bgsave_in_progress", GAUGE, "1 while a save runs", p->saving);
     write_i64(out, "redis_rdb_last_save_timestamp_seconds", GAUGE, "Time of the last save", p->last_save_s);
-    write_i64(out, "redis_rdb_last_bgsave_duration_sec", GAUGE, "How long it took", p->last_duration_s);
+    write_i64(out, "tiercel_last_save_duration_seconds", GAUGE, "How long it took", p->last_duration_s);
     write_i64(out, "redis_rdb_saves_total", COUNTER, "Saves that succeeded", p->saves);
     write_u64(out, "redis_rdb_last_bgsave_status", GAUGE, "0 when the last save failed", p->save_ok);
     write_u64(out, "redis_aof_enabled", GAUGE, "1 with appendonly", p->journal);
@@ -147,9 +189,12 @@ static void write_upstream(struct buf *out, const struct metrics_source *src)
         write_label(out, "reason", src->coherence_reason);
     }
     buf_printf(out, "} 1\n");
+    write_u64(out, "tiercel_coherence_fallback", GAUGE,
+              "1 while copies are kept coherent in another way than `coherence` asks for", src->coherence_fallback);
     write_seconds(out, "tiercel_coherence_bound_seconds", GAUGE, "Oldest that a copy may be",
                   (double)src->coherence_bound_ms / 1e3);
     write_i64(out, "tiercel_upstream_tracked_keys", GAUGE, "Copies of upstream keys held", src->tracked_keys);
+    write_i64(out, "tiercel_upstream_tracked_keys_max", GAUGE, "Their limit", src->tracked_keys_max);
     write_u64(out, "tiercel_upstream_fetches_total", COUNTER, "Fetches sent", u->fetches);
     write_u64(out, "tiercel_upstream_calls_total", COUNTER, "Commands passed on", u->calls);
     write_u64(out, "tiercel_upstream_timeouts_total", COUNTER, "Requests whose deadline passed", u->timeouts);
@@ -213,6 +258,71 @@ static void write_commands(struct buf *out, const struct metrics_source *src)
     }
 }
 
+static void write_parts(struct buf *out, const char *name, const char *type, const char *help,
+                        const struct metrics_part *parts, size_t n)
+{
+    if (n == 0)
+        return;
+    write_head(out, name, type, help);
+    for (size_t i = 0; i < n; i++)
+        buf_printf(out, "%s{%s} %" PRIu64 "\n", name, parts[i].labels, parts[i].value);
+}
+
+static void write_errors(struct buf *out, const struct metrics_source *src)
+{
+    if (src->nerrors == 0)
+        return;
+    write_head(out, "redis_errors_total", COUNTER, "Error replies by their code");
+    for (size_t i = 0; i < src->nerrors; i++) {
+        buf_printf(out, "redis_errors_total{");
+        write_label(out, "err", src->errors[i].code);
+        buf_printf(out, "} %" PRIu64 "\n", src->errors[i].count);
+    }
+}
+
+/* ---- durations ---- */
+
+#define LE_LAST 25 /* 2^25 us, half a minute: what is longer is in +Inf only */
+
+static void write_histogram(struct buf *out, const char *name, const char *label, const struct stats_hist_sum *h)
+{
+    const char *comma = label[0] ? "," : "";
+    uint64_t sum = 0;
+    for (int i = 0; i < STATS_HIST_BUCKETS; i++) {
+        sum += h->bucket[i];
+        if (i <= LE_LAST)
+            buf_printf(out, "%s_bucket{%s%sle=\"%.6f\"} %" PRIu64 "\n", name, label, comma, (double)(1u << i) / 1e6,
+                       sum);
+    }
+    const char *open = label[0] ? "{" : "", *close = label[0] ? "}" : "";
+    buf_printf(out, "%s_bucket{%s%sle=\"+Inf\"} %" PRIu64 "\n", name, label, comma, sum);
+    buf_printf(out, "%s_sum%s%s%s %.6f\n", name, open, label, close, (double)h->us / 1e6);
+    buf_printf(out, "%s_count%s%s%s %" PRIu64 "\n", name, open, label, close, sum);
+}
+
+static bool is_there(const struct metrics_source *src, enum stats_hist_id h)
+{
+    return h == HIST_disk ? src->disk != NULL : src->upstream != NULL;
+}
+
+static void write_latencies(struct buf *out, const struct metrics_source *src)
+{
+    const char *metric = "";
+    for (int h = 0; h < HIST_COUNT; h++) {
+        const struct stats_hist_row *row = stats_hist_row((enum stats_hist_id)h);
+        struct stats_hist_sum sum;
+        if (strcmp(row->metric, metric) != 0 && (h == HIST_disk || is_there(src, (enum stats_hist_id)h)))
+            write_head(out, row->metric, "histogram", row->help);
+        metric = row->metric;
+        if (h == HIST_disk && src->memory_latency != NULL) /* the same family */
+            write_histogram(out, metric, "tier=\"memory\"", src->memory_latency);
+        if (!is_there(src, (enum stats_hist_id)h))
+            continue;
+        stats_hist_sum((enum stats_hist_id)h, &sum);
+        write_histogram(out, metric, row->label, &sum);
+    }
+}
+
 void metrics_write(struct buf *out, const struct metrics_source *src)
 {
     write_instance(out, src);
@@ -223,6 +333,15 @@ void metrics_write(struct buf *out, const struct metrics_source *src)
             write_u64(out, name, stats_is_gauge((enum stats_id)s) ? GAUGE : COUNTER, stats_help((enum stats_id)s),
                       stats_sum((enum stats_id)s));
     }
+    write_errors(out, src);
+    write_latencies(out, src);
+    write_parts(out, "tiercel_evictions_total", COUNTER,
+                "Keys that left a tier for want of room, or were not worth a place in the next", src->evictions,
+                src->nevictions);
+    write_parts(out, "tiercel_warm_jobs", GAUGE, "WARM jobs that are listed, by state", src->warm_jobs,
+                src->nwarm_jobs);
+    write_parts(out, "tiercel_warm_keys_total", COUNTER, "Keys of WARM jobs, by what became of them", src->warm_keys,
+                src->nwarm_keys);
     write_persistence(out, src);
     if (src->disk != NULL)
         write_disk(out, src);

@@ -7,6 +7,7 @@
 #include <sys/uio.h>
 #include <uv.h>
 
+#include "tiercel/http.h"
 #include "tiercel/buf.h"
 #include "tiercel/list.h"
 #include "tiercel/net.h"
@@ -189,5 +190,19 @@ static inline void limits_grown(struct conn *c)
     if (UNLIKELY(c->nw->w->conf->maxmemory_clients != 0))
         limits_memory(c->nw);
 }
+
+/* ---- the HTTP port (http_gate.c) ---- */
+
+/* Who gets /metrics; see http_set_access(). Any thread. */
+struct MHD_Connection;
+struct http_gate;
+
+struct http_gate *http_gate_create(void);
+void http_gate_destroy(struct http_gate *g);
+void http_gate_set(struct http_gate *g, const struct http_access *access);
+/* 0: it may. Else the HTTP status, 401 or 403; counted and logged. The HTTP thread. */
+unsigned http_gate_check(struct http_gate *g, struct MHD_Connection *conn);
+bool http_gate_check_quietly(struct http_gate *g, struct MHD_Connection *conn); /* may it? */
+bool http_gate_is_local(int fd); /* the socket is bound to a loopback address */
 
 #endif

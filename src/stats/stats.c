@@ -17,6 +17,9 @@ static struct stats_node *_Atomic nodes;
 /* What stats_reset() found, to be taken off every later sum: the blocks themselves have
  * one writer each, and that is not the thread that resets. */
 static _Atomic uint64_t baseline[STAT_COUNT];
+static struct {
+    _Atomic uint64_t bucket[STATS_HIST_BUCKETS], us;
+} hist_baseline[HIST_COUNT];
 static pthread_mutex_t reset_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static const struct {
@@ -30,6 +33,12 @@ static const struct {
 #undef STAT
 #undef COUNTER
 #undef GAUGE
+};
+
+static const struct stats_hist_row hist_rows[HIST_COUNT] = {
+#define HIST(name, metric, label, help) [HIST_##name] = {metric, label, help},
+#include "hist.def"
+#undef HIST
 };
 
 struct stats_block *stats_block_create(void)
@@ -60,9 +69,50 @@ uint64_t stats_sum(enum stats_id s)
     return (int64_t)sum < 0 ? 0 : sum;
 }
 
+static uint64_t peek(const _Atomic uint64_t *v)
+{
+    return atomic_load_explicit(v, memory_order_relaxed);
+}
+
+static void sum_hist_blocks(enum stats_hist_id h, struct stats_hist_sum *out)
+{
+    *out = (struct stats_hist_sum){0};
+    for (struct stats_node *n = atomic_load_explicit(&nodes, memory_order_acquire); n != NULL; n = n->next) {
+        for (int i = 0; i < STATS_HIST_BUCKETS; i++)
+            out->bucket[i] += peek(&n->block.hist[h].bucket[i]);
+        out->us += peek(&n->block.hist[h].us);
+    }
+}
+
+void stats_hist_sum(enum stats_hist_id h, struct stats_hist_sum *out)
+{
+    pthread_mutex_lock(&reset_lock); /* all of it from before a reset, or from after it */
+    sum_hist_blocks(h, out);
+    for (int i = 0; i < STATS_HIST_BUCKETS; i++)
+        out->bucket[i] -= peek(&hist_baseline[h].bucket[i]);
+    out->us -= peek(&hist_baseline[h].us);
+    pthread_mutex_unlock(&reset_lock);
+}
+
+const struct stats_hist_row *stats_hist_row(enum stats_hist_id h)
+{
+    return &hist_rows[h];
+}
+
+static void reset_hist(enum stats_hist_id h)
+{
+    struct stats_hist_sum now;
+    sum_hist_blocks(h, &now);
+    for (int i = 0; i < STATS_HIST_BUCKETS; i++)
+        atomic_store_explicit(&hist_baseline[h].bucket[i], now.bucket[i], memory_order_relaxed);
+    atomic_store_explicit(&hist_baseline[h].us, now.us, memory_order_relaxed);
+}
+
 void stats_reset(void)
 {
     pthread_mutex_lock(&reset_lock);
+    for (int h = 0; h < HIST_COUNT; h++)
+        reset_hist((enum stats_hist_id)h);
     for (int s = 0; s < STAT_COUNT; s++)
         if (!rows[s].gauge)
             atomic_store_explicit(&baseline[s], sum_blocks((enum stats_id)s), memory_order_relaxed);

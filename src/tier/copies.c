@@ -100,8 +100,10 @@ static bool drop_slot(struct worker *w, const struct disk_slot *slot)
         mem_unlock(shard);
     }
     buf_deinit(&sr.name);
-    if (dropped)
+    if (dropped) {
+        stats_inc(w->stats, STAT_tier_copies_dropped);
         stats_inc(w->stats, STAT_evicted_keys);
+    }
     return dropped;
 }
 

@@ -383,6 +383,7 @@ static enum evict_rc evict_locked(struct worker *w, struct mem_shard *shard, mem
     if (!t->disk || w->tier_worker->dropping) {
         if (t->disk)
             tier_forget_disk_locked(t, key.hash, &has_expire);
+        stats_inc(w->stats, t->disk ? STAT_tier_dirty_drops : STAT_tier_lone_drops);
         drop_locked(w, shard, &key, slot, true);
         return EVICT_DONE;
     }

@@ -22,8 +22,25 @@ struct fetch {
     bool whole;           /* in the background, whatever its type: tier_fetch_whole() */
     struct object *found; /* what the disk had */
     bool refresh;         /* nobody waits: see tier_refresh_locked() */
+    int64_t since_us;     /* when the tier that is asked now was */
     char name[];
 };
+
+/* ---- how long the tiers take ---- */
+
+static void fetch_asks(struct fetch *f, enum stats_id waiting)
+{
+    f->since_us = clock_mono_us();
+    stats_inc(f->w->stats, waiting);
+}
+
+/* Answered, or not within its time. */
+static void fetch_answered(struct fetch *f, enum stats_id waiting, enum stats_hist_id hist, bool timed)
+{
+    stats_add(f->w->stats, waiting, (uint64_t)-1);
+    if (timed)
+        stats_time(f->w->stats, hist, clock_mono_us() - f->since_us);
+}
 
 /* ---- waiters ---- */
 
@@ -123,6 +140,7 @@ static void fetch_read(struct fetch *f, uint32_t block)
     struct worker *w = f->w;
     struct tier_worker *tw = w->tier_worker;
 
+    fetch_asks(f, STAT_tier_disk_reads_waiting);
     f->rd = (struct disk_read){.key = f->key, .incarnation = f->incarnation, .block = block, .done = disk_read_done};
     list_push_back(&tw->reads, &f->link);
     if (!tw->reads_posted) { /* one hand-over per loop iteration */
@@ -232,6 +250,7 @@ static void fault_key_locked(struct worker *w, struct mem_shard *shard, struct t
     } else if (o && usable(w, o, l)) {
         pin_locked(wait, r ? r : (r = residency_attach_locked(t, shard, &wait->key, slot, o)));
     } else if (o && (l == SUSPECT || l == OLD)) {
+        stats_inc(w->stats, STAT_tier_suspects);
         miss_locked(w, shard, req, wait, r ? suspect_apart_locked(t, shard, &wait->key, r) : slot);
     } else {
         if (o)
@@ -639,6 +658,7 @@ static void fetch_finish(struct mbox_msg *msg, void *owner)
     (void)owner;
 
     uint32_t block;
+    fetch_answered(f, STAT_tier_disk_reads_waiting, HIST_disk, f->found != NULL);
     mem_lock(shard);
     if (UNLIKELY(has_moved_locked(f, &block))) {
         mem_unlock(shard);
@@ -816,6 +836,7 @@ static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struc
     bool worth_keeping = true;
     char error[160] = "";
 
+    fetch_answered(f, STAT_tier_upstream_fetches_waiting, HIST_upstream, st != ST_UNAVAILABLE && st != ST_CANCELLED);
     tier_rules(w, key_slice(&f->key), &rule);
     if (st == ST_OK) {
         int64_t expire_ms = fetched_expire_ms(uf, pttl_ms, &generation);
@@ -878,6 +899,7 @@ static void fetch_upstream(struct fetch *f)
         f->uf.as = UPSTREAM_DUMP;
     f->uf.done = upstream_fetch_done;
     stats_inc(f->w->stats, STAT_tier_upstream_requests);
+    fetch_asks(f, STAT_tier_upstream_fetches_waiting);
     if (!up) /* the server stops */
         upstream_fetch_done(&f->uf, ST_CANCELLED, SLICE_NONE, -1, 0);
     else if (fetch_is_first_touch(f))

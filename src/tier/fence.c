@@ -1,5 +1,6 @@
 /* Waiting until the invalidations of all that the upstream has done have arrived, on every worker. Each asks its own
  * invalidation connection; what comes while one asks shares the next question. */
+#include "tiercel/clock.h"
 #include "tier_priv.h"
 
 struct fence;
@@ -44,8 +45,11 @@ static void fence_answered(struct upstream_fence *uf, enum status st)
 
     /* What was done there may have changed copies that go on being vouched for, will be again when a link that is late answers
      * (pair.c), or may be served stale: who waits for the fence must not be served any of them. */
-    if (st != ST_OK && tw->up)
+    if (st != ST_OK && tw->up) {
+        stats_inc(tw->w->stats, STAT_tier_fence_failures);
         tier_forget_all_upstream(tw->w);
+    }
+    stats_time(tw->w->stats, HIST_fences, clock_mono_us() - tw->fence_since_us);
     list_init(&now);
     list_splice(&now, &tw->fence_now);
     tw->fencing = false;
@@ -59,6 +63,8 @@ static void fence_answered(struct upstream_fence *uf, enum status st)
 static void fence_ask(struct tier_worker *tw)
 {
     tw->fencing = true;
+    tw->fence_since_us = clock_mono_us();
+    stats_inc(tw->w->stats, STAT_tier_fences);
     list_splice(&tw->fence_now, &tw->fence_next);
     tw->fence.done = fence_answered;
     if (tw->up)

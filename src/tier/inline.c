@@ -1,4 +1,5 @@
 /* Faulting in without waiting: reads of what is in the page cache, on the loop's thread. */
+#include "tiercel/clock.h"
 #include "tiercel/hash.h"
 #include "tier_priv.h"
 
@@ -85,8 +86,10 @@ static struct object *read_inline(struct worker *w, const struct key *key, uint3
                .block = block,
                .done = inline_read_done}};
 
+    int64_t start_us = clock_mono_us();
     if (!disk_read_inline(t->disk, &ir.rd) || !ir.found)
         return NULL;
+    stats_time(w->stats, HIST_disk, clock_mono_us() - start_us);
     if (LIKELY(!object_expired(ir.found, w->now_ms) && may_serve(w, ir.found)))
         return ir.found;
     object_free(ir.found);

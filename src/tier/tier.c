@@ -170,6 +170,8 @@ static void upstream_generation_changed(void *arg, uint32_t generation)
     if (generation == 0)
         atomic_store(&t->lost_ms[tw->w->id], clock_wall_ms());
     uint32_t was = atomic_exchange(&t->generation[tw->w->id], generation);
+    if (was != 0 && was != generation)
+        stats_inc(tw->w->stats, STAT_tier_link_losses);
     if (was != 0 && was != generation && atomic_load(&t->events) & TIER_EVENT_ALL) {
         mem_lock_all(t->mem); /* who found it current under a shard's lock has been noted by then */
         tier_foreign_all_locked(tw->w);

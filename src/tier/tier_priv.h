@@ -80,6 +80,7 @@ struct tier_worker {
     struct list fence_next, fence_now; /* struct fence_part: to ask for, asked for (fence.c) */
     struct upstream_fence fence;
     bool fencing;
+    int64_t fence_since_us;
     struct touch *touches; /* want.c; NULL until used */
     unsigned wants;        /* background fetches under way */
     int refreshes;         /* under way */

@@ -104,6 +104,12 @@ static void count(_Atomic uint64_t *counter, uint64_t n)
     atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
+static void count_failed(struct warm_job *job)
+{
+    count(&job->failed, 1);
+    stats_inc(job->w->stats, STAT_warm_failed);
+}
+
 static int64_t job_eta(const struct warm_job *job, int64_t elapsed_ms)
 {
     int64_t done = atomic_load(&job->progress), total = atomic_load(&job->total);
@@ -155,11 +161,13 @@ static void load_settle(struct warm_load *load, bool at_once)
     }
     if (kept && !at_once && !load->joined) {
         count(&job->loaded, 1);
+        stats_inc(job->w->stats, STAT_warm_loaded);
         count(&job->bytes, bytes);
     } else if (kept || wait->st == ST_NOT_FOUND) {
         count(&job->skipped, 1);
+        stats_inc(job->w->stats, STAT_warm_skipped);
     } else {
-        count(&job->failed, 1);
+        count_failed(job);
     }
     mem_free(MEM_OTHER, load);
 }
@@ -172,7 +180,7 @@ static void load_ready(struct tier_request *req)
     list_remove(&load->link);
     job->outstanding--;
     if (req->cancelled) {
-        count(&job->failed, 1);
+        count_failed(job);
         mem_free(MEM_OTHER, load);
     } else {
         load_settle(load, false);
@@ -295,7 +303,7 @@ static struct warm_load *job_next(struct warm_job *job, bool *more)
     switch (warm_source_next(job->source, &name, &retry_ms)) {
     case WARM_NEXT_NAME: job->next_ns += job->key_ns; return load_create(job, name);
     case WARM_NEXT_BAD:
-        count(&job->failed, 1);
+        count_failed(job);
         *more = true;
         break;
     case WARM_NEXT_LATER:
@@ -634,7 +642,7 @@ static void job_abandon(struct warm_job *job)
             continue; /* load_ready() comes */
         list_remove(&load->link);
         job->outstanding--;
-        count(&job->failed, 1);
+        count_failed(job);
         mem_free(MEM_OTHER, load);
     }
     job_kick(job);

@@ -534,6 +534,45 @@ static void test_rewrite(void **state)
     conf_unref(d);
 }
 
+static void test_http_token(void **state)
+{
+    (void)state;
+    char content[160], longest[HTTP_TOKEN_MAX + 16];
+    struct conf *c, *next;
+    struct buf why;
+    memset(longest, 't', sizeof(longest));
+    memcpy(longest, "http-token ", 11);
+    longest[11 + HTTP_TOKEN_MAX + 1] = '\0';
+    assert_text_fails(longest, "http-token is longer than 1024 bytes");
+    assert_text_fails("http-token 'a b'\n", "visible ASCII");
+    assert_true(conf_is_secret(SLICE_LIT("HTTP-Token")) && conf_is_secret(SLICE_LIT("requirepass")));
+    assert_true(!conf_is_secret(SLICE_LIT("port")) && !conf_is_secret(SLICE_LIT("nonsense")));
+    buf_init(&why, MEM_OTHER);
+    c = load_text("http-token plain\n");
+    assert_int_equal(conf_reload_secret(c, "http-token", &next, &why), ST_NOT_FOUND);
+    conf_unref(c);
+    write_file(extra, "one\n", 4);
+    snprintf(content, sizeof(content), "http-token-file %s\n", extra);
+    c = load_text(content);
+    assert_string_equal(c->http_token, "one");
+    for (int i = 0; i < 2; i++) { /* the new snapshot knows its file, too */
+        write_file(extra, i ? "three\n" : "two\n", i ? 6 : 4);
+        assert_int_equal(conf_reload_secret(c, "http-token", &next, &why), ST_OK);
+        assert_string_equal(next->http_token, i ? "three" : "two");
+        conf_unref(c);
+        c = next;
+    }
+    write_file(extra, "t w o\n", 6);
+    assert_int_equal(conf_reload_secret(c, "http-token", &next, &why), ST_BAD);
+    unlink(extra);
+    assert_int_equal(conf_reload_secret(c, "http-token", &next, &why), ST_BAD);
+    c_str(&why);
+    assert_non_null(strstr(why.ptr, "cannot read"));
+    assert_string_equal(c->http_token, "three");
+    conf_unref(c);
+    buf_deinit(&why);
+}
+
 static void test_rewrite_secret_files(void **state)
 {
     (void)state;
@@ -635,6 +674,7 @@ int main(void)
         cmocka_unit_test(test_later_sources_win),
         cmocka_unit_test(test_environment),
         cmocka_unit_test(test_secrets),
+        cmocka_unit_test(test_http_token),
         cmocka_unit_test(test_include),
         cmocka_unit_test(test_bad_files),
         cmocka_unit_test(test_bad_values),

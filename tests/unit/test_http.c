@@ -15,6 +15,7 @@
 
 #include <cmocka.h>
 
+#include "tiercel/conf.h"
 #include "tiercel/http.h"
 #include "tiercel/stats.h"
 
@@ -28,6 +29,9 @@ static void write_metrics(void *arg, struct buf *out)
     static const struct metrics_db dbs[] = {{0, 10, 3}, {7, 1, 0}};
     static const struct metrics_command commands[] = {{"get", 100, 1, 2, 1500000}, {"odd\"\\\n", 1, 0, 0, 7}};
     const struct disk_stats disk = {.keys = 5, .file_bytes = 4096, .commit_us = 2500000, .last_commit_ms = 1500};
+    static const struct metrics_part evictions[] = {{"tier=\"disk\",reason=\"quota\"", 4}};
+    static const struct metrics_error errors[] = {{"WRONGTYPE", 3}};
+    static const struct stats_hist_sum memory = {.bucket = {[2] = 5, [STATS_HIST_BUCKETS - 1] = 1}, .us = 70000000};
     const struct upstream_stats upstream = {.fetches = 9, .bytes_in = 1234, .pins = 2};
     const struct metrics_source src = {
         .run_id = "abc",
@@ -48,22 +52,26 @@ static void write_metrics(void *arg, struct buf *out)
         .commands = commands,
         .ncommands = 2,
         .cpu_sys_s = 0.5,
+        .memory_latency = &memory,
+        .evictions = evictions,
+        .nevictions = 1,
+        .errors = errors,
+        .nerrors = 1,
     };
     assert_ptr_equal(arg, &is_ready);
     metrics_write(out, &src);
 }
 
-static bool write_ready(void *arg, struct buf *json)
+static bool write_ready(void *arg, bool detail, struct buf *json)
 {
     (void)arg;
-    buf_printf(json, "{\"ready\":%s}", is_ready ? "true" : "false");
+    buf_printf(json, "{\"ready\":%s%s}", is_ready ? "true" : "false", detail ? ",\"more\":1" : "");
     return is_ready;
 }
 
 static struct http_options options(const char *bind_to, int port)
 {
-    return (struct http_options){
-        .bind = bind_to, .port = port, .arg = &is_ready, .metrics = write_metrics, .ready = write_ready};
+    return (struct http_options){.bind = bind_to, .port = port, .metrics = write_metrics, .ready = write_ready};
 }
 
 static int setup(void **state)
@@ -71,7 +79,10 @@ static int setup(void **state)
     (void)state;
     block = stats_block_create();
     struct http_options opt = options("127.0.0.1", 0);
-    return http_start(&opt, &http, err) == ST_OK ? 0 : -1;
+    if (http_start(&opt, &http, err) != ST_OK)
+        return -1;
+    http_serve(http, &is_ready);
+    return 0;
 }
 
 static int teardown(void **state)
@@ -117,13 +128,19 @@ static const char *receive_all(int fd)
     return answer;
 }
 
-static const char *ask_port(int port, const char *method, const char *path)
+static const char *ask_with(int port, const char *method, const char *path, const char *header)
 {
-    char request[512];
+    char request[2048];
     int fd = connect_to(port);
-    int n = snprintf(request, sizeof(request), "%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", method, path);
+    int n = snprintf(request, sizeof(request), "%s %s HTTP/1.1\r\nHost: x\r\n%sConnection: close\r\n\r\n", method, path,
+                     header);
     send_all(fd, request, (size_t)n);
     return receive_all(fd);
+}
+
+static const char *ask_port(int port, const char *method, const char *path)
+{
+    return ask_with(port, method, path, "");
 }
 
 static const char *ask(const char *method, const char *path)
@@ -151,14 +168,77 @@ static void test_probes(void **state)
     assert_starts(ask("GET", "/healthz"), "HTTP/1.1 200 ");
     assert_string_equal(body(answer), "ok\n");
     assert_starts(ask("GET", "/readyz"), "HTTP/1.1 503 ");
-    assert_string_equal(body(answer), "{\"ready\":false}\n");
+    assert_string_equal(body(answer), "{\"ready\":false,\"more\":1}\n");
     assert_non_null(strcasestr(answer, "content-type: application/json\r\n"));
     is_ready = true;
     assert_starts(ask("GET", "/readyz?verbose"), "HTTP/1.1 200 ");
-    assert_string_equal(body(answer), "{\"ready\":true}\n");
+    assert_string_equal(body(answer), "{\"ready\":true,\"more\":1}\n");
     assert_starts(ask("HEAD", "/readyz"), "HTTP/1.1 200 ");
     assert_string_equal(body(answer), "");
-    assert_non_null(strcasestr(answer, "content-length: 15\r\n"));
+    assert_non_null(strcasestr(answer, "content-length: 24\r\n"));
+}
+
+/* Before the tiers are there and after they went nobody is asked about them. */
+static void test_phases(void **state)
+{
+    (void)state;
+    struct http *h = NULL;
+    struct http_options opt = options("127.0.0.1", 0);
+    assert_int_equal(http_start(&opt, &h, err), ST_OK);
+    for (int stopping = 0; stopping < 2; stopping++) {
+        assert_starts(ask_port(http_port(h), "GET", "/healthz"), "HTTP/1.1 200 ");
+        assert_starts(ask_port(http_port(h), "GET", "/readyz"), "HTTP/1.1 503 ");
+        assert_string_equal(body(answer), stopping ? "{\"ready\":false,\"state\":\"stopping\"}\n"
+                                                   : "{\"ready\":false,\"state\":\"loading\"}\n");
+        assert_starts(ask_port(http_port(h), "GET", "/metrics"), "HTTP/1.1 503 ");
+        http_serve(h, &is_ready);
+        assert_starts(ask_port(http_port(h), "GET", "/metrics"), stopping ? "HTTP/1.1 503 " : "HTTP/1.1 200 ");
+        http_drain(h);
+    }
+    http_stop(h);
+    http_serve(NULL, NULL);
+    http_drain(NULL);
+}
+
+static void assert_access(const char *header, bool allowed)
+{
+    is_ready = true;
+    assert_starts(ask_with(http_port(http), "GET", "/metrics", header), allowed ? "HTTP/1.1 200 " : "HTTP/1.1 401 ");
+    if (!allowed) {
+        assert_non_null(strcasestr(answer, "www-authenticate: bearer"));
+        assert_null(strstr(answer, "redis_up"));
+    }
+    assert_starts(ask_with(http_port(http), "GET", "/healthz", header), "HTTP/1.1 200 ");
+    assert_starts(ask_with(http_port(http), "GET", "/readyz", header), "HTTP/1.1 200 ");
+    assert_string_equal(body(answer), allowed ? "{\"ready\":true,\"more\":1}\n" : "{\"ready\":true}\n");
+}
+
+static void test_token(void **state)
+{
+    (void)state;
+    char longest[HTTP_TOKEN_MAX + 1], header[HTTP_TOKEN_MAX + 64];
+    uint64_t refused = stats_sum(STAT_http_refused);
+    memset(longest, 't', HTTP_TOKEN_MAX);
+    longest[HTTP_TOKEN_MAX] = '\0';
+    assert_true(http_is_local(http));
+    http_set_access(http, &(struct http_access){"s3cret", true});
+    assert_access("", false);
+    assert_access("Authorization: s3cret\r\n", false);
+    assert_access("Authorization: Basic s3cret\r\n", false);
+    assert_access("Authorization: Bearer s3cre\r\n", false);
+    assert_access("Authorization: Bearer s3cretx\r\n", false);
+    assert_access("Authorization: Bearer \r\n", false);
+    assert_int_equal(stats_sum(STAT_http_refused) - refused, 6);
+    assert_access("Authorization: Bearer s3cret\r\n", true);
+    assert_access("authorization: bearer   s3cret  \r\n", true);
+    http_set_access(http, &(struct http_access){longest, false});
+    assert_access("Authorization: Bearer s3cret\r\n", false);
+    snprintf(header, sizeof(header), "Authorization: Bearer %s\r\n", longest);
+    assert_access(header, true);
+    http_set_access(http, &(struct http_access){"", true});
+    assert_access("", true); /* it comes from this host */
+    assert_access("Authorization: Bearer whatever\r\n", true);
+    http_set_access(NULL, &(struct http_access){"", true});
 }
 
 static void test_other_paths_and_methods(void **state)
@@ -282,7 +362,7 @@ static void check_sample(const char *line, char *name, size_t size)
 static void test_metrics_are_valid(void **state)
 {
     (void)state;
-    static char seen[400][80];
+    static char seen[600][80];
     int nseen = 0, samples = 0;
     bool helped = false;
     char current[80] = "", type[16] = "", *save = NULL;
@@ -304,12 +384,18 @@ static void test_metrics_are_valid(void **state)
             assert_true(helped);
             assert_int_equal(sscanf(line + 7, "%79s %15s", name, type), 2);
             assert_string_equal(name, current);
-            assert_true(strcmp(type, "counter") == 0 || strcmp(type, "gauge") == 0);
+            assert_true(strcmp(type, "counter") == 0 || strcmp(type, "gauge") == 0 || strcmp(type, "histogram") == 0);
             size_t len = strlen(name);
             bool total = len > 6 && strcmp(name + len - 6, "_total") == 0;
             assert_int_equal(total, strcmp(type, "counter") == 0);
         } else {
             check_sample(line, name, sizeof(name));
+            size_t len = strlen(current);
+            if (strcmp(type, "histogram") == 0 && strncmp(name, current, len) == 0) {
+                assert_true(!strcmp(name + len, "_bucket") || !strcmp(name + len, "_sum") ||
+                            !strcmp(name + len, "_count"));
+                name[len] = '\0';
+            }
             assert_string_equal(name, current);
             samples++;
         }
@@ -339,7 +425,23 @@ static void test_metrics_values(void **state)
         {"tiercel_upstream_pins", "2\n"},
         {"tiercel_coherence_info{mode=\"tracking\"}", "1\n"},
         {"tiercel_coherence_bound_seconds", "1.000000\n"},
+        {"tiercel_evictions_total{tier=\"disk\",reason=\"quota\"}", "4\n"},
+        {"redis_errors_total{err=\"WRONGTYPE\"}", "3\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"memory\",le=\"0.000001\"}", "0\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"memory\",le=\"0.000004\"}", "5\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"memory\",le=\"33.554432\"}", "5\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"memory\",le=\"+Inf\"}", "6\n"},
+        {"tiercel_tier_latency_seconds_count{tier=\"memory\"}", "6\n"},
+        {"tiercel_tier_latency_seconds_sum{tier=\"memory\"}", "70.000000\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"disk\",le=\"0.000128\"}", "1\n"},
+        {"tiercel_tier_latency_seconds_bucket{tier=\"disk\",le=\"0.000256\"}", "2\n"},
+        {"tiercel_tier_latency_seconds_sum{tier=\"disk\"}", "0.000300\n"},
+        {"tiercel_tier_latency_seconds_count{tier=\"upstream\"}", "0\n"},
+        {"tiercel_upstream_call_latency_seconds_bucket{le=\"+Inf\"}", "0\n"},
+        {"tiercel_upstream_call_latency_seconds_sum", "0.000000\n"},
     };
+    stats_time(block, HIST_disk, 100);
+    stats_time(block, HIST_disk, 200);
     ask("GET", "/metrics");
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
         assert_starts(find_value(body(answer), cases[i].series), cases[i].value);
@@ -364,6 +466,7 @@ static void test_metrics_values(void **state)
     assert_null(strstr(out.ptr, "tiercel_disk_keys"));
     assert_null(strstr(out.ptr, "tiercel_upstream_up"));
     assert_null(strstr(out.ptr, "redis_db_keys"));
+    assert_null(strstr(out.ptr, "tier=\"disk\""));
     buf_deinit(&out);
 }
 
@@ -392,7 +495,10 @@ static void test_all_addresses(void **state)
     struct http *all = NULL;
     struct http_options opt = options("*", 0);
     assert_int_equal(http_start(&opt, &all, err), ST_OK);
+    assert_false(http_is_local(all));
+    http_serve(all, &is_ready);
     assert_starts(ask_port(http_port(all), "GET", "/healthz"), "HTTP/1.1 200 ");
+    assert_starts(ask_port(http_port(all), "GET", "/metrics"), "HTTP/1.1 200 ");
     http_stop(all);
 }
 
@@ -430,11 +536,18 @@ static void test_notify(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_probes),           cmocka_unit_test(test_other_paths_and_methods),
-        cmocka_unit_test(test_keep_alive),       cmocka_unit_test(test_nonsense),
-        cmocka_unit_test(test_idle_connections), cmocka_unit_test(test_metrics_are_valid),
-        cmocka_unit_test(test_metrics_values),   cmocka_unit_test(test_start_errors),
-        cmocka_unit_test(test_all_addresses),    cmocka_unit_test(test_notify),
+        cmocka_unit_test(test_probes),
+        cmocka_unit_test(test_phases),
+        cmocka_unit_test(test_token),
+        cmocka_unit_test(test_other_paths_and_methods),
+        cmocka_unit_test(test_keep_alive),
+        cmocka_unit_test(test_nonsense),
+        cmocka_unit_test(test_idle_connections),
+        cmocka_unit_test(test_metrics_are_valid),
+        cmocka_unit_test(test_metrics_values),
+        cmocka_unit_test(test_start_errors),
+        cmocka_unit_test(test_all_addresses),
+        cmocka_unit_test(test_notify),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

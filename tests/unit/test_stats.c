@@ -42,6 +42,44 @@ static void test_reset_keeps_gauges(void **state)
     stats_add(a, STAT_connected_clients, 1);
 }
 
+static uint64_t hist_count(enum stats_hist_id h, uint64_t *us)
+{
+    struct stats_hist_sum sum;
+    uint64_t n = 0;
+    stats_hist_sum(h, &sum);
+    for (int i = 0; i < STATS_HIST_BUCKETS; i++)
+        n += sum.bucket[i];
+    *us = sum.us;
+    return n;
+}
+
+static void test_durations(void **state)
+{
+    (void)state;
+    static const struct {
+        int64_t us;
+        int bucket;
+    } cases[] = {{-1, 0}, {0, 0}, {1, 0}, {2, 1}, {3, 2}, {4, 2}, {5, 3}, {1024, 10}, {1025, 11}, {INT64_MAX, 31}};
+    struct stats_block *a = stats_block_create(), *b = stats_block_create();
+    uint64_t us;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        assert_int_equal(stats_hist_bucket(cases[i].us), cases[i].bucket);
+    stats_time(a, HIST_disk, 100);
+    stats_time(b, HIST_disk, 28);
+    stats_time(b, HIST_disk, -5); /* a clock that went back: counted, and adds nothing */
+    assert_int_equal(hist_count(HIST_disk, &us), 3);
+    assert_int_equal(us, 128);
+    assert_int_equal(hist_count(HIST_upstream, &us), 0);
+    stats_reset();
+    assert_int_equal(hist_count(HIST_disk, &us), 0);
+    assert_int_equal(us, 0);
+    stats_time(a, HIST_disk, 7);
+    assert_int_equal(hist_count(HIST_disk, &us), 1);
+    assert_int_equal(us, 7);
+    for (int h = 0; h < HIST_COUNT; h++)
+        assert_true(strncmp(stats_hist_row((enum stats_hist_id)h)->metric, "tiercel_", 8) == 0);
+}
+
 static void test_rows(void **state)
 {
     (void)state;
@@ -91,9 +129,8 @@ static void test_threads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sum_over_blocks),
-        cmocka_unit_test(test_reset_keeps_gauges),
-        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_sum_over_blocks), cmocka_unit_test(test_reset_keeps_gauges),
+        cmocka_unit_test(test_durations),       cmocka_unit_test(test_rows),
         cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
