@@ -181,5 +181,9 @@ bool object_serial_ref(const struct object *o, struct buf *prefix, struct rcbuf 
 /* ST_CORRUPT: not a serial form of this version (a newer version included). */
 enum status object_parse(enum obj_type type, const struct key *key, struct slice serial, int64_t expire_ms,
                          uint64_t origin, struct object **out);
+/* The same of what may be large, with rests (pace.h). */
+struct pace;
+enum status object_parse_paced(enum obj_type type, const struct key *key, struct slice serial, int64_t expire_ms,
+                               uint64_t origin, struct pace *pace, struct object **out);
 
 #endif

@@ -1,15 +1,14 @@
 /* Demotion of large values of many elements. To serialise a million of them takes longer than anybody may hold a
- * shard's lock, so a thread of its own does it in parts. Whoever reads or changes the object meanwhile clears
+ * shard's lock, so a thread of its own does it in parts, with rests (pace.h), which it leaves out while writers wait for
+ * the memory. Whoever reads or changes the object meanwhile clears
  * OBJ_F_LEAVING, and it stays. Whoever has it, or another one at its address, leave anew says so (big_stale): what was
  * serialised is not worth anything then. */
-#include <sched.h>
-#include <sys/resource.h>
-
+#include "tiercel/pace.h"
 #include "tier_priv.h"
 
 #define BIG_BYTES (256 * 1024) /* of the serial form; smaller ones are serialised at once */
-#define BIG_STEP (32 * 1024)   /* of it, under one hold of the lock */
-#define BIG_NICE 5
+#define BIG_STEP (4 * 1024)    /* of it, under one hold of the lock */
+#define BIG_STEP_UNITS 30000   /* what that takes, for pace_spend() */
 
 struct big {
     struct list link;
@@ -19,10 +18,10 @@ struct big {
 };
 
 struct tier_big {
-    pthread_mutex_t mu; /* guards `queue` and `stop`; below the shard locks */
+    pthread_mutex_t mu; /* guards `queue`; below the shard locks */
     pthread_cond_t wake;
     struct list queue;
-    bool stop;
+    _Atomic bool stop; /* set under `mu` */
     pthread_t thread;
     _Atomic(const struct object *) current; /* what is being serialised; compared under its shard's lock */
     _Atomic bool stale;
@@ -84,32 +83,90 @@ static void job_append_locked(struct tier *t, struct object *o, struct rcbuf *se
     atomic_store(&t->big->refused, o);
 }
 
-static void job_run(struct tier *t, const struct big *job, struct buf *serial)
+/* The serial form as it grows, in the buffer that the disk's queue will hold. */
+struct growing {
+    struct tier *t;
+    struct rcbuf *whole; /* NULL: nothing yet */
+    size_t len;
+};
+
+/* It is freed, or queued, soon: no reason to evict others for it. */
+static void growing_size(struct growing *g, size_t size)
+{
+    size_t before = g->whole ? g->whole->len : 0;
+
+    atomic_fetch_add_explicit(&g->t->demoting_bytes, (int64_t)size - (int64_t)before, memory_order_relaxed);
+    g->whole = g->whole ? rcbuf_resize(g->whole, size) : rcbuf_create(size);
+}
+
+static void growing_add(struct growing *g, struct slice part)
+{
+    if (g->len + part.len > g->whole->len)
+        growing_size(g, g->len + part.len + g->len / 4);
+    memcpy(g->whole->data + g->len, part.ptr, part.len);
+    g->len += part.len;
+}
+
+static void growing_end(struct growing *g)
+{
+    if (g->whole)
+        atomic_fetch_sub_explicit(&g->t->demoting_bytes, (int64_t)g->whole->len, memory_order_relaxed);
+    rcbuf_unref(g->whole);
+}
+
+static bool big_hurry(void *arg)
+{
+    struct tier *t = arg;
+
+    return atomic_load_explicit(&t->room_waiting, memory_order_relaxed) > 0 || atomic_load(&t->big->stop);
+}
+
+/* A step of a job, under the lock: its next part, or with `last` its end. NULL: it is not to leave any more. */
+static struct object *job_step(struct tier *t, const struct big *job, struct object_parts *parts, struct buf *part,
+                               struct growing *g, bool *last)
 {
     struct mem_shard *shard = tier_shard_of(t, job->hash);
-    struct object_parts parts = {.at = 0};
-    struct rcbuf *whole = NULL;
-    struct object *o;
-    bool done = false;
+    size_t about = 0;
 
-    serial->len = 0;
+    part->len = 0;
+    mem_lock(shard);
+    struct object *o = job_object_locked(t, shard, job);
+    bool end = *last;
+    if (o && end) {
+        job_append_locked(t, o, g->whole);
+    } else if (o) {
+        about = object_stored_len(o);
+        *last = object_serialise_part(o, parts, BIG_STEP, part);
+    }
+    mem_unlock(shard);
+    if (!o || end)
+        return o;
+    if (!g->whole)
+        growing_size(g, about + about / 8);
+    growing_add(g, buf_slice(part));
+    if (*last)
+        growing_size(g, g->len);
+    return o;
+}
+
+static void job_run(struct tier *t, const struct big *job, struct buf *part)
+{
+    struct pace pace = {.hurry = big_hurry, .arg = t};
+    struct object_parts parts = {.at = 0};
+    struct growing g = {.t = t};
+    bool last = false, end;
+
     atomic_store(&t->big->stale, false);
     atomic_store(&t->big->current, job->obj);
+    pace_begin(&pace);
     do {
-        buf_reserve(serial, 2 * BIG_STEP);
-        if (done)
-            whole = rcbuf_copy(buf_slice(serial));
-        mem_lock(shard);
-        o = job_object_locked(t, shard, job);
-        if (o && whole)
-            job_append_locked(t, o, whole);
-        else if (o)
-            done = object_serialise_part(o, &parts, BIG_STEP, serial);
-        mem_unlock(shard);
-        sched_yield(); /* others want the lock, too */
-    } while (o && !whole);
+        end = last;
+        if (!job_step(t, job, &parts, part, &g, &last))
+            break;
+        pace_spend(&pace, BIG_STEP_UNITS);
+    } while (!end && !atomic_load(&t->big->stop));
     atomic_store(&t->big->current, NULL);
-    rcbuf_unref(whole);
+    growing_end(&g);
 }
 
 static void *big_main(void *arg)
@@ -117,30 +174,30 @@ static void *big_main(void *arg)
     struct tier *t = arg;
     struct tier_big *b = t->big;
     struct list *l;
-    struct buf serial;
+    struct buf part;
 
     pthread_setname_np(pthread_self(), "demote-big");
-    setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + BIG_NICE); /* of this thread only */
-    buf_init(&serial, MEM_OTHER);
+    pace_thread_init();
+    buf_init(&part, MEM_OTHER);
     pthread_mutex_lock(&b->mu);
-    while (!b->stop) {
+    while (!atomic_load(&b->stop)) {
         l = list_pop_front(&b->queue);
         if (!l) {
-            buf_deinit(&serial);
-            buf_init(&serial, MEM_OTHER);
+            buf_deinit(&part);
+            buf_init(&part, MEM_OTHER);
             pthread_cond_wait(&b->wake, &b->mu);
             continue;
         }
         pthread_mutex_unlock(&b->mu);
         struct big *job = LIST_ENTRY(l, struct big, link);
-        job_run(t, job, &serial);
+        job_run(t, job, &part);
         atomic_fetch_sub_explicit(&t->demoting_bytes, job->bytes, memory_order_relaxed);
         mem_free(MEM_OTHER, job);
         tier_wake_room(t);
         pthread_mutex_lock(&b->mu);
     }
     pthread_mutex_unlock(&b->mu);
-    buf_deinit(&serial);
+    buf_deinit(&part);
     return NULL;
 }
 
@@ -168,7 +225,7 @@ void tier_big_stop(struct tier *t)
     if (!b)
         return;
     pthread_mutex_lock(&b->mu);
-    b->stop = true;
+    atomic_store(&b->stop, true);
     pthread_cond_signal(&b->wake);
     pthread_mutex_unlock(&b->mu);
     pthread_join(b->thread, NULL);
