@@ -46,6 +46,7 @@ enum obj_enc {
 #define OBJ_F_MODIFIED 16u    /* changed in place: OBJECT ENCODING says raw, as after APPEND */
 #define OBJ_F_EXPIRE_ROOM 32u /* the layout has the field, whether or not there is an expiry now */
 /* The tier layer's; a new object has none of them. */
+#define OBJ_F_SAVING 8u   /* not of a string: it is being saved in parts; who changes it clears this */
 #define OBJ_F_LEAVING 64u /* its record waits in the disk's queue; it goes with the commit, unless read before */
 #define OBJ_F_OWED 128u   /* the disk has an older version, and the journal owes it this one */
 #define OBJ_F_REUSED 128u /* of a copy of an upstream key, which no journal has: it was read since it was fetched */

@@ -6,10 +6,6 @@
 #include "tiercel/pace.h"
 #include "tier_priv.h"
 
-#define BIG_BYTES (256 * 1024) /* of the serial form; smaller ones are serialised at once */
-#define BIG_STEP (4 * 1024)    /* of it, under one hold of the lock */
-#define BIG_STEP_UNITS 30000   /* what that takes, for pace_spend() */
-
 struct big {
     struct list link;
     uint64_t hash;
@@ -31,7 +27,7 @@ struct tier_big {
 
 bool tier_is_big(const struct tier *t, const struct object *o)
 {
-    return o->type != OBJ_STRING && t->big && object_stored_len(o) >= BIG_BYTES &&
+    return o->type != OBJ_STRING && t->big && object_stored_len(o) >= TIER_BIG_BYTES &&
            atomic_load_explicit(&t->big->refused, memory_order_relaxed) != o;
 }
 
@@ -83,37 +79,6 @@ static void job_append_locked(struct tier *t, struct object *o, struct rcbuf *se
     atomic_store(&t->big->refused, o);
 }
 
-/* The serial form as it grows, in the buffer that the disk's queue will hold. */
-struct growing {
-    struct tier *t;
-    struct rcbuf *whole; /* NULL: nothing yet */
-    size_t len;
-};
-
-/* It is freed, or queued, soon: no reason to evict others for it. */
-static void growing_size(struct growing *g, size_t size)
-{
-    size_t before = g->whole ? g->whole->len : 0;
-
-    atomic_fetch_add_explicit(&g->t->demoting_bytes, (int64_t)size - (int64_t)before, memory_order_relaxed);
-    g->whole = g->whole ? rcbuf_resize(g->whole, size) : rcbuf_create(size);
-}
-
-static void growing_add(struct growing *g, struct slice part)
-{
-    if (g->len + part.len > g->whole->len)
-        growing_size(g, g->len + part.len + g->len / 4);
-    memcpy(g->whole->data + g->len, part.ptr, part.len);
-    g->len += part.len;
-}
-
-static void growing_end(struct growing *g)
-{
-    if (g->whole)
-        atomic_fetch_sub_explicit(&g->t->demoting_bytes, (int64_t)g->whole->len, memory_order_relaxed);
-    rcbuf_unref(g->whole);
-}
-
 static bool big_hurry(void *arg)
 {
     struct tier *t = arg;
@@ -121,52 +86,35 @@ static bool big_hurry(void *arg)
     return atomic_load_explicit(&t->room_waiting, memory_order_relaxed) > 0 || atomic_load(&t->big->stop);
 }
 
-/* A step of a job, under the lock: its next part, or with `last` its end. NULL: it is not to leave any more. */
-static struct object *job_step(struct tier *t, const struct big *job, struct object_parts *parts, struct buf *part,
-                               struct growing *g, bool *last)
+/* A step of a job: its next part, or after the last one its end. false: the job is over. */
+static bool job_step(struct tier *t, const struct big *job, struct tier_parts *parts)
 {
     struct mem_shard *shard = tier_shard_of(t, job->hash);
-    size_t about = 0;
 
-    part->len = 0;
     mem_lock(shard);
     struct object *o = job_object_locked(t, shard, job);
-    bool end = *last;
-    if (o && end) {
-        job_append_locked(t, o, g->whole);
-    } else if (o) {
-        about = object_stored_len(o);
-        *last = object_serialise_part(o, parts, BIG_STEP, part);
-    }
+    bool more = o && !parts->last;
+    if (more)
+        tier_parts_next_locked(parts, o);
+    else if (o)
+        job_append_locked(t, o, parts->whole);
     mem_unlock(shard);
-    if (!o || end)
-        return o;
-    if (!g->whole)
-        growing_size(g, about + about / 8);
-    growing_add(g, buf_slice(part));
-    if (*last)
-        growing_size(g, g->len);
-    return o;
+    return more;
 }
 
-static void job_run(struct tier *t, const struct big *job, struct buf *part)
+static void job_run(struct tier *t, const struct big *job)
 {
     struct pace pace = {.hurry = big_hurry, .arg = t};
-    struct object_parts parts = {.at = 0};
-    struct growing g = {.t = t};
-    bool last = false, end;
+    struct tier_parts parts;
 
+    tier_parts_init(&parts, t);
     atomic_store(&t->big->stale, false);
     atomic_store(&t->big->current, job->obj);
     pace_begin(&pace);
-    do {
-        end = last;
-        if (!job_step(t, job, &parts, part, &g, &last))
-            break;
-        pace_spend(&pace, BIG_STEP_UNITS);
-    } while (!end && !atomic_load(&t->big->stop));
+    while (!atomic_load(&t->big->stop) && job_step(t, job, &parts))
+        tier_parts_take(&parts, &pace);
     atomic_store(&t->big->current, NULL);
-    growing_end(&g);
+    tier_parts_deinit(&parts);
 }
 
 static void *big_main(void *arg)
@@ -174,30 +122,25 @@ static void *big_main(void *arg)
     struct tier *t = arg;
     struct tier_big *b = t->big;
     struct list *l;
-    struct buf part;
 
     pthread_setname_np(pthread_self(), "demote-big");
     pace_thread_init();
-    buf_init(&part, MEM_OTHER);
     pthread_mutex_lock(&b->mu);
     while (!atomic_load(&b->stop)) {
         l = list_pop_front(&b->queue);
         if (!l) {
-            buf_deinit(&part);
-            buf_init(&part, MEM_OTHER);
             pthread_cond_wait(&b->wake, &b->mu);
             continue;
         }
         pthread_mutex_unlock(&b->mu);
         struct big *job = LIST_ENTRY(l, struct big, link);
-        job_run(t, job, &part);
+        job_run(t, job);
         atomic_fetch_sub_explicit(&t->demoting_bytes, job->bytes, memory_order_relaxed);
         mem_free(MEM_OTHER, job);
         tier_wake_room(t);
         pthread_mutex_lock(&b->mu);
     }
     pthread_mutex_unlock(&b->mu);
-    buf_deinit(&part);
     return NULL;
 }
 

@@ -10,7 +10,7 @@ static void copy_of(const struct object *o, struct inspect_copy *out)
     *out = (struct inspect_copy){
         .present = true,
         .upstream = o->flags & OBJ_F_ORIGIN,
-        .packed = o->flags & OBJ_F_PACKED,
+        .packed = o->type == OBJ_STRING && o->flags & OBJ_F_PACKED,
         .type = o->type,
         .encoding = object_encoding_name(o),
         .plain_len = (int64_t)object_plain_len(o),
