@@ -208,9 +208,12 @@ struct disk_read {
     uint32_t block;
     bool header_only; /* key and expiry only; the checksum is not verified */
     bool quiet;       /* the record does not count as read */
+    /* Set for done(): the thread's own, where large records are read, else NULL. What done() does with one is to rest as
+     * it says (pace.h). */
+    struct pace *pace;
     /* On a reader thread, no lock held. `rec` (ST_OK) is valid during the call only.
      * ST_NOT_FOUND: the block is gone, or holds another key. ST_CORRUPT, ST_IO.
-     * Short: it holds a read transaction. It must not call disk_read_now(). */
+     * Short, or with rests if it has a pace: it holds a read transaction. It must not call disk_read_now(). */
     void (*done)(struct disk_read *rd, enum status st, const struct disk_record *rec);
 };
 

@@ -9,6 +9,9 @@
  * clients; `incarnation` puts equal names of different databases at different places. */
 uint64_t hash_key(uint64_t seed, uint32_t incarnation, struct slice key);
 uint64_t hash_bytes(uint64_t seed, const void *ptr, size_t len);
+/* The same of much, in slices (pace.h). */
+struct pace;
+uint64_t hash_bytes_paced(uint64_t seed, const void *ptr, size_t len, struct pace *pace);
 
 /* A small generator (splitmix64) for sampling and jitter; not for secrets. */
 static inline uint64_t rng_next(uint64_t *state)

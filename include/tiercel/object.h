@@ -46,6 +46,7 @@ enum obj_enc {
 #define OBJ_F_MODIFIED 16u    /* changed in place: OBJECT ENCODING says raw, as after APPEND */
 #define OBJ_F_EXPIRE_ROOM 32u /* the layout has the field, whether or not there is an expiry now */
 /* The tier layer's; a new object has none of them. */
+#define OBJ_F_SAVING 8u   /* not of a string: it is being saved in parts; who changes it clears this */
 #define OBJ_F_LEAVING 64u /* its record waits in the disk's queue; it goes with the commit, unless read before */
 #define OBJ_F_OWED 128u   /* the disk has an older version, and the journal owes it this one */
 #define OBJ_F_REUSED 128u /* of a copy of an upstream key, which no journal has: it was read since it was fetched */
@@ -181,5 +182,9 @@ bool object_serial_ref(const struct object *o, struct buf *prefix, struct rcbuf 
 /* ST_CORRUPT: not a serial form of this version (a newer version included). */
 enum status object_parse(enum obj_type type, const struct key *key, struct slice serial, int64_t expire_ms,
                          uint64_t origin, struct object **out);
+/* The same of what may be large, with rests (pace.h). */
+struct pace;
+enum status object_parse_paced(enum obj_type type, const struct key *key, struct slice serial, int64_t expire_ms,
+                               uint64_t origin, struct pace *pace, struct object **out);
 
 #endif

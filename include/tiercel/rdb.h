@@ -44,7 +44,8 @@ void rdb_put_i64(struct buf *out, int64_t v);         /* 8 bytes */
 /* ---- reading ---- */
 struct rdb_reader {
     const char *ptr, *end;
-    struct buf *text; /* where strings are put together that are not stored as they are */
+    struct buf *text;  /* where strings are put together that are not stored as they are */
+    struct pace *pace; /* NULL, or: reading rests now and then (pace.h) */
 };
 
 bool rdb_get_len(struct rdb_reader *in, uint64_t *len);
@@ -71,6 +72,9 @@ struct object *rdb_read(struct rdb_reader *in, int rdb_type, const struct obj_li
  * stands there with. NULL: it is damaged. */
 struct object *rdb_parse(struct slice in, const struct obj_limits *lim, const struct key *key, int64_t expire_ms,
                          uint64_t origin);
+/* The same of what may be large, with rests. */
+struct object *rdb_parse_paced(struct slice in, const struct obj_limits *lim, const struct key *key, int64_t expire_ms,
+                               uint64_t origin, struct pace *pace);
 /* DUMP's payload: the value, RDB_VERSION in 2 bytes, CRC-64. codec: for a packed string. false: that is damaged. */
 bool rdb_dump(const struct object *o, struct codec *codec, struct buf *out);
 /* What payloads end with: the version and the checksum of what `out` has from `start` on. */

@@ -7,6 +7,7 @@
 #include <xxhash.h>
 
 #include "tiercel/check.h"
+#include "tiercel/pace.h"
 
 uint64_t hash_key(uint64_t seed, uint32_t incarnation, struct slice key)
 {
@@ -18,6 +19,24 @@ uint64_t hash_key(uint64_t seed, uint32_t incarnation, struct slice key)
 uint64_t hash_bytes(uint64_t seed, const void *ptr, size_t len)
 {
     return XXH3_64bits_withSeed(ptr, len, seed);
+}
+
+#define PART (64 * 1024)
+
+uint64_t hash_bytes_paced(uint64_t seed, const void *ptr, size_t len, struct pace *pace)
+{
+    XXH3_state_t state;
+
+    if (!pace || len <= PART)
+        return hash_bytes(seed, ptr, len);
+    XXH3_INITSTATE(&state);
+    XXH3_64bits_reset_withSeed(&state, seed);
+    for (size_t at = 0, n; at < len; at += n) {
+        n = len - at < PART ? len - at : PART;
+        XXH3_64bits_update(&state, (const char *)ptr + at, n);
+        pace_spend(pace, n / 4);
+    }
+    return XXH3_64bits_digest(&state);
 }
 
 void random_bytes(void *ptr, size_t len)

@@ -33,7 +33,7 @@ bool function_undump(struct slice payload, bool (*fn)(void *arg, struct slice so
         return false;
     }
     buf_init(&text, MEM_OTHER);
-    struct rdb_reader in = {body.ptr, body.ptr + body.len, &text};
+    struct rdb_reader in = {body.ptr, body.ptr + body.len, &text, NULL};
     while (ok && rdb_left(&in) > 0) {
         int op = (unsigned char)*in.ptr++;
         if (op == OP_FUNCTION && rdb_get_string(&in, &source)) {

@@ -284,7 +284,7 @@ static size_t carry(struct disk *d, const struct subject *s, uint32_t i)
     struct disk_record rec;
     size_t len = 0;
     const char *raw = subject_record(s, i, &h, &rec, &len);
-    if (!record_intact(raw, &h)) {
+    if (!record_intact(raw, &h, NULL)) {
         COUNT(d, corrupt, 1);
         return 0;
     }

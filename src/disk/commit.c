@@ -1,6 +1,7 @@
 /* One LMDB transaction: retained tombstones, the batch, deletions. The state in memory
  * changes only after mdb_txn_commit(). */
 #include "disk_priv.h"
+#include "tiercel/pace.h"
 
 /* Commits, about, until what scattered pages take from the quota is used again: where that costs the
  * cache nothing but its oldest records, rather late than that the file grows. */
@@ -36,8 +37,12 @@ static MDB_val id_key(const uint64_t *id)
 static void block_write(const struct block *b, char *out)
 {
     size_t dir = b->data_len;
+    struct pace large, *pace = NULL;
     if (b->ref != NULL && b->ref->len != 0) {
-        memcpy(out + dir, b->ref->data, b->ref->len);
+        large = (struct pace){.hurry = NULL};
+        pace = &large;
+        pace_begin(pace);
+        pace_copy(pace, out + dir, b->ref->data, b->ref->len);
         dir += b->ref->len;
     }
     struct block_head h = {.magic = BLOCK_MAGIC, .count = b->nrec, .dir = (uint32_t)dir};
@@ -49,7 +54,7 @@ static void block_write(const struct block *b, char *out)
         size_t end = i + 1 < b->nrec ? b->offs[i + 1] : dir, copy = end < b->data_len ? end : b->data_len;
         memcpy(out + b->offs[i], b->data + b->offs[i], copy - b->offs[i]); /* sealed while it is in the cache */
         if (!(b->ops[op].word & OP_CARRIED))                               /* these are sealed already */
-            record_seal(out + b->offs[i], end - b->offs[i]);
+            record_seal(out + b->offs[i], end - b->offs[i], pace);
         uint32_t hash32 = (uint32_t)(b->ops[op].hash >> 32);
         memcpy(hashes + (size_t)i * 4, &hash32, 4);
         memcpy(offs + (size_t)i * 4, &b->offs[i], 4);

@@ -173,7 +173,7 @@ static struct disk *disk_new(const struct disk_options *opt)
     d->meta_incarnation = mem_calloc(MEM_OTHER, d->opt.databases * sizeof(*d->meta_incarnation));
     d->loaded_keys = mem_calloc(MEM_OTHER, d->opt.databases * sizeof(int64_t));
     d->loaded_expires = mem_calloc(MEM_OTHER, d->opt.databases * sizeof(int64_t));
-    d->readers = mem_calloc(MEM_OTHER, d->opt.readers * sizeof(*d->readers));
+    d->readers = mem_calloc(MEM_OTHER, (d->opt.readers + 1) * sizeof(*d->readers));
     atomic_store(&d->healthy, true);
     atomic_store(&d->retain, opt->retain);
     atomic_store(&d->thorough, opt->thorough);
@@ -183,6 +183,8 @@ static struct disk *disk_new(const struct disk_options *opt)
     queue_init(d);
     reclaim_init(d);
     list_init(&d->reads);
+    list_init(&d->large_reads);
+    pthread_cond_init(&d->large_wake, NULL);
     pthread_mutex_init(&d->read_mu, NULL);
     pthread_cond_init(&d->read_wake, NULL);
     pthread_rwlockattr_t attr;
@@ -207,6 +209,7 @@ static void disk_free(struct disk *d)
     pthread_rwlock_destroy(&d->map_lock);
     pthread_mutex_destroy(&d->read_mu);
     pthread_cond_destroy(&d->read_wake);
+    pthread_cond_destroy(&d->large_wake);
     mem_free(MEM_DATA, d->index);
     void *other[] = {d->path,
                      d->lmdb_lock_path,

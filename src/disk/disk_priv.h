@@ -361,7 +361,10 @@ struct disk {
     pthread_cond_t read_wake;
     struct list reads;
     bool read_stop;
-    struct reader *readers;
+    struct reader *readers; /* one more than opt.readers: large records */
+    pthread_cond_t large_wake;
+    struct list large_reads; /* under read_mu */
+    _Atomic bool large_stop;
     _Atomic(MDB_env *) inline_env; /* its file may be read on loop threads */
     _Atomic bool inline_off;       /* no file here may */
     _Atomic uint32_t inline_cold, inline_skip;
@@ -421,10 +424,10 @@ void block_free_all(struct disk *d);
 /* record.c */
 size_t record_head_bytes(const struct disk_record *rec); /* all but key and payload */
 char *record_write_head(char *p, const struct disk_record *rec, size_t payload_len);
-void record_seal(char *p, size_t len);
+void record_seal(char *p, size_t len, struct pace *pace);
 /* Parses the record at `off`; false: out of bounds or not of this version. */
 bool record_parse(const char *block, size_t dir, size_t off, struct rec_head *head, struct disk_record *rec);
-bool record_intact(const char *p, const struct rec_head *head);
+bool record_intact(const char *p, const struct rec_head *head, struct pace *pace);
 bool block_parse(struct slice block, struct block_head *head);
 size_t block_offset(const char *block, const struct block_head *head, uint32_t i);
 uint64_t block_record_hash32(const char *block, const struct block_head *head, uint32_t i);

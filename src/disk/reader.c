@@ -5,7 +5,11 @@
  * large records and for blocks that lie within LMDB's own pages, LMDB is asked.
  *
  * Reader threads share one queue; each takes a share of it. What needs LMDB is served in one short
- * read transaction: its snapshot keeps freed pages from being used again. */
+ * read transaction: its snapshot keeps freed pages from being used again.
+ *
+ * Large records have a thread of their own. It reads one piece after another, with rests, and holds map_lock for one
+ * piece only; then what it hands over is its own copy, and may be used with rests, too. Those who wait for small records
+ * do not wait for a large one to become an object. */
 #include "disk_priv.h"
 
 #include <errno.h>
@@ -14,9 +18,12 @@
 #include <sys/uio.h>
 
 #include "tiercel/log.h"
+#include "tiercel/pace.h"
 
-#define PREAD_MAX 40960u  /* bytes of a directory, or of a record */
-#define INLINE_COLD_MAX 6 /* after that many cold pages in a row one in 2^6 reads is tried inline */
+#define READ_LARGE (256u * 1024) /* of a block's value */
+#define PIECE_BYTES 65536u       /* of such a one, read at once */
+#define PREAD_MAX 40960u         /* bytes of a directory, or of a record */
+#define INLINE_COLD_MAX 6        /* after that many cold pages in a row one in 2^6 reads is tried inline */
 
 /* Where a read puts things together. */
 struct read_buf {
@@ -106,17 +113,27 @@ static struct block_meta *read_meta(const struct disk *d, const struct disk_read
 
 /* ---- answering ---- */
 
-static void read_found(struct disk *d, struct disk_read *rd, struct block_meta *m, uint32_t number,
-                       struct disk_record *rec)
+static void read_note(const struct disk_read *rd, struct block_meta *m, uint32_t number, struct disk_record *rec)
 {
     uint64_t bit = 1ULL << ((uint64_t)number * 64 / m->records & 63);
     if (!rd->header_only && !rd->quiet && !(PEEK(m->read) & bit)) /* mostly it is set: the line stays shared */
         atomic_fetch_or_explicit(&m->read, bit, memory_order_relaxed);
+    rec->written_s = PEEK(m->written_s);
+}
+
+static void read_hand_over(struct disk *d, struct disk_read *rd, struct disk_record *rec)
+{
     COUNT(d, reads, 1);
     rec->key.db = rd->key.db;
     rec->block = rd->block;
-    rec->written_s = PEEK(m->written_s);
     rd->done(rd, ST_OK, rec);
+}
+
+static void read_found(struct disk *d, struct disk_read *rd, struct block_meta *m, uint32_t number,
+                       struct disk_record *rec)
+{
+    read_note(rd, m, number, rec);
+    read_hand_over(d, rd, rec);
 }
 
 static void read_failed(struct disk *d, struct disk_read *rd, enum status st)
@@ -272,6 +289,22 @@ static int reader_txn(struct reader *r)
     return rc;
 }
 
+/* Those of large records go on to their own thread. Under map_lock. */
+static bool read_is_large(const struct disk *d, const struct disk_read *rd)
+{
+    uint64_t id;
+    const struct block_meta *m = rd->header_only ? NULL : read_meta(d, rd, &id);
+    return m != NULL && PEEK(m->data_len) > READ_LARGE;
+}
+
+static void large_submit(struct disk *d, struct list *l)
+{
+    pthread_mutex_lock(&d->read_mu);
+    list_push_back(&d->large_reads, l);
+    pthread_cond_signal(&d->large_wake);
+    pthread_mutex_unlock(&d->read_mu);
+}
+
 static void reader_batch(struct reader *r, struct list *reads)
 {
     struct disk *d = r->disk;
@@ -280,9 +313,13 @@ static void reader_batch(struct reader *r, struct list *reads)
     list_init(&rest);
     pthread_rwlock_rdlock(&d->map_lock);
     inline_prepare(d);
-    while ((l = list_pop_front(reads)) != NULL)
-        if (!read_from_file(d, LIST_ENTRY(l, struct disk_read, link), &buf))
+    while ((l = list_pop_front(reads)) != NULL) {
+        struct disk_read *rd = LIST_ENTRY(l, struct disk_read, link);
+        if (read_is_large(d, rd))
+            large_submit(d, l);
+        else if (!read_from_file(d, rd, &buf))
             list_push_back(&rest, l);
+    }
     if (!list_empty(&rest) && reader_txn(r) == 0) {
         while ((l = list_pop_front(&rest)) != NULL)
             read_from_map(d, r->txn, LIST_ENTRY(l, struct disk_read, link), &buf);
@@ -330,10 +367,129 @@ static void *reader_main(void *arg)
     return NULL;
 }
 
+/* ---- the thread for large records ---- */
+
+/* Where the block's value is in the file. Under map_lock. false: LMDB has to be asked. */
+static bool large_place(struct disk *d, const struct disk_read *rd, uint64_t *at, size_t *len)
+{
+    uint64_t id;
+    struct block_meta *m = read_meta(d, rd, &id);
+    if (m == NULL || d->env == NULL)
+        return false;
+    uint32_t page = PEEK(m->page);
+    MDB_val key = {sizeof(id), &id}, val;
+    MDB_txn *txn;
+    if (page == 0 && mdb_txn_begin(d->env, NULL, MDB_RDONLY, &txn) == 0) {
+        if (mdb_get(txn, d->dbi_data, &key, &val) == 0)
+            page = commit_value_page(d, &val);
+        mdb_txn_abort(txn);
+        atomic_store_explicit(&m->page, page, memory_order_relaxed);
+    }
+    *at = (uint64_t)page * d->page + 16;
+    *len = PEEK(m->data_len);
+    return page != 0;
+}
+
+/* All of the block, or NULL. It may have gone while it was read: its record tells. */
+static char *large_read(struct disk *d, const struct disk_read *rd, struct pace *pace, size_t *len)
+{
+    char *block = NULL;
+    uint64_t at;
+    size_t got = 0;
+    int fd;
+    bool ok;
+    do {
+        pthread_rwlock_rdlock(&d->map_lock);
+        ok = block != NULL ? d->env != NULL : large_place(d, rd, &at, len);
+        if (ok && block == NULL) {
+            block = mem_alloc(MEM_OTHER, *len);
+            if (mdb_env_get_fd(d->env, &fd) == 0)
+                posix_fadvise(fd, (off_t)at, (off_t)*len, POSIX_FADV_WILLNEED);
+        }
+        size_t n = ok && *len - got < PIECE_BYTES ? *len - got : PIECE_BYTES;
+        ok = ok && file_read(d, block + got, n, at + got, 0) == 0;
+        pthread_rwlock_unlock(&d->map_lock);
+        got += n;
+        pace_spend(pace, n / 2);
+    } while (ok && got < *len);
+    if (ok)
+        return block;
+    mem_free(MEM_OTHER, block);
+    return NULL;
+}
+
+/* As it lies in the map, at once. */
+static void large_from_map(struct reader *r, struct disk_read *rd)
+{
+    struct disk *d = r->disk;
+    struct read_buf buf;
+    pthread_rwlock_rdlock(&d->map_lock);
+    bool open = reader_txn(r) == 0;
+    if (open) {
+        read_from_map(d, r->txn, rd, &buf);
+        mdb_txn_reset(r->txn);
+    }
+    pthread_rwlock_unlock(&d->map_lock);
+    if (!open)
+        read_failed(d, rd, ST_IO);
+}
+
+static void large_serve(struct reader *r, struct disk_read *rd, struct pace *pace)
+{
+    struct disk *d = r->disk;
+    struct disk_record rec;
+    uint64_t id;
+    uint32_t number;
+    size_t len;
+    pace_begin(pace);
+    char *block = large_read(d, rd, pace, &len);
+    rd->pace = pace;
+    if (block == NULL || block_find(d, SLICE(block, len), rd, &rec, &number) != ST_OK) {
+        mem_free(MEM_OTHER, block);
+        rd->pace = NULL;
+        large_from_map(r, rd);
+        return;
+    }
+    pthread_rwlock_rdlock(&d->map_lock);
+    struct block_meta *m = read_meta(d, rd, &id);
+    if (m != NULL)
+        read_note(rd, m, number, &rec);
+    pthread_rwlock_unlock(&d->map_lock);
+    read_hand_over(d, rd, &rec);
+    mem_free(MEM_OTHER, block);
+}
+
+static bool large_hurry(void *arg)
+{
+    return PEEK(((struct disk *)arg)->large_stop);
+}
+
+static void *large_main(void *arg)
+{
+    struct reader *r = arg;
+    struct disk *d = r->disk;
+    struct pace pace = {.hurry = large_hurry, .arg = d};
+    struct list *l;
+    pthread_setname_np(pthread_self(), "disk-large");
+    pace_thread_init();
+    pthread_mutex_lock(&d->read_mu);
+    for (;;) {
+        while ((l = list_pop_front(&d->large_reads)) == NULL && !PEEK(d->large_stop))
+            pthread_cond_wait(&d->large_wake, &d->read_mu);
+        if (l == NULL)
+            break;
+        pthread_mutex_unlock(&d->read_mu);
+        large_serve(r, LIST_ENTRY(l, struct disk_read, link), &pace);
+        pthread_mutex_lock(&d->read_mu);
+    }
+    pthread_mutex_unlock(&d->read_mu);
+    return NULL;
+}
+
 /* map_lock is taken, so no reader is in a transaction. */
 void reader_abort_txns(struct disk *d)
 {
-    for (unsigned i = 0; i < d->opt.readers; i++) {
+    for (unsigned i = 0; i <= d->opt.readers; i++) {
         if (d->readers[i].txn != NULL)
             mdb_txn_abort(d->readers[i].txn);
         d->readers[i].txn = NULL;
@@ -348,9 +504,10 @@ int reader_start(struct disk *d)
     if (d->env != NULL && mdb_reader_check(d->env, &dead) == 0 && dead > 0)
         log_verbose("disk", "%d stale readers removed", dead);
     inline_prepare(d);
-    for (unsigned i = 0; i < d->opt.readers; i++) {
+    for (unsigned i = 0; i <= d->opt.readers; i++) { /* the last one is for large records */
         d->readers[i].disk = d;
-        int rc = pthread_create(&d->readers[i].thread, NULL, reader_main, &d->readers[i]);
+        int rc =
+            pthread_create(&d->readers[i].thread, NULL, i < d->opt.readers ? reader_main : large_main, &d->readers[i]);
         if (rc != 0)
             return rc;
         d->readers[i].started = true;
@@ -368,6 +525,12 @@ void reader_stop(struct disk *d)
     for (unsigned i = 0; i < d->opt.readers; i++)
         if (d->readers[i].started)
             pthread_join(d->readers[i].thread, NULL);
+    pthread_mutex_lock(&d->read_mu); /* nobody hands over any more */
+    atomic_store_explicit(&d->large_stop, true, memory_order_relaxed);
+    pthread_cond_broadcast(&d->large_wake);
+    pthread_mutex_unlock(&d->read_mu);
+    if (d->readers[d->opt.readers].started)
+        pthread_join(d->readers[d->opt.readers].thread, NULL);
     reader_abort_txns(d);
     dirs_free(d);
 }

@@ -41,9 +41,9 @@ char *record_write_head(char *p, const struct disk_record *rec, size_t payload_l
     return p + rec->key.len;
 }
 
-void record_seal(char *p, size_t len)
+void record_seal(char *p, size_t len, struct pace *pace)
 {
-    uint64_t sum = hash_bytes(CHECKSUM_SEED, p + 8, len - 8);
+    uint64_t sum = hash_bytes_paced(CHECKSUM_SEED, p + 8, len - 8, pace);
     memcpy(p, &sum, 8);
 }
 
@@ -74,9 +74,9 @@ bool record_parse(const char *block, size_t dir, size_t off, struct rec_head *h,
     return true;
 }
 
-bool record_intact(const char *p, const struct rec_head *h)
+bool record_intact(const char *p, const struct rec_head *h, struct pace *pace)
 {
-    return hash_bytes(CHECKSUM_SEED, p + 8, record_len(h) - 8) == h->checksum;
+    return hash_bytes_paced(CHECKSUM_SEED, p + 8, record_len(h) - 8, pace) == h->checksum;
 }
 
 bool block_parse(struct slice block, struct block_head *head)
@@ -124,7 +124,7 @@ enum status block_find(const struct disk *d, struct slice block, const struct di
             return ST_CORRUPT;
         if (!record_matches(d, rd, rec))
             continue;
-        if (!rd->header_only && !record_intact(block.ptr + off, &h))
+        if (!rd->header_only && !record_intact(block.ptr + off, &h, rd->pace))
             return ST_CORRUPT;
         if (rd->header_only)
             rec->payload = SLICE_NONE;
@@ -152,7 +152,7 @@ void keys_write(char *p, const uint32_t *palette, uint32_t npal, const struct di
         memcpy(p + sizeof(h), palette, (size_t)npal * 4);
     if (nops != 0)
         memcpy(p + sizeof(h) + (size_t)npal * 4, ops, nops * sizeof(*ops));
-    record_seal(p, keys_bytes(npal, nops));
+    record_seal(p, keys_bytes(npal, nops), NULL);
 }
 
 bool keys_parse(struct slice value, struct keys_view *out)

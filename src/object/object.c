@@ -305,7 +305,7 @@ void object_free(struct object *o)
 /* What the value and its use say, whatever the key's name and fields are. */
 static void traits_copy(struct object *to, const struct object *from)
 {
-    to->flags |= from->flags & (OBJ_F_PACKED | OBJ_F_MODIFIED);
+    to->flags |= from->flags & (from->type == OBJ_STRING ? OBJ_F_PACKED | OBJ_F_MODIFIED : OBJ_F_MODIFIED);
     to->access = from->access;
 }
 

@@ -9,6 +9,7 @@
 
 #include "object_priv.h"
 #include "tiercel/num.h"
+#include "tiercel/pace.h"
 
 /* Lengths: two bits say how long. With both set the low six are a short form of a string instead. */
 #define LEN_6 0x00
@@ -21,6 +22,7 @@
 #define FORM_INT32 2
 #define FORM_LZF 3
 #define STRING_MAX (1u << 30)
+#define STRING_COST 300 /* of what becomes an element of its own, in units of pace.h */
 
 /* ---- writing ---- */
 
@@ -170,6 +172,7 @@ bool rdb_get_string(struct rdb_reader *in, struct slice *s)
 
     if (!get_len_or_form(in, &len, &form))
         return false;
+    pace_spend(in->pace, STRING_COST + (form < 0 ? (size_t)len : 0)); /* and for what is made of it */
     if (form < 0)
         return get_bytes(in, len, s);
     if (form == FORM_LZF)
@@ -341,12 +344,18 @@ struct object *rdb_read(struct rdb_reader *in, int rdb_type, const struct obj_li
 struct object *rdb_parse(struct slice s, const struct obj_limits *lim, const struct key *key, int64_t expire_ms,
                          uint64_t origin)
 {
+    return rdb_parse_paced(s, lim, key, expire_ms, origin, NULL);
+}
+
+struct object *rdb_parse_paced(struct slice s, const struct obj_limits *lim, const struct key *key, int64_t expire_ms,
+                               uint64_t origin, struct pace *pace)
+{
     struct buf text;
 
     if (s.len == 0)
         return NULL;
     buf_init(&text, MEM_OTHER);
-    struct rdb_reader in = {s.ptr + 1, s.ptr + s.len, &text};
+    struct rdb_reader in = {s.ptr + 1, s.ptr + s.len, &text, pace};
     struct object *o = rdb_read(&in, (unsigned char)s.ptr[0], lim, key, expire_ms, origin);
     buf_deinit(&text);
     if (o && rdb_left(&in) != 0) {

@@ -1,5 +1,6 @@
 #include "object_priv.h"
 #include "tiercel/dict.h"
+#include "tiercel/pace.h"
 #include "tiercel/rdb.h"
 
 /* | version 1 | form 1 | by form: |
@@ -102,7 +103,16 @@ bool object_serial_ref(const struct object *o, struct buf *prefix, struct rcbuf 
     return true;
 }
 
-static struct object *parse_packed(const struct key *key, struct slice in, int64_t expire_ms, uint64_t origin)
+static struct rcbuf *copy_paced(struct slice from, struct pace *pace)
+{
+    struct rcbuf *b = rcbuf_create(from.len);
+
+    pace_copy(pace, b->data, from.ptr, from.len);
+    return b;
+}
+
+static struct object *parse_packed(const struct key *key, struct slice in, int64_t expire_ms, uint64_t origin,
+                                   struct pace *pace)
 {
     uint64_t raw_len;
     if (in.len <= sizeof(raw_len))
@@ -114,17 +124,21 @@ static struct object *parse_packed(const struct key *key, struct slice in, int64
         return NULL;
     if (object_embeds(frame.len, raw_len))
         return object_new_packed(key, frame, (uint32_t)raw_len, expire_ms, origin);
-    struct rcbuf *b = rcbuf_copy(frame);
+    struct rcbuf *b = copy_paced(frame, pace);
     b->raw_len = raw_len;
     return object_new_rcbuf(key, b, expire_ms, origin);
 }
 
-static struct object *parse_string(const struct key *key, int form, struct slice in, int64_t expire_ms, uint64_t origin)
+static struct object *parse_string(const struct key *key, int form, struct slice in, int64_t expire_ms, uint64_t origin,
+                                   struct pace *pace)
 {
     int64_t v;
     switch (form) {
-    case FORM_PLAIN: return object_new_string(key, in, expire_ms, origin);
-    case FORM_PACKED: return parse_packed(key, in, expire_ms, origin);
+    case FORM_PLAIN:
+        if (!object_embeds(in.len, 0))
+            return object_new_rcbuf(key, copy_paced(in, pace), expire_ms, origin);
+        return object_new_string(key, in, expire_ms, origin);
+    case FORM_PACKED: return parse_packed(key, in, expire_ms, origin, pace);
     case FORM_INT:
         if (in.len != sizeof(v))
             return NULL;
@@ -137,6 +151,12 @@ static struct object *parse_string(const struct key *key, int form, struct slice
 enum status object_parse(enum obj_type type, const struct key *key, struct slice serial, int64_t expire_ms,
                          uint64_t origin, struct object **out)
 {
+    return object_parse_paced(type, key, serial, expire_ms, origin, NULL, out);
+}
+
+enum status object_parse_paced(enum obj_type type, const struct key *key, struct slice serial, int64_t expire_ms,
+                               uint64_t origin, struct pace *pace, struct object **out)
+{
     *out = NULL;
     if (serial.len < 2 || serial.ptr[0] != OBJ_SERIAL_VERSION)
         return ST_CORRUPT;
@@ -144,9 +164,9 @@ enum status object_parse(enum obj_type type, const struct key *key, struct slice
     struct slice in = SLICE(serial.ptr + 2, serial.len - 2);
     struct object *o = NULL;
     if (type == OBJ_STRING)
-        o = parse_string(key, form, in, expire_ms, origin);
+        o = parse_string(key, form, in, expire_ms, origin, pace);
     else if (form == FORM_REDIS)
-        o = rdb_parse(in, NULL, key, expire_ms, origin);
+        o = rdb_parse_paced(in, NULL, key, expire_ms, origin, pace);
     if (o && o->type != type) {
         object_free(o);
         o = NULL;

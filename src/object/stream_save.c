@@ -316,7 +316,7 @@ void *stream_copy(enum obj_enc enc, const void *value)
     buf_init(&serial, MEM_OTHER);
     buf_init(&text, MEM_OTHER);
     stream_save(enc, value, &serial);
-    struct rdb_reader in = {serial.ptr + 1, serial.ptr + serial.len, &text};
+    struct rdb_reader in = {serial.ptr + 1, serial.ptr + serial.len, &text, NULL};
     CHECK(stream_load(&in, RDB_STREAM_LISTPACKS_2, NULL, &enc, &copy) && rdb_left(&in) == 0);
     buf_deinit(&text);
     buf_deinit(&serial);

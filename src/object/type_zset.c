@@ -6,6 +6,7 @@
 
 #include "object_priv.h"
 #include "tiercel/listpack.h"
+#include "tiercel/pace.h"
 #include "tiercel/rdb.h"
 
 /* The value of ENC_BIG. The dict and the tree link the same entries. */
@@ -519,16 +520,20 @@ static int entry_compare(const void *a, const void *b)
     return zset_compare(x->score, zset_entry_name(x), y->score, zset_entry_name(y));
 }
 
-static bool in_order(struct zset_entry *const *all, size_t n)
+#define ENTRY_COST 100 /* of looking at one, in units of pace.h */
+
+static bool in_order(struct zset_entry *const *all, size_t n, struct pace *pace)
 {
-    for (size_t i = 1; i < n; i++)
+    for (size_t i = 1; i < n; i++) {
         if (entry_compare(&all[i - 1], &all[i]) > 0)
             return false;
+        pace_spend(pace, ENTRY_COST);
+    }
     return true;
 }
 
 /* All of them, in the draft's own memory. */
-static struct zset_entry **draft_sorted(struct zset_draft *d)
+static struct zset_entry **draft_sorted(struct zset_draft *d, struct pace *pace)
 {
     struct zset_entry **all = (struct zset_entry **)(void *)d->order.ptr;
     size_t n = zset_draft_len(d);
@@ -540,16 +545,16 @@ static struct zset_entry **draft_sorted(struct zset_draft *d)
             all[n - 1 - i] = e;
         }
     }
-    if (!in_order(all, n))
+    if (!in_order(all, n, pace)) /* what is ours is in order */
         qsort(all, n, sizeof(*all), entry_compare);
     return all;
 }
 
 /* Takes the draft. lim NULL: ENC_BIG. */
-static void *draft_value(struct zset_draft *d, const struct obj_limits *lim, enum obj_enc *enc)
+static void *draft_value(struct zset_draft *d, const struct obj_limits *lim, enum obj_enc *enc, struct pace *pace)
 {
     size_t n = zset_draft_len(d);
-    struct zset_entry **all = draft_sorted(d);
+    struct zset_entry **all = draft_sorted(d, pace);
     void *value;
 
     if (lim && n <= lim->zset_entries && d->longest <= lim->zset_value &&
@@ -562,8 +567,10 @@ static void *draft_value(struct zset_draft *d, const struct obj_limits *lim, enu
     } else {
         struct zbig *z = mem_alloc(MEM_DATA, sizeof(*z));
         *z = d->big;
-        for (size_t i = 0; i < n; i++)
+        for (size_t i = 0; i < n; i++) {
             ztree_add(&z->tree, all[i]);
+            pace_spend(pace, ENTRY_COST);
+        }
         big_init(&d->big);
         *enc = ENC_BIG;
         value = z;
@@ -575,7 +582,7 @@ static void *draft_value(struct zset_draft *d, const struct obj_limits *lim, enu
 struct object *zset_draft_finish(struct zset_draft *d, const struct key *key, const struct obj_limits *lim)
 {
     enum obj_enc enc;
-    void *value = draft_value(d, lim, &enc);
+    void *value = draft_value(d, lim, &enc, NULL);
 
     return object_new_ptr(key, OBJ_ZSET, enc, value, 0, 0);
 }
@@ -770,7 +777,7 @@ static bool zset_load(struct rdb_reader *in, int rdb_type, const struct obj_limi
         *enc = ENC_LISTPACK;
         *value = listpack_from(bytes);
     } else {
-        *value = draft_value(d, lim, enc);
+        *value = draft_value(d, lim, enc, in->pace);
     }
     return true;
 }

@@ -1,15 +1,10 @@
 /* Demotion of large values of many elements. To serialise a million of them takes longer than anybody may hold a
- * shard's lock, so a thread of its own does it in parts. Whoever reads or changes the object meanwhile clears
+ * shard's lock, so a thread of its own does it in parts, with rests (pace.h), which it leaves out while writers wait for
+ * the memory. Whoever reads or changes the object meanwhile clears
  * OBJ_F_LEAVING, and it stays. Whoever has it, or another one at its address, leave anew says so (big_stale): what was
  * serialised is not worth anything then. */
-#include <sched.h>
-#include <sys/resource.h>
-
+#include "tiercel/pace.h"
 #include "tier_priv.h"
-
-#define BIG_BYTES (256 * 1024) /* of the serial form; smaller ones are serialised at once */
-#define BIG_STEP (32 * 1024)   /* of it, under one hold of the lock */
-#define BIG_NICE 5
 
 struct big {
     struct list link;
@@ -19,10 +14,10 @@ struct big {
 };
 
 struct tier_big {
-    pthread_mutex_t mu; /* guards `queue` and `stop`; below the shard locks */
+    pthread_mutex_t mu; /* guards `queue`; below the shard locks */
     pthread_cond_t wake;
     struct list queue;
-    bool stop;
+    _Atomic bool stop; /* set under `mu` */
     pthread_t thread;
     _Atomic(const struct object *) current; /* what is being serialised; compared under its shard's lock */
     _Atomic bool stale;
@@ -32,7 +27,7 @@ struct tier_big {
 
 bool tier_is_big(const struct tier *t, const struct object *o)
 {
-    return o->type != OBJ_STRING && t->big && object_stored_len(o) >= BIG_BYTES &&
+    return o->type != OBJ_STRING && t->big && object_stored_len(o) >= TIER_BIG_BYTES &&
            atomic_load_explicit(&t->big->refused, memory_order_relaxed) != o;
 }
 
@@ -84,32 +79,42 @@ static void job_append_locked(struct tier *t, struct object *o, struct rcbuf *se
     atomic_store(&t->big->refused, o);
 }
 
-static void job_run(struct tier *t, const struct big *job, struct buf *serial)
+static bool big_hurry(void *arg)
+{
+    struct tier *t = arg;
+
+    return atomic_load_explicit(&t->room_waiting, memory_order_relaxed) > 0 || atomic_load(&t->big->stop);
+}
+
+/* A step of a job: its next part, or after the last one its end. false: the job is over. */
+static bool job_step(struct tier *t, const struct big *job, struct tier_parts *parts)
 {
     struct mem_shard *shard = tier_shard_of(t, job->hash);
-    struct object_parts parts = {.at = 0};
-    struct rcbuf *whole = NULL;
-    struct object *o;
-    bool done = false;
 
-    serial->len = 0;
+    mem_lock(shard);
+    struct object *o = job_object_locked(t, shard, job);
+    bool more = o && !parts->last;
+    if (more)
+        tier_parts_next_locked(parts, o);
+    else if (o)
+        job_append_locked(t, o, parts->whole);
+    mem_unlock(shard);
+    return more;
+}
+
+static void job_run(struct tier *t, const struct big *job)
+{
+    struct pace pace = {.hurry = big_hurry, .arg = t};
+    struct tier_parts parts;
+
+    tier_parts_init(&parts, t);
     atomic_store(&t->big->stale, false);
     atomic_store(&t->big->current, job->obj);
-    do {
-        buf_reserve(serial, 2 * BIG_STEP);
-        if (done)
-            whole = rcbuf_copy(buf_slice(serial));
-        mem_lock(shard);
-        o = job_object_locked(t, shard, job);
-        if (o && whole)
-            job_append_locked(t, o, whole);
-        else if (o)
-            done = object_serialise_part(o, &parts, BIG_STEP, serial);
-        mem_unlock(shard);
-        sched_yield(); /* others want the lock, too */
-    } while (o && !whole);
+    pace_begin(&pace);
+    while (!atomic_load(&t->big->stop) && job_step(t, job, &parts))
+        tier_parts_take(&parts, &pace);
     atomic_store(&t->big->current, NULL);
-    rcbuf_unref(whole);
+    tier_parts_deinit(&parts);
 }
 
 static void *big_main(void *arg)
@@ -117,30 +122,25 @@ static void *big_main(void *arg)
     struct tier *t = arg;
     struct tier_big *b = t->big;
     struct list *l;
-    struct buf serial;
 
     pthread_setname_np(pthread_self(), "demote-big");
-    setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + BIG_NICE); /* of this thread only */
-    buf_init(&serial, MEM_OTHER);
+    pace_thread_init();
     pthread_mutex_lock(&b->mu);
-    while (!b->stop) {
+    while (!atomic_load(&b->stop)) {
         l = list_pop_front(&b->queue);
         if (!l) {
-            buf_deinit(&serial);
-            buf_init(&serial, MEM_OTHER);
             pthread_cond_wait(&b->wake, &b->mu);
             continue;
         }
         pthread_mutex_unlock(&b->mu);
         struct big *job = LIST_ENTRY(l, struct big, link);
-        job_run(t, job, &serial);
+        job_run(t, job);
         atomic_fetch_sub_explicit(&t->demoting_bytes, job->bytes, memory_order_relaxed);
         mem_free(MEM_OTHER, job);
         tier_wake_room(t);
         pthread_mutex_lock(&b->mu);
     }
     pthread_mutex_unlock(&b->mu);
-    buf_deinit(&serial);
     return NULL;
 }
 
@@ -168,7 +168,7 @@ void tier_big_stop(struct tier *t)
     if (!b)
         return;
     pthread_mutex_lock(&b->mu);
-    b->stop = true;
+    atomic_store(&b->stop, true);
     pthread_cond_signal(&b->wake);
     pthread_mutex_unlock(&b->mu);
     pthread_join(b->thread, NULL);

@@ -112,7 +112,7 @@ static void disk_read_done(struct disk_read *rd, enum status st, const struct di
     struct fetch *f = LIST_ENTRY(rd, struct fetch, rd);
 
     if (st == ST_OK)
-        st = object_parse(rec->type, &f->key, rec->payload, rec->expire_ms, rec->origin, &f->found);
+        st = object_parse_paced(rec->type, &f->key, rec->payload, rec->expire_ms, rec->origin, rd->pace, &f->found);
     f->st = st;
     f->msg.run = fetch_finish;
     mbox_post(f->w->mbox, &f->msg);

@@ -10,7 +10,7 @@ static void copy_of(const struct object *o, struct inspect_copy *out)
     *out = (struct inspect_copy){
         .present = true,
         .upstream = o->flags & OBJ_F_ORIGIN,
-        .packed = o->flags & OBJ_F_PACKED,
+        .packed = o->type == OBJ_STRING && o->flags & OBJ_F_PACKED,
         .type = o->type,
         .encoding = object_encoding_name(o),
         .plain_len = (int64_t)object_plain_len(o),
@@ -114,7 +114,7 @@ static void record_read(struct disk_read *rd, enum status st, const struct disk_
     if (st == ST_OK) {
         in->disk_written_s = rec->written_s;
         in->disk_suspect = rec->origin != 0 && !tier_origin_current(in->w->tier, rec->origin);
-        in->disk_st = object_parse(rec->type, &in->key, rec->payload, rec->expire_ms, rec->origin, &o);
+        in->disk_st = object_parse_paced(rec->type, &in->key, rec->payload, rec->expire_ms, rec->origin, rd->pace, &o);
     }
     if (in->disk_st == ST_OK) {
         copy_of(o, &in->disk);

@@ -265,7 +265,7 @@ enum status tier_load_rdb(struct worker *w, const char *path, const struct obj_l
     struct slice file = SLICE(map, (size_t)sb.st_size);
     buf_init(&text, MEM_OTHER);
     struct loading l = {.w = w, .lim = lim, .start = file.ptr, .out = out, .err = err};
-    l.in = (struct rdb_reader){file.ptr + HEAD, file.ptr + file.len, &text};
+    l.in = (struct rdb_reader){file.ptr + HEAD, file.ptr + file.len, &text, NULL};
     w->now_ms = clock_wall_ms();
     bool ok = load_check(&l, file) && load_all(&l);
     buf_deinit(&text);

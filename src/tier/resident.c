@@ -426,7 +426,7 @@ void tier_changed_quietly_locked(struct worker *w, struct mem_shard *shard, cons
 
     if (UNLIKELY(o != old || had_expire != !!(o->flags & OBJ_F_EXPIRE))) /* else the table has it as it is */
         replace_object_locked(t, shard, key, old, o);
-    o->flags &= (uint8_t)~OBJ_F_LEAVING;
+    o->flags &= (uint8_t)(o->type == OBJ_STRING ? ~OBJ_F_LEAVING : ~(OBJ_F_LEAVING | OBJ_F_SAVING));
     if (UNLIKELY(tier_journals(t, o)))
         tier_journal_locked(w, key, o);
     else

@@ -1,12 +1,16 @@
-/* Writing out what only memory has: SAVE and its kin, on a thread of their own, and the clean stop. */
+/* Writing out what only memory has: SAVE and its kin, on a thread of their own, with rests (pace.h), and the clean stop.
+ * A large value is serialised in parts: who changes it meanwhile clears OBJ_F_SAVING, and it is begun anew. */
 #include <stdlib.h>
 
 #include "tiercel/clock.h"
 #include "tiercel/log.h"
+#include "tiercel/pace.h"
 #include "tier_priv.h"
 
 #define SYNC_STEP_MS 1000 /* how often a save that waits for the disk looks whether the server stops */
 #define SAVE_ROOM_MS 50
+#define BUCKET_UNITS 3000 /* for pace_spend() */
+#define LARGE_TRIES 4     /* what changes all the time is then serialised at once */
 
 struct saver {
     pthread_mutex_t mu; /* below all other locks */
@@ -37,6 +41,15 @@ static bool worth_saving(const struct tier *t, const struct object *o, uint64_t 
            tier_dirty_locked(t, o, hash);
 }
 
+static enum status save_record_locked(struct tier *t, struct object *o, const struct disk_record *rec)
+{
+    enum status st = disk_append_locked(t->disk, rec);
+
+    if (st == ST_OK && !(o->flags & OBJ_F_ORIGIN))
+        o->flags &= (uint8_t)~OBJ_F_OWED;
+    return st;
+}
+
 static enum status save_locked(struct tier *t, struct object *o, struct buf *serial)
 {
     struct disk_record rec;
@@ -44,10 +57,8 @@ static enum status save_locked(struct tier *t, struct object *o, struct buf *ser
 
     mem_object_key(t->mem, o, &key);
     tier_fill_record(t, &key, o, serial, &rec);
-    enum status st = disk_append_locked(t->disk, &rec);
+    enum status st = save_record_locked(t, o, &rec);
     rcbuf_unref(rec.payload_ref);
-    if (st == ST_OK && !(o->flags & OBJ_F_ORIGIN))
-        o->flags &= (uint8_t)~OBJ_F_OWED;
     return st;
 }
 
@@ -56,6 +67,7 @@ static enum status save_locked(struct tier *t, struct object *o, struct buf *ser
 struct save_step {
     struct tier *t;
     struct buf *serial;
+    struct buf *large; /* struct key and name of what is to be saved in parts */
     int64_t now_ms;
     enum status st;
     int64_t written;
@@ -69,31 +81,144 @@ static void save_object(void *arg, struct object *o)
         return;
     if (!worth_saving(s->t, o, mem_object_hash(s->t->mem, o), s->now_ms))
         return;
+    if (UNLIKELY(object_is_parted(o) && object_stored_len(o) >= TIER_BIG_BYTES)) {
+        struct key key;
+        mem_object_key(s->t->mem, o, &key);
+        buf_append(s->large, &key, sizeof(key));
+        buf_append(s->large, key.ptr, key.len);
+        return;
+    }
     s->st = save_locked(s->t, o, s->serial);
     s->written += s->st == ST_OK;
     if (s->st == ST_TOO_LARGE)
         s->st = ST_OK; /* there is no disk large enough; it stays in memory */
 }
 
+static struct object *worth_locked(struct tier *t, struct mem_shard *shard, const struct key *key)
+{
+    mem_slot *slot = mem_find_locked(t->mem, shard, key);
+    struct object *o = slot ? resident_value(mem_object(*slot)) : NULL;
+
+    return o && worth_saving(t, o, key->hash, clock_wall_ms()) ? o : NULL;
+}
+
+static bool queue_has_no_room(const struct tier *t, enum status st)
+{
+    return st == ST_FULL && (disk_queue_bytes(t->disk) > 0 || !disk_quota_full(t->disk));
+}
+
+static enum status append_parts_locked(struct tier *t, const struct key *key, struct object *o,
+                                       const struct tier_parts *parts)
+{
+    struct disk_record rec;
+
+    tier_fill_head(t, key, o, &rec);
+    rec.payload_ref = parts->whole;
+    return save_record_locked(t, o, &rec);
+}
+
+/* ST_BUSY: it was changed meanwhile. */
+static enum status save_parts(struct tier *t, struct saver *sv, const struct key *key, struct tier_parts *parts,
+                              struct pace *pace)
+{
+    struct mem_shard *shard = tier_shard_of(t, key->hash);
+
+    for (bool first = true; !atomic_load(&sv->stop); first = false) {
+        bool last = parts->last;
+        enum status st = ST_OK;
+        mem_lock(shard);
+        struct object *o = worth_locked(t, shard, key);
+        bool same = o && object_is_parted(o) && (first || o->flags & OBJ_F_SAVING);
+        if (same && last) {
+            st = append_parts_locked(t, key, o, parts);
+        } else if (same) {
+            o->flags |= OBJ_F_SAVING;
+            tier_parts_next_locked(parts, o);
+        }
+        mem_unlock(shard);
+        if (!same)
+            return o ? ST_BUSY : ST_OK;
+        if (!last)
+            tier_parts_take(parts, pace);
+        else if (queue_has_no_room(t, st))
+            disk_sync(t->disk, SAVE_ROOM_MS);
+        else
+            return st;
+    }
+    return ST_CANCELLED;
+}
+
+static enum status save_large(struct tier *t, struct saver *sv, const struct key *key, struct buf *serial,
+                              struct pace *pace)
+{
+    struct mem_shard *shard = tier_shard_of(t, key->hash);
+    enum status st = ST_BUSY;
+
+    for (int i = 0; i < LARGE_TRIES && st == ST_BUSY; i++) {
+        struct tier_parts parts;
+        tier_parts_init(&parts, t);
+        st = save_parts(t, sv, key, &parts, pace);
+        tier_parts_deinit(&parts);
+    }
+    if (st != ST_BUSY)
+        return st;
+    mem_lock(shard);
+    struct object *o = worth_locked(t, shard, key);
+    st = o ? save_locked(t, o, serial) : ST_OK;
+    mem_unlock(shard);
+    return st;
+}
+
+/* Those of one bucket. */
+static enum status save_all_large(struct tier *t, struct saver *sv, struct buf *large, struct buf *serial,
+                                  struct pace *pace)
+{
+    enum status st = ST_OK;
+
+    for (size_t at = 0; at < large->len && st == ST_OK;) {
+        struct key key;
+        memcpy(&key, large->ptr + at, sizeof(key));
+        key.ptr = large->ptr + at + sizeof(key);
+        at += sizeof(key) + key.len;
+        st = save_large(t, sv, &key, serial, pace);
+        atomic_fetch_add(&sv->written, st == ST_OK);
+        if (st == ST_TOO_LARGE)
+            st = ST_OK;
+    }
+    return st;
+}
+
+static bool save_hurry(void *arg)
+{
+    return atomic_load_explicit(&((struct saver *)arg)->stop, memory_order_relaxed);
+}
+
 /* The whole table, bucket by bucket. ST_CANCELLED: the server stops. */
 static enum status save_walk(struct tier *t, struct saver *sv)
 {
-    struct buf serial;
+    struct pace pace = {.hurry = save_hurry, .arg = sv};
+    struct buf serial, large;
     enum status st = ST_OK;
 
     buf_init(&serial, MEM_OTHER);
+    buf_init(&large, MEM_OTHER);
+    pace_begin(&pace);
     for (uint64_t cursor = 0, next;; cursor = next) {
         struct mem_shard *shard = tier_shard_of(t, cursor);
-        struct save_step s = {.t = t, .serial = &serial, .now_ms = clock_wall_ms()};
+        struct save_step s = {.t = t, .serial = &serial, .large = &large, .now_ms = clock_wall_ms()};
+        large.len = 0;
         mem_lock(shard);
         mem_scan_locked(t->mem, shard, cursor, &next, save_object, &s);
         mem_unlock(shard);
         atomic_fetch_add(&sv->written, s.written);
+        if (UNLIKELY(large.len > 0) && s.st == ST_OK)
+            s.st = save_all_large(t, sv, &large, &serial, &pace);
+        pace_spend(&pace, BUCKET_UNITS);
         if (atomic_load(&sv->stop)) {
             st = ST_CANCELLED;
             break;
         }
-        if (s.st == ST_FULL && (disk_queue_bytes(t->disk) > 0 || !disk_quota_full(t->disk))) {
+        if (queue_has_no_room(t, s.st)) {
             disk_sync(t->disk, SAVE_ROOM_MS); /* the queue has room then: the same bucket again */
             next = cursor;
             continue;
@@ -105,6 +230,7 @@ static enum status save_walk(struct tier *t, struct saver *sv)
         if (next == 0)
             break;
     }
+    buf_deinit(&large);
     buf_deinit(&serial);
     return st;
 }
@@ -125,6 +251,7 @@ static void *save_main(void *arg)
     struct saver *sv = t->saver;
 
     pthread_setname_np(pthread_self(), "save");
+    pace_thread_init();
     enum status st = save_walk(t, sv);
     if (st == ST_OK)
         st = save_sync(t, sv);

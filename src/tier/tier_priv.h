@@ -163,7 +163,25 @@ bool tier_fetch_whole(struct worker *w, const struct key *key);
 /* fence.c */
 void tier_fence_init(struct tier_worker *tw);
 
+/* parts.c */
+struct pace;
+struct tier_parts {
+    struct tier *t;
+    struct object_parts at;
+    struct buf part;     /* the newest one */
+    struct rcbuf *whole; /* what was taken so far: `len` bytes of it; all of it after the last one. MEM_DATA */
+    size_t len, about;
+    bool last;
+};
+void tier_parts_init(struct tier_parts *p, struct tier *t);
+/* Serialises the next part. The object is as it was at the first one. */
+void tier_parts_next_locked(struct tier_parts *p, const struct object *o);
+/* Takes it; may rest, so no lock is held. Once for each part. */
+void tier_parts_take(struct tier_parts *p, struct pace *pace);
+void tier_parts_deinit(struct tier_parts *p);
+
 /* big.c */
+#define TIER_BIG_BYTES (256 * 1024) /* of the serial form; smaller ones are serialised at once */
 bool tier_big_start(struct tier *t); /* with a disk; false: no thread is to be had */
 void tier_big_stop(struct tier *t);  /* what waits stays in memory; again: nothing */
 bool tier_is_big(const struct tier *t, const struct object *o);

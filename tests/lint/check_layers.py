@@ -33,7 +33,7 @@ PEERS = {RANK["conf"], RANK["resp"]}
 
 # Every header of include/tiercel/, and the module whose contract it is.
 HEADER_LAYER = {
-    "base": "status check slice buf chain list clock hash mbox alloc rcbuf table geohash glob num worker version machine digest",
+    "base": "status check slice buf chain list clock hash mbox alloc rcbuf table geohash glob num worker version machine digest pace",
     "conf": "conf rules",
     "log": "log",
     "stats": "stats",

@@ -441,7 +441,7 @@ static inline bool carry_key(struct world *w, uint32_t k)
             } while (h.hash != hash);
             const char *raw = (const char *)val.mv_data + block_offset(val.mv_data, &bh, i);
             size_t len = (size_t)(rec.payload.ptr + rec.payload.len - raw);
-            CHECK(record_intact(raw, &h));
+            CHECK(record_intact(raw, &h, NULL));
             carried = queue_carry_locked(d, hash, id, raw, len, h.incarnation, rec.expire_ms);
             mdb_txn_abort(txn);
         }

@@ -21,6 +21,7 @@
 #include "tiercel/hash.h"
 #include "tiercel/list.h"
 #include "tiercel/num.h"
+#include "tiercel/pace.h"
 #include "tiercel/rcbuf.h"
 #include "tiercel/status.h"
 
@@ -346,6 +347,36 @@ static void test_hash_key_depends_on_everything(void **state)
 
 /* ---- num ------------------------------------------------------------------------------------ */
 
+static bool in_a_hurry(void *arg)
+{
+    ++*(int *)arg;
+    return true;
+}
+
+/* What is done in slices comes to the same. */
+static void test_pace(void **state)
+{
+    (void)state;
+    size_t len = 3 << 20;
+    char *from = calloc(1, len), *to = calloc(1, len);
+    int asked = 0;
+    struct pace p = {.hurry = in_a_hurry, .arg = &asked};
+    for (size_t i = 0; i < len; i++)
+        from[i] = (char)rng_next(&seed);
+    pace_begin(&p);
+    for (size_t n = len; n > 0; n /= 3) {
+        memset(to, 0, len);
+        pace_copy(&p, to, from, n);
+        assert_memory_equal(to, from, n);
+        assert_true(hash_bytes_paced(7, from, n, &p) == hash_bytes(7, from, n));
+        assert_true(hash_bytes_paced(7, from, n, NULL) == hash_bytes(7, from, n));
+    }
+    assert_true(p.rests == 0); /* who is in a hurry does not rest */
+    pace_spend(NULL, SIZE_MAX);
+    free(from);
+    free(to);
+}
+
 static void test_num_parse_i64(void **state)
 {
     (void)state;
@@ -639,6 +670,7 @@ int main(void)
         cmocka_unit_test(test_chain_is_a_queue_of_bytes),
         cmocka_unit_test(test_chain_unpack),
         cmocka_unit_test(test_hash_key_depends_on_everything),
+        cmocka_unit_test(test_pace),
         cmocka_unit_test(test_num_parse_i64),
         cmocka_unit_test(test_num_format_round_trip),
         cmocka_unit_test(test_num_f64),

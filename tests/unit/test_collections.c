@@ -423,7 +423,7 @@ static void test_rdb_primitives(void **state)
     for (size_t cut = 0; cut <= out.len; cut++) {
         char *exact = malloc(cut ? cut : 1);
         memcpy(exact, out.ptr, cut);
-        struct rdb_reader in = {exact, exact + cut, &text};
+        struct rdb_reader in = {exact, exact + cut, &text, NULL};
         uint64_t len;
         struct slice s;
         double f;

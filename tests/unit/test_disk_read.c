@@ -103,6 +103,35 @@ static void test_not_inline(void **state)
     }
 }
 
+/* A thread of its own reads what is large, and the one who gets it may take its time. */
+static void test_large(void **state)
+{
+    static const size_t lens[] = {50000, 300000, 5000000};
+    (void)state;
+    for (size_t i = 0; i < sizeof(lens) / sizeof(*lens); i++) {
+        struct world *w = world_of(3, lens[i]);
+        struct get g;
+        bool large = lens[i] > 256 * 1024;
+        for (int reopened = 0; reopened < 2; reopened++) {
+            assert_int_equal(get_version(w, 1, false, &g), 1);
+            assert_true((g.rd.pace != NULL) == large && g.written_s != 0);
+            assert_int_equal(PEEK(meta_of(w, g.rd.block)->read), 1);
+            assert_int_equal(get_version(w, 1, true, &g), 1);
+            assert_null(g.rd.pace);
+            world_reopen(w); /* where blocks are in the file is not known then */
+        }
+        fail_reads(EIO, 0); /* then as it lies in the map */
+        assert_int_equal(get_version(w, 2, false, &g), 1);
+        assert_null(g.rd.pace);
+        fail_reads(0, 0);
+        assert_true(put_value(w, 1, lens[i], 10, 0) == ST_OK && carry_key(w, 2));
+        sync_ok(w);
+        assert_int_equal(get_version(w, 1, false, &g), 2);
+        assert_int_equal(get_version(w, 2, false, &g), 1);
+        world_free(w);
+    }
+}
+
 /* The cleaner is told which records were read. */
 static void test_marks(void **state)
 {
@@ -452,6 +481,7 @@ int main(void)
         cmocka_unit_test(test_names),       cmocka_unit_test(test_other_key),  cmocka_unit_test(test_corrupt),
         cmocka_unit_test(test_directories), cmocka_unit_test(test_cold),       cmocka_unit_test(test_reopened),
         cmocka_unit_test(test_refused),     cmocka_unit_test(test_errors),     cmocka_unit_test(test_reuse),
+        cmocka_unit_test(test_large),
     };
     setvbuf(stdout, NULL, _IOLBF, 0);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -526,6 +526,49 @@ static void test_save(void **state)
     assert_int_equal(tier_save_start(wd->tier, NULL, NULL), ST_BUSY); /* the server stops */
 }
 
+/* Of many elements; then in parts. */
+static void put_long_list(const char *name, int n)
+{
+    struct key k = key_of(name);
+    struct object *o = qlist_create(&k);
+    char elem[100];
+    memset(elem, 'e', sizeof(elem));
+    for (int i = 0; i < n; i++) {
+        snprintf(elem, sizeof(elem), "%d", i);
+        qlist_push(o, false, SLICE(elem, sizeof(elem)), -2);
+    }
+    put_object(name, o, &k);
+}
+
+/* What a save wrote is the value as it was then; and when it was changed meanwhile, it is what it is now. */
+static void test_save_of_a_large_list(void **state)
+{
+    (void)state;
+    struct key k = key_of("big");
+    for (int i = 0; i < 60; i++) {
+        bool change = i % 3 != 0, anew = i % 3 == 2;
+        put_long_list("big", 4000);
+        assert_int_equal(tier_save_start(wd->tier, NULL, NULL), ST_OK);
+        usleep((useconds_t)(i / 3) * 100);
+        if (anew) {
+            del("big");
+            put_long_list("big", 5000);
+        } else if (change) {
+            push("big");
+        }
+        wait_for_save();
+        if (change && !known_to_disk("big")) /* it was saved before */
+            continue;
+        const struct fake_rec *r = &wd->disk->rec[wd->disk->nrec - 1];
+        struct object *o;
+        assert_true(slice_eq(key_slice(&r->r.key), SLICE_LIT("big")));
+        assert_int_equal(object_parse(OBJ_LIST, &k, r->r.payload, 0, 0, &o), ST_OK);
+        assert_int_equal(object_len(o), anew ? 5000 : change ? 4001 : 4000);
+        object_free(o);
+    }
+    assert_int_equal(atomic_load(&wd->tier->demoting_bytes), 0);
+}
+
 /* ---- admission -------------------------------------------------------------------------------- */
 
 static void test_admission(void **state)
@@ -608,6 +651,7 @@ int main(void)
         ROW(test_large_list_stays, with_disk),
         ROW(test_what_was_held_back_is_told, with_journal),
         ROW(test_save, with_disk),
+        ROW(test_save_of_a_large_list, with_disk),
         ROW(test_admission, with_disk),
         ROW(test_expired_on_disk_is_told, with_disk),
         ROW(test_keeps_what_is_in_memory, with_journal),
