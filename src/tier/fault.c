@@ -155,9 +155,9 @@ static void miss_locked(struct worker *w, struct mem_shard *shard, struct tier_r
     bool has_expire, on_disk = !slot && t->disk && disk_find_locked(t->disk, wait->key.hash, &block, &has_expire);
 
     wait->st = ST_NOT_FOUND;
-    if (!on_disk && !t->has_upstream)
+    if (!on_disk && !tier_key_is_upstream(t, &wait->key))
         return;
-    if (on_disk && !t->has_upstream && wait->need == TIER_PRESENCE && !has_expire)
+    if (on_disk && !tier_key_is_upstream(t, &wait->key) && wait->need == TIER_PRESENCE && !has_expire)
         return;
     struct residency *r = residency_attach_locked(t, shard, &wait->key, slot, slot ? mem_object(*slot) : NULL);
     (void)fetch_start_locked(w, r, &wait->key, on_disk, block);
@@ -554,7 +554,8 @@ static bool finish_disk_locked(struct worker *w, struct mem_shard *shard, struct
     struct object *o = f->found;
     uint32_t block;
     bool has_expire, expired = o && object_expired(o, w->now_ms);
-    bool current = o && !expired && (!(o->flags & OBJ_F_ORIGIN) ? !t->has_upstream : is_live(tier_liveness(w, o)));
+    bool upstream = tier_key_is_upstream(t, &f->key);
+    bool current = o && !expired && (!(o->flags & OBJ_F_ORIGIN) ? !upstream : is_live(tier_liveness(w, o)));
 
     f->found = NULL;
     if (current && r->attached) {
@@ -565,9 +566,9 @@ static bool finish_disk_locked(struct worker *w, struct mem_shard *shard, struct
         return true;
     }
     stats_inc(w->stats, STAT_tier_disk_misses);
-    if (f->st != ST_IO && r->attached && (!o || expired || !t->has_upstream))
+    if (f->st != ST_IO && r->attached && (!o || expired || !upstream))
         drop_index_locked(w, shard, f, expired);
-    if (t->has_upstream) {
+    if (upstream) {
         if (o && !expired && o->flags & OBJ_F_ORIGIN && r->attached && !r->value) {
             r->value = o; /* a suspect: the upstream decides, stale-if-error may keep it */
             atomic_fetch_add_explicit(&t->tracked_keys, 1, memory_order_relaxed);
