@@ -141,7 +141,7 @@ static bool open_disk(struct server *sv, char err[256])
         .retain = tier_retain(c),
         .thorough = tier_thorough(c),
         .shard_bits = SHARD_BITS,
-        .databases = (unsigned)c->databases,
+        .databases = (unsigned)c->databases * (c->upstream[0] ? 2 : 1), /* see make_tiers() */
         .readers = (unsigned)c->disk_readers,
         .commit_ms = (unsigned)c->disk_commit_ms,
         .commit_bytes = (size_t)c->disk_commit_bytes,
@@ -168,7 +168,9 @@ static bool open_disk(struct server *sv, char err[256])
 static bool make_tiers(struct server *sv, int threads, char err[256])
 {
     const struct conf *c = sv->conf;
-    uint32_t incarnations[1024] = {0};
+    uint32_t incarnations[2 * 1024] = {0};
+    /* With an upstream each database has a second key space, for what lives only here (write=local). */
+    unsigned spaces = (unsigned)c->databases * (c->upstream[0] ? 2 : 1);
     uint64_t seed;
 
     if (c->upstream[0]) {
@@ -211,10 +213,10 @@ static bool make_tiers(struct server *sv, int threads, char err[256])
         if (!open_disk(sv, err))
             return false;
         seed = disk_hash_seed(sv->disk);
-        for (unsigned db = 0; db < (unsigned)c->databases; db++)
+        for (unsigned db = 0; db < spaces; db++)
             incarnations[db] = disk_incarnation(sv->disk, db);
     }
-    sv->mem = mem_create(SHARD_BITS, (unsigned)c->databases, seed, incarnations);
+    sv->mem = mem_create_spaces(SHARD_BITS, (unsigned)c->databases, spaces, seed, incarnations);
     struct tier_options opt = {.mem = sv->mem, .upstream = sv->has_upstream, .nworkers = threads};
     sv->tier = tier_create(&opt, c);
     if (!object_lazy_start()) {

@@ -67,6 +67,7 @@ struct conf {
     _Atomic int refs;
     struct conf_obuf_limit obuf[OBUF_CLASSES];
     struct rules *rules; /* rules.h; NULL = none */
+    bool rules_local;    /* one of them is write=local */
 #define CONF_BOOL(name, field, def, flags, help) bool field;
 #define CONF_INT(name, field, def, min, max, flags, help) int64_t field;
 #define CONF_BYTES(name, field, def, min, max, flags, help) int64_t field;

@@ -42,6 +42,7 @@ struct call {
     struct rcbuf *packed;  /* the value argument compressed before the locks were taken, or NULL */
     int packed_arg;
     bool in_script;       /* called by one */
+    bool local;           /* with an upstream: its keys are not that one's */
     bool oom, unwritable; /* to scripts: memory was full when it came, the disk could not be written */
     bool may_rerun;       /* it may wait for keys that it asks for, and run again (rerun_key()) */
     int wanted;           /* keys that it asked for */

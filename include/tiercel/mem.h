@@ -51,7 +51,9 @@ struct mem_db {
 };
 
 struct mem {
-    unsigned shard_bits, shards, databases;
+    unsigned shard_bits, shards;
+    unsigned databases; /* that clients can name: the first of ... */
+    unsigned spaces;    /* ... these, which all are like databases: see tier_space() */
     uint64_t seed;
     struct mem_shard *shard;
     struct mem_db *db;
@@ -63,6 +65,9 @@ struct mem {
 
 /* `incarnations`: one per database, 0 = take a fresh one. */
 struct mem *mem_create(unsigned shard_bits, unsigned databases, uint64_t seed, const uint32_t *incarnations);
+/* The same, with key spaces beyond the databases. */
+struct mem *mem_create_spaces(unsigned shard_bits, unsigned databases, unsigned spaces, uint64_t seed,
+                              const uint32_t *incarnations);
 void mem_destroy(struct mem *m); /* frees all objects with object_free() */
 
 /* ---- keys ---- */

@@ -35,7 +35,8 @@ enum rule_key {
 };
 enum rule_write {
     WRITE_THROUGH, /* a write drops the copy, the next read fetches it */
-    WRITE_AROUND   /* the same, and only the second read of a key keeps a copy */
+    WRITE_AROUND,  /* the same, and only the second read of a key keeps a copy */
+    WRITE_LOCAL    /* its keys live only here, and are none of the upstream's */
 };
 enum rule_compress { COMPRESS_DEFAULT, COMPRESS_YES, COMPRESS_NO };
 
@@ -61,6 +62,7 @@ enum status rules_without(const struct rules *old, struct slice pattern, struct 
 
 /* The most specific one, or NULL. */
 const struct rule *rules_match(const struct rules *r, struct slice key);
+bool rules_have_local(const struct rules *r); /* is there one with write=local? */
 unsigned rules_count(const struct rules *r);
 const struct rule *rules_at(const struct rules *r, unsigned i); /* most specific first */
 bool rule_matches(const struct rule *rule, struct slice key);

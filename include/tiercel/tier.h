@@ -285,6 +285,30 @@ void tier_fields_expired_locked(struct worker *w, struct mem_shard *shard, const
 void tier_flush_db_locked(struct worker *w, unsigned db);
 void tier_swap_db_locked(struct worker *w, unsigned a, unsigned b);
 
+/* ---- keys that are not the upstream's (space.c) ----
+ * With an upstream, a key whose rule says write=local lives only here, in a key space beside that of its database:
+ * key.db is then mem->databases + db. It is resolved, evicted, expired and kept on disk as without an upstream. */
+
+/* By the worker's rules. Its thread. */
+bool tier_name_is_local(const struct worker *w, struct slice name);
+unsigned tier_space_of(const struct worker *w, unsigned db, struct slice name);
+/* Where a key of this name is: what mem_key_init() wants to know. */
+static inline unsigned tier_space(const struct worker *w, unsigned db, struct slice name)
+{
+    return LIKELY(!w->conf->rules_local) ? db : tier_space_of(w, db, name);
+}
+static inline bool tier_key_is_local(const struct tier *t, const struct key *key)
+{
+    return key->db >= t->mem->databases;
+}
+/* Is there an upstream whose key it is? */
+static inline bool tier_key_is_upstream(const struct tier *t, const struct key *key)
+{
+    return t->has_upstream && key->db < t->mem->databases;
+}
+int64_t tier_local_keys(const struct tier *t);          /* any thread */
+void tier_flush_local_locked(struct worker *w, int db); /* all shards locked; db -1: of all databases */
+
 /* A write of this key was sent to the upstream, or was answered: drops the local copy, and a
  * fetch under way is neither kept nor joined; and foreign() is told. No lock held. */
 void tier_forget_upstream(struct worker *w, unsigned db, struct slice name);
@@ -398,6 +422,7 @@ void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *ne
 /* ---- for INFO ---- */
 struct tier_figures {
     int64_t upstream_copies; /* in memory and on disk: tracked-keys-max */
+    int64_t local_keys;      /* with an upstream: in memory and on disk, of write=local rules */
     int64_t memory_keys, memory_bytes, disk_keys, disk_bytes, demoting_bytes, inflight_bytes;
     bool disk_on, disk_healthy;
     const char *upstream_state; /* "none", "up", "degraded" (some workers), "down" */

@@ -57,7 +57,8 @@ int64_t tracking_redirect(const struct session *s);
 /* ---- any thread ---- */
 
 /* The key's shard is locked. w: the worker whose thread this is, or NULL. */
-void tracking_key_changed(struct tracking *t, struct worker *w, struct slice name, enum tier_change why);
+/* upstream: it is a copy of an upstream's key, or such a key changed there. */
+void tracking_key_changed(struct tracking *t, struct worker *w, struct slice name, enum tier_change why, bool upstream);
 /* FLUSHALL or FLUSHDB, or nothing vouches for the upstream's keys any more; all shards are locked. */
 void tracking_flushed(struct worker *w);
 /* tier.foreign, arg = struct cmd *. */

@@ -144,13 +144,17 @@ void cmd_cache_flush(struct call *c)
         call_error(c, "ERR there is no upstream whose copies could be dropped: FLUSHDB and FLUSHALL delete keys");
         return;
     }
-    if (c->argc > 3) {
+    bool local = c->argc > 2 && call_arg_is(c, 2, "local");
+    if (c->argc > 3 + local) {
         cmd_reply_bad_subcommand(c);
         return;
     }
-    if (c->argc == 3 && !cmd_arg_between(c, 2, 0, (int64_t)databases - 1, &db, "ERR DB index is out of range"))
+    if (c->argc == 3 + local &&
+        !cmd_arg_between(c, 2 + local, 0, (int64_t)databases - 1, &db, "ERR DB index is out of range"))
         return;
-    for (unsigned i = 0; i < databases; i++)
+    if (local)
+        local_flush_locked(c->w, (int)db);
+    for (unsigned i = 0; i < databases && !local; i++)
         if (db < 0 || i == (unsigned)db)
             tier_flush_db_locked(c->w, i);
     reply_simple(&c->r, "OK");
@@ -159,8 +163,9 @@ void cmd_cache_flush(struct call *c)
 void cmd_cache_help(struct call *c)
 {
     static const char *const lines[] = {
-        "FLUSH [<db>]",
-        "    Drops the copies of the upstream's keys here, in all databases or in that one.",
+        "FLUSH [LOCAL] [<db>]",
+        "    Drops the copies of the upstream's keys here, in all databases or in that one; LOCAL:",
+        "    deletes the keys of write=local rules instead.",
         "INSPECT <key>",
         "    Tells where the key is and how it is kept there, without using it; null when it is",
         "    nowhere. state: resident, demoting, on-disk, damaged; of a copy of an upstream key",
@@ -169,7 +174,7 @@ void cmd_cache_help(struct call *c)
         "    ascends.",
         "RULE SET <pattern> <key>=<value> [<key>=<value> ...] | DEL <pattern> | LIST | TEST <key>",
         "    How copies of upstream keys are kept, by key pattern; the most specific one decides. Keys:",
-        "    write (through, around), ttl, ttl-jitter, negative-ttl, stale-while-revalidate,",
+        "    write (through, around, local), ttl, ttl-jitter, negative-ttl, stale-while-revalidate,",
         "    stale-if-error, refresh-ahead, compress, max-object. LIST: most specific first. TEST: the",
         "    rule that decides for a key, and what holds for it.",
         NULL,

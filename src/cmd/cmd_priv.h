@@ -138,6 +138,10 @@ size_t multi_bytes(const struct session *s);
 void multi_discard(struct session *s); /* forgets commands and watches (RESET, a client that went) */
 void multi_unwatch(struct session *s); /* what a slow script does not let go of stays, with SESSION_UNWATCH */
 void multi_destroy(struct session *s);
+bool multi_watches(const struct session *s); /* are there watched keys here? */
+/* Does fn say yes to all queued commands? */
+bool multi_each(const struct session *s,
+                bool (*fn)(void *arg, const struct command *cmd, int argc, const struct slice *argv), void *arg);
 int multi_exec_keys(struct session *s, struct call_key *keys, int max, bool *all);
 bool multi_needs_all_shards(const struct command *cmd); /* walks or changes the whole key space */
 /* All shards locked: before a flush or swap of this database; and after a swap, which may have brought keys. */
@@ -297,6 +301,28 @@ bool forward_pin_takes_more(const struct session *s); /* a transaction that is n
 bool forward_allows(const struct session *s, const struct command *cmd);
 bool forward_in_multi(const struct session *s);   /* its transaction is open at the upstream */
 bool forward_subscribed(const struct session *s); /* its pinned connection is in subscribed mode */
+
+void forward_abort(struct session *s); /* a command of its transaction there was refused here */
+/* Opens the transaction at the upstream that the client was told is open; then the call runs again. */
+enum dispatch_rc forward_multi(struct call *c);
+
+/* ---- keys that live only here, though there is an upstream (local.c) ---- */
+enum local_route {
+    LOCAL_NO,    /* it goes the upstream's ways */
+    LOCAL_HERE,  /* it runs as without an upstream */
+    LOCAL_LEAVE, /* its transaction, in which nothing is queued yet, is the upstream's: forward_multi() */
+    LOCAL_DONE   /* refused, with its error */
+};
+/* With an upstream, while there are rules with write=local, or the session has used MULTI or WATCH here. */
+enum local_route local_route(struct call *c);
+/* Does it name a key that is local? */
+bool local_names(const struct session *s, const struct command *cmd, int argc, const struct slice *argv);
+const char *local_script_refusal(const struct call *c); /* of what a script calls that runs here; NULL: it may */
+/* All local keys of the database go, or (db -1) of all; all shards locked. The caller moves watches and blocked clients to
+ * the new names of their keys. */
+void local_flush_locked(struct worker *w, int db);
+/* The upstream did what was asked of it. No lock held. */
+void local_answered(struct session *s, const struct command *cmd, int db, int argc, const struct slice *argv);
 
 /* A CMD_NEAR_PART whose keys are not all here: passes it through. */
 enum dispatch_rc near_missed(struct call *c);

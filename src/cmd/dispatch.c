@@ -120,8 +120,8 @@ static int two_database_keys(struct worker *w, const struct command *cmd, int ar
     int second = copy ? 2 : 1;
     keys[0] = (struct call_key){.access = KEY_UPDATE, .arg = 1};
     keys[1] = (struct call_key){.access = KEY_UPDATE, .arg = second};
-    mem_key_init(w->tier->mem, (unsigned)db, argv[1], &keys[0].key);
-    mem_key_init(w->tier->mem, (unsigned)to, argv[second], &keys[1].key);
+    mem_key_init(w->tier->mem, tier_space(w, (unsigned)db, argv[1]), argv[1], &keys[0].key);
+    mem_key_init(w->tier->mem, tier_space(w, (unsigned)to, argv[second]), argv[second], &keys[1].key);
     return 2;
 }
 
@@ -135,7 +135,7 @@ int dispatch_keys(struct worker *w, const struct command *cmd, int argc, const s
     enum key_access access = cmd->find_access ? cmd->find_access(argc, argv) : cmd->access;
     for (int i = 0; i < n; i++) {
         keys[i] = (struct call_key){.access = access, .arg = pos[i]};
-        mem_key_init(w->tier->mem, (unsigned)db, argv[pos[i]], &keys[i].key);
+        mem_key_init(w->tier->mem, tier_space(w, (unsigned)db, argv[pos[i]]), argv[pos[i]], &keys[i].key);
     }
     return n < 0 ? 0 : n;
 }
@@ -354,7 +354,8 @@ static void pack_value(struct call *c)
 static enum dispatch_rc call_failed(struct call *c, enum status st)
 {
     if (st == ST_PENDING)
-        return UNLIKELY(c->cmd->flags & CMD_NEAR_PART) && c->w->tier->has_upstream ? near_missed(c) : DISPATCH_FAULT;
+        return UNLIKELY(c->cmd->flags & CMD_NEAR_PART) && c->w->tier->has_upstream && !c->local ? near_missed(c)
+                                                                                                : DISPATCH_FAULT;
     if (st == ST_WRONGTYPE && c->w->tier->has_upstream) /* not a string: the upstream's business */
         return forward_send(c, ROUTE_WRITE_LINK);
     dispatch_fault_error(c, st);
@@ -434,6 +435,7 @@ static enum dispatch_rc run_on_keys(struct call *c)
         dispatch_unlock(w, &set);
     }
     tier_group_end(w);
+    c->local = c->nkeys > 0 && tier_key_is_local(w->tier, &c->keys[0].key);
     return call_ended(c, st);
 }
 
@@ -453,6 +455,8 @@ static inline void one_key_init(const struct call *c, struct call_key *k)
     unsigned db = (unsigned)c->s->db;
     struct slice name = c->argv[k->arg];
 
+    if (UNLIKELY(c->w->conf->rules_local))
+        db = tier_space_of(c->w, db, name);
     if (ahead && ahead->argv == c->argv && k->arg == 1 && ahead->key_inc != 0 &&
         ahead->key_inc == atomic_load_explicit(&m->db[db].incarnation, memory_order_relaxed))
         mem_key_init_hashed(db, ahead->key_inc, ahead->key_hash, name, &k->key);
@@ -507,6 +511,7 @@ static enum dispatch_rc run_on_one_key(struct call *c)
     if (UNLIKELY(copy.obj != NULL))
         object_free(copy.obj);
     c->keys = NULL;
+    c->local = tier_key_is_local(w->tier, &k.key);
     return call_ended(c, st);
 }
 
@@ -643,6 +648,7 @@ void dispatch_rejected(const struct call *c)
 static enum dispatch_rc reject(struct call *c)
 {
     multi_abort(c->s);
+    forward_abort(c->s);
     dispatch_rejected(c);
     return DISPATCH_DONE;
 }
@@ -705,7 +711,17 @@ static enum dispatch_rc process(struct call *c)
     int64_t pause = paused_ms(c);
     if (UNLIKELY(pause > 0))
         return dispatch_wait_again(c, pause);
-    if (UNLIKELY(t->has_upstream)) {
+    enum local_route local = t->has_upstream ? LOCAL_NO : LOCAL_HERE;
+    if (UNLIKELY(t->has_upstream) && UNLIKELY(c->w->conf->rules_local || s->multi)) {
+        local = local_route(c);
+        if (local == LOCAL_DONE)
+            return reject(c);
+        if (local == LOCAL_LEAVE)
+            return forward_multi(c);
+        if (local == LOCAL_HERE && !known(c))
+            return reject(c);
+    }
+    if (UNLIKELY(local != LOCAL_HERE)) {
         enum dispatch_rc rc;
         if (UNLIKELY(s->auth != NULL) && auth_upstream_takes(c, &rc))
             return rc;
@@ -787,39 +803,4 @@ enum dispatch_rc dispatch_run(struct session *s, int argc, const struct slice *a
             tracking_answered(s, c.cmd);
     }
     return rc;
-}
-
-/* ---- ahead of its turn ---- */
-
-bool dispatch_prefetchable(const struct session *s, int argc, const struct slice *argv)
-{
-    const struct command *cmd = dispatch_find(argc, argv);
-
-    if (!cmd || !arity_ok(cmd, argc) || cmd->flags & (CMD_SERVER | CMD_CONTAINER | CMD_BLOCKING | CMD_ALL_SHARDS) ||
-        s->flags & SESSION_MULTI || s->pin)
-        return false;
-    if (cmd->group == GROUP_TRANSACTIONS || cmd->group == GROUP_PUBSUB || dispatch_key_count(cmd, argc) == 0)
-        return false;
-    return !s->w->tier->has_upstream ||
-           (forward_route(s, cmd, argc, argv) == ROUTE_NEAR && !(s->auth && auth_upstream_private(s)));
-}
-
-bool dispatch_forwardable(const struct session *s, int argc, const struct slice *argv)
-{
-    const struct command *cmd = dispatch_find(argc, argv);
-
-    if (!cmd || s->flags & SESSION_MULTI)
-        return false;
-    if (UNLIKELY(s->auth != NULL) && auth_upstream_private(s))
-        return auth_upstream_ahead(s, cmd);
-    if (UNLIKELY(s->flags & SESSION_TRACKING) && tracking_holds(s, cmd))
-        return false;
-    enum forward_route route = forward_route(s, cmd, argc, argv);
-    return s->pin ? route == ROUTE_PIN && forward_pin_takes_more(s) : route == ROUTE_WRITE_LINK || route == ROUTE_PART;
-}
-
-bool dispatch_only_reads(int argc, const struct slice *argv)
-{
-    const struct command *cmd = dispatch_find(argc, argv);
-    return cmd && cmd->flags & CMD_READONLY && cmd->access != KEY_UPDATE && !(cmd->flags & CMD_MAY_REPLICATE);
 }

@@ -21,7 +21,7 @@
 #include "tiercel/tracking.h"
 #include "tiercel/upstream.h"
 
-#include "cmd/cmd_priv.h"
+#include "cmd/acl_priv.h"
 
 #define FORGET_ARGS_MAX 4096 /* arguments of an unknown command that are taken for keys */
 #define NAMES_MAX (1 << 20)  /* bytes of a transaction's keys remembered; past it EXEC drops all copies */
@@ -39,13 +39,15 @@ struct forward_pin {
     int64_t id; /* of a blocking one, as the upstream counts clients; 0 = not known */
     enum { UNBLOCK_NONE, UNBLOCK_TIMEOUT, UNBLOCK_ERROR } unblock; /* wanted before the id was known */
     bool lost;
-    bool multi;       /* MULTI was sent ... */
-    bool in_multi;    /* ... and answered */
-    bool watching;    /* WATCH was answered, and nothing has ended it */
-    bool ending;      /* EXEC or DISCARD was sent: what follows must wait for its answer */
-    bool fence;       /* it has a script or an unknown command */
-    bool forget_all;  /* the transaction has a FLUSHALL, FLUSHDB or SWAPDB */
-    struct buf names; /* length-prefixed keys of the transaction's writes, dropped again at EXEC */
+    bool multi;    /* MULTI was sent ... */
+    bool in_multi; /* ... and answered */
+    bool watching; /* WATCH was answered, and nothing has ended it */
+    bool ending;   /* EXEC or DISCARD was sent: what follows must wait for its answer */
+    bool fence;    /* it has a script or an unknown command */
+    bool aborted;  /* one of its commands was refused here, or may not be run any more: EXEC is sent as DISCARD */
+    struct acl_user *user; /* whose rights were looked at since MULTI */
+    bool forget_all;       /* the transaction has a FLUSHALL, FLUSHDB or SWAPDB */
+    struct buf names;      /* length-prefixed keys of the transaction's writes, dropped again at EXEC */
 };
 
 /* One forwarded request. Outlives its parked request when the client goes. */
@@ -59,9 +61,10 @@ struct forward {
     bool writes;
     bool in_transaction; /* or watching keys for one */
     bool blocking;
-    bool fence;         /* its answer waits for the invalidations of whatever it did */
-    struct buf copy;    /* of the reply, where it outlives done() */
-    struct slice reply; /* from done() on */
+    bool fence;          /* its answer waits for the invalidations of whatever it did */
+    const char *aborted; /* why, where DISCARD was sent for EXEC */
+    struct buf copy;     /* of the reply, where it outlives done() */
+    struct slice reply;  /* from done() on */
     enum status st;
     bool sent;
     int64_t since_us; /* when it was passed on; 0: on a pin, whose commands may wait as long as they like */
@@ -249,6 +252,7 @@ static void pin_close(struct session *s)
     set_blocked(s, false);
     upstream_pin_destroy(fp->pin);
     buf_deinit(&fp->names);
+    acl_user_unref(fp->user);
     mem_free(MEM_CLIENT, fp);
 }
 
@@ -256,6 +260,10 @@ static void forward_reply(struct call *c, void *arg)
 {
     struct forward *f = arg;
 
+    if (f->st == ST_OK && f->aborted && slice_eq(f->reply, SLICE_LIT("+OK\r\n"))) {
+        call_error(c, f->aborted);
+        return;
+    }
     if (f->st == ST_OK) {
         reply_raw(&c->r, f->reply);
         return;
@@ -286,7 +294,7 @@ static bool ends_with(struct slice s, const char *tail)
 /* The answer ends the transaction, be it run or not. */
 static void transaction_ended(struct forward_pin *fp, bool ran)
 {
-    fp->multi = fp->in_multi = fp->watching = false;
+    fp->multi = fp->in_multi = fp->watching = fp->aborted = false;
     if (ran)
         fp->s->db = fp->db; /* a SELECT within it took effect */
     else
@@ -400,6 +408,8 @@ static void forward_done(struct upstream_call *call, enum status st, struct slic
         set_blocked(p->s, false);
     if (f->writes && (st == ST_OK || sent)) /* else the copies are as good as before */
         forget_keys(f->w, f->cmd, f->db, p->argc, p->argv);
+    if (f->cmd && st == ST_OK && !is_error && !f->in_transaction)
+        local_answered(p->s, f->cmd, f->db, p->argc, p->argv);
     if (fp) {
         fp->outstanding--;
         if (f->cmd && f->cmd->id == CMDID_exec)
@@ -449,7 +459,7 @@ static enum pin_mode pin_mode_of(const struct command *cmd)
     return is_pubsub(cmd) ? PIN_PUBSUB : PIN_BLOCKING;
 }
 
-static struct forward_pin *pin_of(struct call *c)
+static struct forward_pin *pin_of(struct call *c, enum pin_mode mode)
 {
     struct session *s = c->s;
     struct forward_pin *fp = s->pin;
@@ -462,7 +472,7 @@ static struct forward_pin *pin_of(struct call *c)
         return fp;
     fp = mem_calloc(MEM_CLIENT, sizeof(*fp));
     fp->s = s;
-    fp->mode = pin_mode_of(c->cmd);
+    fp->mode = mode;
     fp->db = s->db;
     buf_init(&fp->names, MEM_CLIENT);
     struct upstream_pin_events ev = {fp, pin_push, pin_lost};
@@ -558,8 +568,129 @@ bool forward_unblock(struct session *s, bool error)
     return true;
 }
 
+/* ---- transactions that must not be run any more ---- */
+
+void forward_abort(struct session *s)
+{
+    if (UNLIKELY(s->pin != NULL) && s->pin->mode == PIN_MULTI && s->pin->multi)
+        s->pin->aborted = true;
+}
+
+static void transaction_begins(struct forward_pin *fp)
+{
+    fp->multi = true;
+    acl_user_unref(fp->user);
+    fp->user = acl_user_ref(fp->s->user);
+}
+
+/* Why EXEC is not sent; NULL: it is. Its commands were looked at when they came, by the rights of then. */
+static const char *why_aborted(const struct forward_pin *fp)
+{
+    const struct session *s = fp->s;
+
+    if (!fp->multi)
+        return NULL;
+    if (fp->aborted)
+        return "EXECABORT Transaction discarded because of previous errors.";
+    if (fp->user != s->user && s->flags & SESSION_LIMITED)
+        return "EXECABORT Transaction discarded because of: ACL rules changed between the moment the transaction was "
+               "accumulated and the EXEC call";
+    return NULL;
+}
+
+/* ---- a transaction that was opened here, before its first command said whose it is ---- */
+
+struct opening {
+    struct upstream_call call;
+    struct parked *p; /* NULL: the client went */
+    struct forward_pin *fp;
+    enum status st;
+    bool sent;
+    struct buf error;
+};
+
+static void opening_free(struct opening *o)
+{
+    buf_deinit(&o->error);
+    mem_free(MEM_CLIENT, o);
+}
+
+static void opening_cancel(void *arg)
+{
+    struct opening *o = arg;
+    o->p = NULL;
+}
+
+static const struct suspend_ops opening_ops = {opening_cancel};
+
+/* The client believes that it is in a transaction, and must not go on outside of one. */
+static void opening_failed(struct call *c, void *arg)
+{
+    struct forward f = {.st = ((struct opening *)arg)->st,
+                        .sent = ((struct opening *)arg)->sent,
+                        .reply = buf_slice(&((struct opening *)arg)->error),
+                        .in_transaction = true};
+
+    forward_reply(c, &f);
+    c->parked->last = true;
+}
+
+static void opening_done(struct upstream_call *call, enum status st, struct slice reply, bool is_error, bool sent)
+{
+    struct opening *o = LIST_ENTRY(call, struct opening, call);
+    struct parked *p = o->p;
+
+    if (p && st == ST_OK && !is_error) {
+        o->fp->outstanding--;
+        o->fp->in_multi = true;
+        p->state = PARKED_NEW;
+        session_run(p->s);
+    } else if (p) {
+        o->st = st;
+        o->sent = sent;
+        buf_slice_append(&o->error, reply);
+        pin_close(p->s);
+        call_complete(p, opening_failed, o);
+    }
+    opening_free(o);
+}
+
+/* No upstream connection. */
+static enum dispatch_rc no_pin(struct call *c, bool had_pin, enum pin_mode mode)
+{
+    call_error(c, had_pin ? "UPSTREAMDOWN the upstream connection of this transaction was lost"
+                  : mode == PIN_PUBSUB
+                      ? "UPSTREAMBUSY no upstream connection is free: upstream-subscriptions-max is reached"
+                      : "UPSTREAMBUSY no upstream connection is free: upstream-pins-max is reached");
+    c->s->close_after_reply |= had_pin || mode == PIN_MULTI; /* see forward_reply() */
+    return DISPATCH_DONE;
+}
+
+enum dispatch_rc forward_multi(struct call *c)
+{
+    struct session *s = c->s;
+    static const struct slice argv[] = {{"MULTI", 5}};
+    bool aborted = s->flags & SESSION_DIRTY_EXEC;
+
+    multi_discard(s);
+    struct forward_pin *fp = pin_of(c, PIN_MULTI);
+    if (!fp)
+        return no_pin(c, false, PIN_MULTI);
+    struct opening *o = mem_calloc(MEM_CLIENT, sizeof(*o));
+    buf_init(&o->error, MEM_CLIENT);
+    o->fp = fp;
+    o->call.done = opening_done;
+    o->p = call_suspend(c, &opening_ops, o);
+    transaction_begins(fp);
+    fp->aborted = aborted;
+    fp->outstanding++;
+    upstream_pin_call(fp->pin, &o->call, 0, 1, argv);
+    return DISPATCH_LATER;
+}
+
 enum dispatch_rc forward_send(struct call *c, enum forward_route route)
 {
+    static const struct slice discard[] = {{"DISCARD", 7}};
     struct session *s = c->s;
     struct forward_pin *fp = NULL;
     bool had_pin = s->pin != NULL;
@@ -569,14 +700,8 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     if (c->cmd)
         monitor_note(c);
 
-    if (route == ROUTE_PIN && !(fp = pin_of(c))) {
-        call_error(c, had_pin ? "UPSTREAMDOWN the upstream connection of this transaction was lost"
-                      : pin_mode_of(c->cmd) == PIN_PUBSUB
-                          ? "UPSTREAMBUSY no upstream connection is free: upstream-subscriptions-max is reached"
-                          : "UPSTREAMBUSY no upstream connection is free: upstream-pins-max is reached");
-        s->close_after_reply |= had_pin || pin_mode_of(c->cmd) == PIN_MULTI; /* see forward_reply() */
-        return DISPATCH_DONE;
-    }
+    if (route == ROUTE_PIN && !(fp = pin_of(c, pin_mode_of(c->cmd))))
+        return no_pin(c, had_pin, pin_mode_of(c->cmd));
     if (fp && fp->mode == PIN_PUBSUB && !is_pubsub(c->cmd)) {
         call_error(c, "ERR a subscribed connection cannot block or open a transaction at the upstream");
         return DISPATCH_DONE;
@@ -606,8 +731,11 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
     fp->outstanding++;
     f->blocking = fp->mode == PIN_BLOCKING || (!fp->multi && blocks(c->cmd, c->argc, c->argv));
     if (fp->mode == PIN_MULTI) {
-        fp->multi |= c->cmd && c->cmd->id == CMDID_multi;
-        if (c->cmd && c->cmd->id == CMDID_exec)
+        if (c->cmd && c->cmd->id == CMDID_multi && !fp->multi)
+            transaction_begins(fp);
+        if (c->cmd && c->cmd->id == CMDID_exec && (f->aborted = why_aborted(fp)))
+            f->cmd = &command_table[CMDID_discard];
+        else if (c->cmd && c->cmd->id == CMDID_exec)
             f->fence = fp->fence;
         else
             fp->fence |= f->fence;
@@ -624,7 +752,8 @@ enum dispatch_rc forward_send(struct call *c, enum forward_route route)
         ask_id(fp);
     else if (f->blocking)
         set_blocked(s, true);
-    upstream_pin_call(fp->pin, &f->call, f->blocking ? wait_ms_of(c->argc, c->argv) : 0, f->p->argc, f->p->argv);
+    upstream_pin_call(fp->pin, &f->call, f->blocking ? wait_ms_of(c->argc, c->argv) : 0, f->aborted ? 1 : f->p->argc,
+                      f->aborted ? discard : f->p->argv);
     return DISPATCH_LATER;
 }
 

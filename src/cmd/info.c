@@ -205,7 +205,7 @@ static int64_t loaded_keys(const struct tier *t)
 {
     int64_t sum = 0, keys, expires;
 
-    for (unsigned db = 0; t->disk && db < t->mem->databases; db++) {
+    for (unsigned db = 0; t->disk && db < t->mem->spaces; db++) {
         disk_loaded_keys(t->disk, db, &keys, &expires);
         sum += keys;
     }
@@ -425,8 +425,11 @@ static void section_keyspace(struct info *in)
 {
     struct mem *m = in->c->w->tier->mem;
     for (unsigned db = 0; db < m->databases; db++) {
-        int64_t keys = atomic_load_explicit(&m->db[db].keys, memory_order_relaxed);
-        int64_t expires = atomic_load_explicit(&m->db[db].expires, memory_order_relaxed);
+        int64_t keys = 0, expires = 0;
+        for (unsigned i = db; i < m->spaces; i += m->databases) { /* copies, and local ones */
+            keys += atomic_load_explicit(&m->db[i].keys, memory_order_relaxed);
+            expires += atomic_load_explicit(&m->db[i].expires, memory_order_relaxed);
+        }
         if (keys > 0)
             line(in, "db%u:keys=%" PRId64 ",expires=%" PRId64 ",avg_ttl=0", db, keys, expires);
     }
@@ -510,6 +513,7 @@ static void section_tiers(struct info *in)
     line(in, "coherence_reason:%s", f.coherence_reason);
     field(in, "coherence_bound_ms", f.coherence_bound_ms);
     field(in, "tier_upstream_copies", f.upstream_copies);
+    field(in, "tier_local_keys", f.local_keys);
     stat_fields(in, compression, sizeof(compression) / sizeof(compression[0]));
 }
 

@@ -71,7 +71,7 @@ void memory_figures(const struct cmd *cmd, struct memory_figures *f)
     f->clients = mem_class_bytes(MEM_CLIENT);
     f->rss = rss_bytes();
     f->keys = 0;
-    for (unsigned db = 0; db < cmd->tier->mem->databases; db++)
+    for (unsigned db = 0; db < cmd->tier->mem->spaces; db++)
         f->keys += atomic_load_explicit(&cmd->tier->mem->db[db].keys, memory_order_relaxed);
     f->peak = f->peak > f->used ? f->peak : f->used;
     f->overhead = f->used - f->data;

@@ -81,6 +81,20 @@ void multi_queue(struct call *c)
     reply_simple(&c->r, "QUEUED");
 }
 
+bool multi_watches(const struct session *s)
+{
+    return s->multi && !list_empty(&s->multi->watches);
+}
+
+bool multi_each(const struct session *s,
+                bool (*fn)(void *arg, const struct command *cmd, int argc, const struct slice *argv), void *arg)
+{
+    for (int i = 0; s->multi && i < s->multi->n; i++)
+        if (!fn(arg, s->multi->cmds[i].cmd, s->multi->cmds[i].argc, s->multi->cmds[i].argv))
+            return false;
+    return true;
+}
+
 void multi_abort(struct session *s)
 {
     if (s->flags & SESSION_MULTI)
@@ -218,7 +232,7 @@ void cmd_key_changed(void *arg, struct worker *w, const struct key *key, enum ti
             atomic_store(&watch->multi->dirty, true);
     }
     notify_change(cmd, key, why);
-    tracking_key_changed(cmd->tracking, w, key_slice(key), why);
+    tracking_key_changed(cmd->tracking, w, key_slice(key), why, tier_key_is_upstream(cmd->tier, key));
 }
 
 void watch_touch_db(struct worker *w, int db, bool swapped)

@@ -89,6 +89,9 @@ static const char *refusal(const struct script_worker *sw, struct call *c)
         return "ERR Wrong number of args calling Redis command from script";
     if (cmd->flags & (CMD_NOSCRIPT | CMD_NO_MULTI))
         return "ERR This Redis command is not allowed from script";
+    const char *theirs = UNLIKELY(sw->w->tier->has_upstream) ? local_script_refusal(c) : NULL;
+    if (UNLIKELY(theirs != NULL))
+        return theirs;
     const char *denied = acl_script_refusal(c, true);
     if (UNLIKELY(denied != NULL))
         return denied;

@@ -245,9 +245,10 @@ void session_note_keys(struct session *s, struct request *reqs, int n)
         struct key key;
         if (UNLIKELY(reqs[i].argc < 2))
             continue;
-        mem_key_init(m, (unsigned)s->db, reqs[i].argv[1], &key);
+        unsigned db = tier_space(s->w, (unsigned)s->db, reqs[i].argv[1]);
+        mem_key_init(m, db, reqs[i].argv[1], &key);
         mem_prefetch(m, key.hash);
-        reqs[i].key_inc = atomic_load_explicit(&m->db[s->db].incarnation, memory_order_relaxed);
+        reqs[i].key_inc = atomic_load_explicit(&m->db[db].incarnation, memory_order_relaxed);
         reqs[i].key_hash = key.hash;
     }
 }

@@ -284,7 +284,7 @@ static void key_of(struct sorting *s, const struct pattern *p, struct slice elem
     buf_slice_append(&s->name, elem);
     buf_slice_append(&s->name, p->tail);
     *k = (struct call_key){.access = KEY_READ};
-    mem_key_init(s->c->w->tier->mem, (unsigned)s->c->s->db, buf_slice(&s->name), &k->key);
+    mem_key_init(s->c->w->tier->mem, s->c->keys[0].key.db, buf_slice(&s->name), &k->key);
 }
 
 /* Asks for the keys that some of the elements lead to. */

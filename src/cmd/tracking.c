@@ -512,12 +512,12 @@ static void readers_tell(struct tracking *t, struct tracking_worker *tw, const s
         mem_free(MEM_OTHER, to);
 }
 
-void tracking_key_changed(struct tracking *t, struct worker *w, struct slice name, enum tier_change why)
+void tracking_key_changed(struct tracking *t, struct worker *w, struct slice name, enum tier_change why, bool upstream)
 {
     struct tracking_worker *tw = w ? w->cmd_worker->tracking : NULL;
     bool written = why == TIER_WRITTEN || why == TIER_DELETED;
 
-    if (t->tier->has_upstream && (why == TIER_EVICTED || (tw && tw->quiet)))
+    if (upstream && (why == TIER_EVICTED || (tw && tw->quiet)))
         return; /* the upstream goes on watching it, and tells */
     /* In broadcasting mode NOLOOP does not reach what a script does, as in Redis. */
     if (atomic_load_explicit(&t->nprefixes, memory_order_relaxed) > 0)
@@ -534,7 +534,7 @@ void tracking_key_changed(struct tracking *t, struct worker *w, struct slice nam
     if (!r)
         return;
     /* NOLOOP: whether the upstream's message is about a client's own write or another's, nobody can tell. */
-    readers_tell(t, tw, r, why != TIER_EVICTED && !t->tier->has_upstream);
+    readers_tell(t, tw, r, why != TIER_EVICTED && !upstream);
     readers_free(r);
 }
 
@@ -653,7 +653,7 @@ void tracking_foreign(void *arg, struct worker *w, const struct slice *name)
     const struct cmd *cmd = arg;
 
     if (name)
-        tracking_key_changed(cmd->tracking, w, *name, TIER_DELETED);
+        tracking_key_changed(cmd->tracking, w, *name, TIER_DELETED, true);
     else
         tracking_flushed(w);
 }

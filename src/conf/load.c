@@ -212,6 +212,7 @@ static enum status add_rule(struct loader *l, int nwords, const struct slice *wo
         return fail_text(l, "rule: %s", why);
     rules_unref(l->c->rules);
     l->c->rules = next;
+    l->c->rules_local = rules_have_local(next);
     return ST_OK;
 }
 

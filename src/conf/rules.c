@@ -34,7 +34,7 @@ static const struct {
     [RULE_MAX_OBJECT] = {"max-object", VALUE_BYTES, NULL},
 };
 
-static const char *const write_names[] = {"through", "around", NULL};
+static const char *const write_names[] = {"through", "around", "local", NULL};
 static const char *const compress_names[] = {"default", "yes", "no", NULL};
 
 static const struct {
@@ -122,7 +122,7 @@ static bool parse_value(enum value_kind kind, struct slice text, int64_t *out)
 static const char *valid_value(enum value_kind kind)
 {
     switch (kind) {
-    case VALUE_WRITE: return "through or around";
+    case VALUE_WRITE: return "through, around or local";
     case VALUE_COMPRESS: return "yes, no or default";
     case VALUE_MS: return "a time with its unit, such as 500ms, 5s, 10m or 1h, up to 7d; or 0";
     case VALUE_PERCENT: return "a percentage from 0 to 100";
@@ -260,6 +260,12 @@ static bool parse_rule(int nwords, const struct slice *words, struct rule *rule,
             return false;
         }
     }
+    for (int k = 0; k < RULE_KEYS && rule->value[RULE_WRITE] == WRITE_LOCAL; k++) {
+        if (rule->given[k] && k != RULE_WRITE) {
+            snprintf(err, RULE_ERROR_MAX, "%s is about copies of upstream keys: write=local keeps none", keys[k].name);
+            return false;
+        }
+    }
     rule->len = words[0].len;
     rule->literal = literal_bytes(words[0]);
     return true;
@@ -357,6 +363,14 @@ enum status rules_without(const struct rules *old, struct slice pattern, struct 
     return ST_OK;
 }
 
+bool rules_have_local(const struct rules *r)
+{
+    for (unsigned i = 0; i < rules_count(r); i++)
+        if (r->rule[i].value[RULE_WRITE] == WRITE_LOCAL)
+            return true;
+    return false;
+}
+
 unsigned rules_count(const struct rules *r)
 {
     return r ? r->n : 0;
@@ -370,6 +384,8 @@ const struct rule *rules_at(const struct rules *r, unsigned i)
 
 bool rule_matches(const struct rule *rule, struct slice key)
 {
+    if (UNLIKELY(key.len == 0)) /* a * matches nothing, too; Redis's globs know no empty string */
+        return strspn(rule->pattern, "*") == rule->len;
     return glob_match(SLICE(rule->pattern, rule->len), key, false);
 }
 
@@ -399,6 +415,7 @@ static struct conf *conf_with(const struct conf *cur, struct rules *r)
 
     rules_unref(c->rules);
     c->rules = r;
+    c->rules_local = rules_have_local(r);
     return c;
 }
 

@@ -61,11 +61,18 @@ static struct mem_bucket *table_create(unsigned bits)
 
 struct mem *mem_create(unsigned shard_bits, unsigned databases, uint64_t seed, const uint32_t *incarnations)
 {
+    return mem_create_spaces(shard_bits, databases, databases, seed, incarnations);
+}
+
+struct mem *mem_create_spaces(unsigned shard_bits, unsigned databases, unsigned spaces, uint64_t seed,
+                              const uint32_t *incarnations)
+{
     struct mem *m = mem_calloc(MEM_OTHER, sizeof(*m));
 
     m->shard_bits = shard_bits;
     m->shards = 1u << shard_bits;
     m->databases = databases;
+    m->spaces = spaces;
     m->seed = seed;
     void *shards = NULL;
     CHECK(posix_memalign(&shards, 64, m->shards * sizeof(struct mem_shard)) == 0);
@@ -76,15 +83,15 @@ struct mem *mem_create(unsigned shard_bits, unsigned databases, uint64_t seed, c
         m->shard[i].index = i;
         m->shard[i].table = table_create(0);
     }
-    m->db = mem_calloc(MEM_OTHER, databases * sizeof(*m->db));
+    m->db = mem_calloc(MEM_OTHER, spaces * sizeof(*m->db));
     m->db_of_inc = mem_calloc(MEM_OTHER, 65536 * sizeof(*m->db_of_inc));
     m->full_inc = mem_calloc(MEM_OTHER, 65536 * sizeof(*m->full_inc));
     m->lingering = mem_calloc(MEM_OTHER, 65536 * sizeof(*m->lingering));
     uint32_t last = 0;
-    for (unsigned i = 0; i < databases; i++)
+    for (unsigned i = 0; i < spaces; i++)
         if (incarnations && incarnations[i] > last)
             last = incarnations[i];
-    for (unsigned i = 0; i < databases; i++) {
+    for (unsigned i = 0; i < spaces; i++) {
         uint32_t inc = incarnations && incarnations[i] ? incarnations[i] : ++last;
         atomic_store(&m->db[i].incarnation, inc);
         atomic_store(&m->db_of_inc[(uint16_t)inc], (uint16_t)(i + 1));

@@ -32,7 +32,11 @@ static size_t list_dbs(struct cmd *cmd, struct metrics_db *out)
     size_t n = 0;
 
     for (unsigned i = 0; i < m->databases; i++) {
-        int64_t keys = atomic_load(&m->db[i].keys), expires = atomic_load(&m->db[i].expires);
+        int64_t keys = 0, expires = 0;
+        for (unsigned k = i; k < m->spaces; k += m->databases) { /* copies of an upstream's keys, and local ones */
+            keys += atomic_load(&m->db[k].keys);
+            expires += atomic_load(&m->db[k].expires);
+        }
         if (keys > 0)
             out[n++] = (struct metrics_db){(int)i, (uint64_t)keys, expires > 0 ? (uint64_t)expires : 0};
     }

@@ -6,7 +6,7 @@
 #define DISK_TRIES 8      /* places of the index that are looked at for a copy that is on disk alone */
 #define DISK_SLOTS 8
 
-/* With an upstream every key is a copy. Negative entries do not count as keys. */
+/* With an upstream every key is a copy, but for those in spaces of their own. Negative entries do not count as keys. */
 int64_t tier_copies(const struct tier *t)
 {
     int64_t n = 0;
@@ -90,7 +90,7 @@ static bool drop_slot(struct worker *w, const struct disk_slot *slot)
 
     buf_init(&sr.name, MEM_OTHER);
     int db = disk_read_inline(t->disk, &sr.rd) && sr.ok ? mem_db_of(t->mem, (uint16_t)sr.incarnation) : -1;
-    if (db >= 0) {
+    if (db >= 0 && (unsigned)db < t->mem->databases) {
         mem_key_init(t->mem, (unsigned)db, buf_slice(&sr.name), &key);
         struct mem_shard *shard = tier_shard_of(t, key.hash);
         mem_lock(shard);

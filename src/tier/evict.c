@@ -165,6 +165,12 @@ static bool only_volatile(const struct tier *t, int policy)
     return !t->disk && policy_is_volatile(policy);
 }
 
+/* tracked-keys-max is about copies, and takes nothing else. */
+static bool is_no_copy(const struct worker *w, const struct object *o)
+{
+    return w->tier_worker->dropping && !(o->flags & OBJ_F_ORIGIN);
+}
+
 #define SAMPLE_MAX 64
 #define SPARSE_TRIES 2048
 
@@ -222,7 +228,7 @@ static bool pool_sample(struct worker *w, int policy)
             __builtin_prefetch(sample[first + i < n ? first + i : first + i - n], 1);
         for (size_t i = 0; i < take; i++) {
             const struct object *o = sample[first + i < n ? first + i : first + i - n];
-            if (o->type == OBJ_RESIDENCY || o->flags & OBJ_F_LEAVING ||
+            if (o->type == OBJ_RESIDENCY || o->flags & OBJ_F_LEAVING || is_no_copy(w, o) ||
                 (only_volatile(t, policy) && !(o->flags & OBJ_F_EXPIRE)))
                 continue;
             uint64_t score = victim_score(w, o, policy);
@@ -368,7 +374,7 @@ static enum evict_rc evict_locked(struct worker *w, struct mem_shard *shard, mem
     bool has_expire;
 
     /* The pool knows objects by their address: this may be another one by now, or have changed. */
-    if (o->type == OBJ_RESIDENCY || o->flags & OBJ_F_LEAVING ||
+    if (o->type == OBJ_RESIDENCY || o->flags & OBJ_F_LEAVING || is_no_copy(w, o) ||
         (only_volatile(t, policy) && !(o->flags & OBJ_F_EXPIRE)))
         return EVICT_NONE;
     mem_object_key(t->mem, o, &key);

@@ -60,11 +60,11 @@ static bool stays_in_memory(struct worker *w)
 }
 
 /* A copy of an upstream's key: if somebody vouches for it, or it may bridge the outage there is. */
-static bool may_serve(struct worker *w, const struct object *o)
+static bool may_serve(struct worker *w, const struct key *key, const struct object *o)
 {
     const struct tier *t = w->tier;
 
-    if (LIKELY(!t->has_upstream))
+    if (LIKELY(!tier_key_is_upstream(t, key)))
         return !(o->flags & OBJ_F_ORIGIN);
     if (!(o->flags & OBJ_F_ORIGIN))
         return false;
@@ -90,7 +90,7 @@ static struct object *read_inline(struct worker *w, const struct key *key, uint3
     if (!disk_read_inline(t->disk, &ir.rd) || !ir.found)
         return NULL;
     stats_time(w->stats, HIST_disk, clock_mono_us() - start_us);
-    if (LIKELY(!object_expired(ir.found, w->now_ms) && may_serve(w, ir.found)))
+    if (LIKELY(!object_expired(ir.found, w->now_ms) && may_serve(w, key, ir.found)))
         return ir.found;
     object_free(ir.found);
     return NULL;
@@ -113,7 +113,7 @@ bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need n
     mem_lock(shard);
     bool on_disk = only_on_disk_locked(t, shard, key, &block, &has_expire);
     mem_unlock(shard);
-    if (!on_disk || (need == TIER_PRESENCE && !has_expire && !t->has_upstream))
+    if (!on_disk || (need == TIER_PRESENCE && !has_expire && !tier_key_is_upstream(t, key)))
         return true;
     struct object *o = read_inline(w, key, block);
     if (!o)
@@ -130,7 +130,7 @@ bool tier_fault_now_locked(struct worker *w, struct mem_shard *shard, const stru
     mem_slot *slot = mem_find_locked(t->mem, shard, key);
     bool has_expire;
 
-    if (!t->disk || t->has_upstream)
+    if (!t->disk || tier_key_is_upstream(t, key))
         return false;
     if (slot) { /* others wait for it already: they look again, and the fetch changes nothing */
         struct residency *r = mem_object(*slot)->type == OBJ_RESIDENCY ? residency_of(mem_object(*slot)) : NULL;
@@ -162,7 +162,7 @@ bool tier_read_inline(struct worker *w, const struct key *key, uint32_t block, s
 {
     struct tier *t = w->tier;
 
-    if (block == 0 || !t->disk || t->has_upstream || stays_in_memory(w))
+    if (block == 0 || !t->disk || tier_key_is_upstream(t, key) || stays_in_memory(w))
         return tier_fault_inline(w, key, TIER_VALUE);
     *copy = (struct tier_copy){.obj = read_inline(w, key, block), .hash = key->hash, .block = block};
     if (!copy->obj)

@@ -88,7 +88,7 @@ static void look(struct inspection *in)
     struct tier *t = in->w->tier;
 
     for (;;) {
-        mem_key_init(t->mem, in->db, in->name, &in->key);
+        mem_key_init(t->mem, tier_space(in->w, in->db, in->name), in->name, &in->key);
         struct mem_shard *shard = tier_shard_of(t, in->key.hash);
         mem_lock(shard);
         bool current = mem_key_current(t->mem, &in->key);

@@ -103,6 +103,8 @@ bool tier_vouched_locked(struct worker *w, const struct key *key, const struct o
 {
     struct tier *t = w->tier;
 
+    if (tier_key_is_local(t, key))
+        return true;
     if (obj)
         return obj->flags & OBJ_F_ORIGIN && tier_origin_current(t, object_origin(obj));
     mem_slot *slot = mem_find_locked(t->mem, tier_shard_of(t, key->hash), key);
@@ -148,7 +150,7 @@ static enum status resolve_slow_locked(struct worker *w, struct mem_shard *shard
         return found(w, o, true, out);
     case GONE: tier_delete_locked(w, shard, key, TIER_EXPIRED); break;
     }
-    return w->tier->has_upstream ? ST_PENDING : ST_OK;
+    return tier_key_is_upstream(w->tier, key) ? ST_PENDING : ST_OK;
 }
 
 /* No usable entry in memory. */
@@ -161,7 +163,7 @@ static enum status resolve_absent_locked(struct worker *w, const struct key *key
 
     if (t->disk) {
         if (disk_find_locked(t->disk, key->hash, &block, &has_expire)) {
-            if (need == TIER_VALUE || (need == TIER_PRESENCE && has_expire) || t->has_upstream) {
+            if (need == TIER_VALUE || (need == TIER_PRESENCE && has_expire) || tier_key_is_upstream(t, key)) {
                 out->block = block;
                 return ST_PENDING;
             }
@@ -170,7 +172,7 @@ static enum status resolve_absent_locked(struct worker *w, const struct key *key
         }
         stats_inc(w->stats, STAT_tier_disk_filter_negatives);
     }
-    return t->has_upstream ? ST_PENDING : ST_OK;
+    return tier_key_is_upstream(t, key) ? ST_PENDING : ST_OK;
 }
 
 /* What the fault brought decides, where the table cannot: an answer of the upstream that was
@@ -181,7 +183,7 @@ static bool resolve_from_wait(struct worker *w, const struct tier_wait *wait, st
         *st = wait->st;
         return true;
     }
-    if (!w->tier->has_upstream)
+    if (!tier_key_is_upstream(w->tier, &wait->key))
         return false;
     *st = ST_OK;
     if (wait->st == ST_NOT_FOUND)
@@ -212,7 +214,8 @@ enum status tier_resolve_locked(struct worker *w, struct mem_shard *shard, const
         if (UNLIKELY(o->type == OBJ_RESIDENCY)) {
             struct residency *r = residency_of(o);
             if (r->fetching && !r->refresh)
-                return need == TIER_NOTHING && !t->has_upstream ? resolve_absent_locked(w, key, need, out) : ST_PENDING;
+                return need == TIER_NOTHING && !tier_key_is_upstream(t, key) ? resolve_absent_locked(w, key, need, out)
+                                                                             : ST_PENDING;
             o = r->value;
         }
         if (LIKELY(o->type != OBJ_NONE && !(o->flags & (OBJ_F_EXPIRE | OBJ_F_ORIGIN | OBJ_F_LEAVING))))
@@ -318,7 +321,7 @@ static void clear_locked(struct worker *w, struct mem_shard *shard, const struct
             tier_object_gone(t, r->value);
         }
         residency_detach_locked(t, shard, r);
-        if (r->fetching && !t->has_upstream)
+        if (r->fetching && !tier_key_is_upstream(t, key))
             tier_wake_waiters_locked(w, r, ST_OK, NULL);
         residency_unref(r);
     } else if (value) {

@@ -85,7 +85,7 @@ void tier_set_disk(struct tier *t, struct disk *disk)
         log_warning("tier", "no thread can be started: large values are demoted by the loops");
     if (disk)
         disk_set_names(disk, atomic_load(&t->events) != 0);
-    for (unsigned db = 0; disk && db < t->mem->databases; db++) {
+    for (unsigned db = 0; disk && db < t->mem->spaces; db++) {
         int64_t keys, expires;
         disk_loaded_keys(disk, db, &keys, &expires);
         mem_db_count(t->mem, db, (int)keys, (int)expires);
@@ -292,5 +292,6 @@ void tier_get_figures(struct tier *t, struct tier_figures *out)
     if (t->has_upstream) {
         upstream_figures(t, out);
         out->upstream_copies = tier_copies(t);
+        out->local_keys = tier_local_keys(t);
     }
 }

@@ -141,6 +141,41 @@ void tier_bound_copies(struct worker *w);
 /* evict.c: the least wanted key in memory goes, from the disk too, whatever the policy. false: there is none. */
 bool tier_drop_coldest(struct worker *w);
 
+/* fault.c, and for fault_upstream.c: */
+/* One fetch, from the disk or the upstream. Its worker's, except that a disk reader fills
+ * in `found` and `st` before it posts it back. */
+struct fetch {
+    struct mbox_msg msg;
+    struct list link;
+    struct worker *w;
+    struct residency *res;
+    struct disk_read rd;
+    struct upstream_fetch uf;
+    struct key key; /* ptr: name */
+    uint32_t incarnation;
+    enum status st;
+    bool whole;           /* in the background, whatever its type: tier_fetch_whole() */
+    struct object *found; /* what the disk had */
+    bool refresh;         /* nobody waits: see tier_refresh_locked() */
+    int64_t since_us;     /* when the tier that is asked now was */
+    char name[];
+};
+
+/* The fetched object becomes the key's value. */
+void tier_install_locked(struct worker *w, struct mem_shard *shard, struct residency *r, struct object *o);
+/* It is nowhere, or could not be had. */
+void tier_fetch_failed_locked(struct worker *w, struct mem_shard *shard, struct residency *r, enum status st,
+                              const char *error);
+/* In the database that the key belongs to now: it may have been swapped or flushed since. */
+void tier_count_fetched(struct worker *w, const struct key *key, int keys, bool expires);
+void tier_fetch_free(struct fetch *f);
+void tier_installed(struct worker *w); /* no lock held */
+/* A tier is asked; it has answered (or not within its time). `timed`: it counts in the tier's histogram. */
+void tier_fetch_asks(struct fetch *f, enum stats_id waiting);
+void tier_fetch_answered(struct fetch *f, enum stats_id waiting, enum stats_hist_id hist, bool timed);
+/* fault_upstream.c: no lock held; may complete at once. */
+void tier_fetch_upstream(struct fetch *f);
+
 /* fault.c */
 /* The key's copy is fetched anew in the background, unless that is done already or must not be now. */
 void tier_refresh_locked(struct worker *w, struct mem_shard *shard, const struct key *key);

@@ -210,7 +210,8 @@ static bool load_start(struct warm_load *load)
     load->req = (struct tier_request){.nwaits = 1, .waits = &load->wait, .ready = load_ready};
     list_init(&load->req.admission);
     load->wait = (struct tier_wait){.need = TIER_VALUE};
-    mem_key_init(job->w->tier->mem, (unsigned)job->db, SLICE(load->name, load->len), &load->wait.key);
+    struct slice name = SLICE(load->name, load->len);
+    mem_key_init(job->w->tier->mem, tier_space(job->w, (unsigned)job->db, name), name, &load->wait.key);
     load->joined = being_fetched(load);
     bool urgent = job->busy_ms != 0 && job->outstanding == 0 && now - job->busy_ms >= BUSY_MAX_MS;
     switch (tier_fault(job->w, &load->req, urgent)) {

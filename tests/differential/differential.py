@@ -3,11 +3,12 @@
 between memory and disk, and to redis-server, and compares the bytes of the replies.
 
 usage: differential.py [--commands N] [--seed S] [--maxmemory 8mb] [--threads 2] [--appendonly] [--no-restart]
-                       [--redis PATH] [--against-redis] [--sidecar] [-v]
+                       [--redis PATH] [--against-redis] [--sidecar] [--local] [-v]
 
 Every 1,000 commands the whole key space is compared, and at the end once more after Tiercel was stopped
 and started. With --sidecar there is a second redis-server behind Tiercel, and nothing but what the client
-sends tells it apart from the first. What may differ is in accepted.txt. Needs the standard library only; the
+sends tells it apart from the first. With --local there is one, too, and a rule that makes all keys local: then only what
+is about the whole key space, or needs no key, is left out, for that is the upstream's. What may differ is in accepted.txt. Needs the standard library only; the
 binary is build/tiercel, or TIERCEL_BIN.
 """
 import argparse
@@ -71,19 +72,35 @@ def load_accepted(name="accepted.txt"):
     return rows
 
 
+THEIRS = {b"KEYS", b"SCAN", b"RANDOMKEY", b"DBSIZE", b"SWAPDB", b"FLUSHALL", b"FLUSHDB", b"FUNCTION", b"FCALL",
+          b"FCALL_RO", b"PUBLISH", b"SCRIPT"}
+SCRIPTS = {b"EVAL", b"EVAL_RO", b"EVALSHA", b"EVALSHA_RO"}
+
+
+def without_theirs(cmds):
+    """Leaves out what a server whose keys are all local hands to its upstream nevertheless; and makes transactions local,
+    which their first command decides, but not where it names no key."""
+    def theirs(c):
+        name = c[0].upper()
+        return name in THEIRS or (name in SCRIPTS and not (len(c) > 3 and c[2].isdigit() and 0 < int(c[2]) <= len(c) - 3))
+    first = [b"EXISTS", b"~first"]
+    return [x for c in cmds if not theirs(c) for x in ([c, first] if c[0].upper() == b"MULTI" else [c])]
+
+
 COPY = b"~copy"  # a name that is not in the grammar
 
 
 class Differential:
-    def __init__(self, redis, tiercel, seed, check_every=CHECK_EVERY, verbose=False, behind=None):
-        """behind: the redis-server that Tiercel is a sidecar of."""
+    def __init__(self, redis, tiercel, seed, check_every=CHECK_EVERY, verbose=False, behind=None, local=False):
+        """behind: the redis-server that Tiercel is a sidecar of; local: of which it hands nothing on."""
         self.servers = (redis, tiercel)
-        self.behind = behind
+        self.behind = None if local else behind
+        self.local = local
         self.grammar = Grammar(seed)
         self.rng = random.Random(seed * 7919 + 1)
         self.check_every = check_every
         self.verbose = verbose
-        self.accepted = load_accepted("accepted_sidecar.txt" if behind else "accepted.txt")
+        self.accepted = load_accepted("accepted_sidecar.txt" if self.behind else "accepted.txt")
         self.compared = 0   # replies found equal
         self.checked = 0    # values found equal by whole comparisons
         self.sent = 0       # random commands
@@ -130,11 +147,13 @@ class Differential:
         which, other = self.rng.sample(range(len(self.pairs)), 2)
         if self.rng.random() < 0.03:
             for connection, cmds in zip((which, other, which), self.grammar.watched()):
-                self.run_commands(connection, cmds)
+                self.run_commands(connection, without_theirs(cmds) if self.local else cmds)
         else:
             cmds = self.grammar.pipeline()
             if self.behind:
                 cmds = self.set_apart(cmds)
+            if self.local:
+                cmds = without_theirs(cmds)
             self.run_commands(which, cmds)
 
     def set_apart(self, cmds):
@@ -271,6 +290,8 @@ class Differential:
         raise Mismatch("\n".join(lines))
 
     def compare_events(self):
+        if self.local:  # events are the upstream's
+            return
         difference = self.events.difference()
         if difference:
             log = list(self.log)[-4 * HISTORY:]
@@ -298,14 +319,17 @@ class Differential:
         for db in range(DATABASES):
             what = "database %d" % db
             # Redis counts expired keys until it comes across them.
-            replies = self.check(what, [[b"SELECT", b"%d" % db]] + touch + [[b"DBSIZE"], [b"KEYS", b"*"]])
+            replies = self.check(what, [[b"SELECT", b"%d" % db]] + touch + ([] if self.local else [[b"DBSIZE"], [b"KEYS", b"*"]]))
+            if self.local:
+                replies = self.inspector[0].exchange(encode([b"DBSIZE"]) + encode([b"KEYS", b"*"]), 2)
             names = sorted(k[1:] for k in parse(replies[-1])[1:])
             if replies[-2] != b":%d\r\n" % len(names):
                 raise Mismatch("database %d of redis has %d keys and says %r" % (db, len(names), replies[-2]))
             total += len(names)
             for i in range(0, len(names), 40):
                 self.compare_values(what, names[i:i + 40])
-        self.compare_scan()
+        if not self.local:
+            self.compare_scan()
         self.sorted = set(self.still_sorted)
         return total
 
@@ -397,7 +421,8 @@ class Differential:
                 self.short_expiries()
                 total = self.compare_all()
                 self.compare_events()
-                self.events.toggle()
+                if not self.local:
+                    self.events.toggle()
                 if self.verbose:
                     print("%6d commands, %5d keys and %6d events equal, redis uses %s, slowest exchange %d ms" % (
                         self.sent, total, self.events.compared, self.redis_memory(), self.slowest_ms), flush=True)
@@ -442,12 +467,13 @@ def await_upstream(sidecar):
 
 
 def run(commands, seed, binary=None, maxmemory="8mb", threads=2, restart=True, redis="redis-server", out=sys.stdout,
-        verbose=False, appendonly=False, sidecar=False):
+        verbose=False, appendonly=False, sidecar=False, local=False):
     """Returns how many replies and values were equal, and the text of the mismatch or None.
-    appendonly: with appendfsync always, and kill -9 in place of the orderly restart. sidecar: with a redis-server behind it."""
+    appendonly: with appendfsync always, and kill -9 in place of the orderly restart. sidecar: with a redis-server behind it;
+    local: with one that gets no keys."""
     left = redis_server(redis)
-    behind = redis_server(redis) if sidecar else None
-    right = tiercel_server(binary, maxmemory, threads, appendonly, behind) if binary else redis_server(redis)
+    behind = redis_server(redis) if sidecar or local else None
+    right = tiercel_server(binary, maxmemory, threads, appendonly, behind, local) if binary else redis_server(redis)
     test = None
     try:
         left.start()
@@ -456,10 +482,15 @@ def run(commands, seed, binary=None, maxmemory="8mb", threads=2, restart=True, r
         right.start()
         if behind:
             await_upstream(right)
-        test = Differential(left, right, seed, verbose=verbose, behind=behind)
+        test = Differential(left, right, seed, verbose=verbose, behind=behind, local=local)
         test.run(commands)
         if restart and binary:
             test.restart_and_compare(kill=appendonly)
+        if local:
+            c = Connection(behind, 2)
+            if c.exchange(encode([b"INFO", b"keyspace"]), 1)[0].count(b"keys="):
+                raise Mismatch("keys have come to the upstream")
+            c.close()
         test.disconnect()
         right.stop()
         left.stop()
@@ -489,6 +520,7 @@ def main():
     parser.add_argument("--no-restart", action="store_true", help="no comparison after a stop and start")
     parser.add_argument("--redis", default="redis-server", metavar="PATH")
     parser.add_argument("--sidecar", action="store_true", help="with a redis-server behind Tiercel")
+    parser.add_argument("--local", action="store_true", help="with a redis-server behind Tiercel, and all keys local")
     parser.add_argument("--against-redis", action="store_true", help="two redis-servers: tests the test")
     parser.add_argument("-v", "--verbose", action="store_true")
     args = parser.parse_args()
@@ -498,7 +530,7 @@ def main():
     print("seed %d" % seed, flush=True)
     begin = time.monotonic()
     passed, failure = run(args.commands, seed, binary, args.maxmemory, args.threads, not args.no_restart, args.redis,
-                          verbose=args.verbose, appendonly=args.appendonly, sidecar=args.sidecar)
+                          verbose=args.verbose, appendonly=args.appendonly, sidecar=args.sidecar, local=args.local)
     if failure:
         print(failure)
     print("%.1f s" % (time.monotonic() - begin))

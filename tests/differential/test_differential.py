@@ -35,6 +35,18 @@ def test_the_same_through_a_sidecar():
     compare(10_000, SEED + 6, sidecar=True, maxmemory="1mb")
 
 
+@pytest.mark.timeout(300)
+def test_the_same_with_keys_that_are_local():
+    compare(3_000, SEED + 7, local=True, maxmemory="2mb")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(5))
+def test_the_same_with_keys_that_are_local_for_long(part):
+    compare(50_000, int.from_bytes(os.urandom(4), "big"), threads=4, local=True, maxmemory="2mb", appendonly=part % 2)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", range(10))

@@ -86,11 +86,14 @@ def redis_server(path="redis-server"):
                                                "--save", "", "--appendonly", "no", "--daemonize", "no"])
 
 
-def tiercel_server(path, maxmemory, threads, appendonly=False, upstream=None):
-    """appendonly: what was acknowledged survives kill(). upstream: the server that it is a sidecar of."""
+def tiercel_server(path, maxmemory, threads, appendonly=False, upstream=None, local=False):
+    """appendonly: what was acknowledged survives kill(). upstream: the server that it is a sidecar of; local: without its
+    keys."""
     journal = ["--appendonly", "yes", "--appendfsync", "always"] if appendonly else []
     if upstream:
-        journal = ["--upstream", "redis://127.0.0.1:%d" % upstream.port, "--upstream-timeout-ms", "10000"]
+        journal += ["--upstream", "redis://127.0.0.1:%d" % upstream.port, "--upstream-timeout-ms", "10000"]
+    if local:
+        journal += ["--rule", "*", "write=local"]
     path = os.path.abspath(path)
     return Server("tiercel", lambda port, home: [path, "--port", str(port), "--bind", "127.0.0.1", "--dir", home,
                                                  "--maxmemory", maxmemory, "--disk", "yes", "--http-port", "0",

@@ -44,7 +44,7 @@ def test_the_most_specific_rule_decides_and_says_why(trio):
     assert verdict(t, "user:12")[0][b"rule"] == b"user:*"
     assert verdict(t, "x")[0][b"rule"] == b"*"
     for bad in (("SET", "a*"), ("SET", "a*", "ttl=5"), ("SET", "a*", "colour=red"), ("SET", "a*", "refresh-ahead=5"),
-                ("SET", "", "ttl=5s"), ("SET", "a*", "write=local"), ("DEL", "nothing"), ("TEST",), ("FROB", "x")):
+                ("SET", "", "ttl=5s"), ("SET", "a*", "write=local", "ttl=5s"), ("DEL", "nothing"), ("TEST",), ("FROB", "x")):
         assert isinstance(t.call("CACHE", "RULE", *bad), RespError), bad
     assert len(t.call("CACHE", "RULE", "LIST")) == 2, "what was bad has changed nothing"
 
