@@ -121,7 +121,7 @@ FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 C_FILES    = $(shell find src include tests bench -name '*.[ch]')
 
 .PHONY: all run test unit e2e coherence bench-sidecar differential apps fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-spikes bench-large bench-disk bench-hit-ratio soak \
-        install uninstall image image-test clean deps deps-test help FORCE
+        install uninstall image image-test chart-test clean deps deps-test help FORCE
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -318,6 +318,9 @@ image:  ## container image tiercel:VERSION (docker, or DOCKER=podman)
 
 image-test:  ## the Dockerfile's steps in fresh systems, and the result run as its user (root, debootstrap, some minutes)
 	@$(PYTHON) tests/packaging/image.py $(ARGS)
+
+chart-test:  ## the Helm chart rendered, its objects and the manifests against Kubernetes' schemas (Go, sprig, npm; ARGS=--update)
+	@$(PYTHON) tests/packaging/chart.py $(ARGS)
 
 clean:  ## remove build/
 	rm -rf $(BUILD)

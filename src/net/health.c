@@ -197,13 +197,13 @@ static int question(const struct target *t, bool ready)
     return fail(where, n == 0 ? "no answer" : "this is no Redis protocol");
 }
 
-/* The arguments of process 1, if it runs this program: their number, argv[0] among them; else 0. */
+/* The arguments of process 1, if it is a server of this program: their number, argv[0] among them; else 0. */
 static int first_process(char *bytes, char *args[ARGUMENTS_MAX + 1])
 {
     size_t len = 0;
     ssize_t n;
     int count = 0;
-    int fd = open("/proc/1/cmdline", O_RDONLY | O_CLOEXEC);
+    int fd = getpid() == 1 ? -1 : open("/proc/1/cmdline", O_RDONLY | O_CLOEXEC);
 
     if (fd < 0)
         return 0;

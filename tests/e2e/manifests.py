@@ -1,10 +1,11 @@
 """Kubernetes objects as the tests need them: their containers, and what a kubelet would do with a probe."""
+import hashlib
 import http.client
 import subprocess
 
 import yaml
 
-from harness import BINARY, scaled
+from harness import BINARY, ROOT, scaled
 
 
 def load(path):
@@ -52,3 +53,23 @@ def probe(container, which, ports, run=None):
 def local(command, timeout, env=None):
     return subprocess.run([str(BINARY), *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True, timeout=timeout, env=env)
+
+
+CHART = ROOT / "docker/helm/tiercel"
+RENDERED = ROOT / "tests/packaging/rendered"
+CASES = ROOT / "tests/packaging/chart/cases"
+PARENT = ROOT / "tests/packaging/chart/app"  # a chart that has this one as a dependency
+
+
+def chart_digest(case):
+    """Names the chart and the values that a file in tests/packaging/rendered/ was rendered from."""
+    digest = hashlib.sha256()
+    sources = PARENT.rglob("*") if case == "app" else [CASES / (case + ".yaml")]
+    for path in sorted([*CHART.rglob("*"), *sources]):
+        if path.is_file():
+            digest.update(b"%s\0%s\0" % (path.name.encode(), path.read_bytes()))
+    return digest.hexdigest()
+
+
+def cases():
+    return sorted(p.stem for p in CASES.glob("*.yaml")) + ["app"]

@@ -1,5 +1,6 @@
 """What docker/ has, without a container engine: the entrypoint, the health command, the manifests and their probes against the
 real server. tests/packaging/image.py runs the Dockerfile itself."""
+import json
 import os
 import re
 import socket
@@ -9,7 +10,7 @@ import threading
 import pytest
 
 import manifests
-from harness import BINARY, ROOT, scaled, wait_until
+from harness import BINARY, ROOT, SANITIZE, scaled, wait_until
 from ports import free_port
 
 pytestmark = [pytest.mark.sequential]
@@ -49,7 +50,8 @@ def test_health_command_fails():
 
 @pytest.mark.parametrize("answer,text", [
     (b"HTTP/1.1 503 Service Unavailable\r\nA: b\r\n\r\n{\"ready\":false}\n", "/readyz: HTTP/1.1 503 Service Unavailable: {\"ready\":false}"),
-    (b"x" * 10000, "/readyz: xxxx"), (b"", "/readyz: no answer"), (None, "no answer in time")])
+    (b"x" * 10000, "/readyz: xxxx"), (b"", "/readyz: no answer"), (None, "no answer in time")],
+    ids=["503", "no-http", "nothing", "silence"])
 def test_health_command_believes_only_200(answer, text):
     with socket.create_server(("127.0.0.1", 0)) as s:
         done = threading.Event()
@@ -62,7 +64,6 @@ def test_health_command_believes_only_200(answer, text):
                     done.wait(scaled(30))
                 else:
                     conn.sendall(answer)
-                    conn.shutdown(socket.SHUT_WR)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -129,13 +130,14 @@ def run_pod(tiercel, objects, obj, spec, **options):
     """The container's server with its own settings, but for ports, secrets and paths. (server, container, ports)"""
     c = check_pod(obj["metadata"]["name"], obj, spec)
     env = {e["name"]: e["value"] for e in c["env"] if "value" in e and not e["name"].endswith("_FILE")}
-    for name in "TIERCEL_UPSTREAM", "TIERCEL_BIND":
+    for name in "TIERCEL_UPSTREAM", "TIERCEL_BIND", "TIERCEL_HTTP_PORT":
         env.pop(name, None)
     grace, args = spec["terminationGracePeriodSeconds"], []
     if c.get("args"):
         assert c["args"] == ["/etc/tiercel/conf/tiercel.conf"]
         name = next(v["configMap"]["name"] for v in spec["volumes"] if v["name"] == "conf")
         text = manifests.config_map(objects, name)["tiercel.conf"]
+        text = re.sub(r"(?m)^(upstream|upstream-auth-file|protected-mode) .*\n", "", text)
         timeout = int(re.search(r"^shutdown-timeout (\d+)$", text, re.M).group(1))
         args = [str(options.pop("home") / "tiercel.conf")]
         with open(args[0], "w", encoding="utf-8") as f:
@@ -213,6 +215,54 @@ def test_readiness_waits_for_warming(tiercel, redis_server):
     wait_until(lambda: manifests.probe(c, "readinessProbe", {}, run)[0], what="ready")
 
 
+@pytest.mark.parametrize("case", manifests.cases())
+def test_rendered_chart(tiercel, tmp_path, case):
+    """make chart-test has rendered it with Go's templates and validated it against Kubernetes' schemas; here it is still the chart's."""
+    path = manifests.RENDERED / (case + ".yaml")
+    assert manifests.chart_digest(case) in path.read_text().splitlines()[0], "the chart has changed: make chart-test ARGS=--update"
+    objects = manifests.load(path)
+    [(obj, spec)] = manifests.pod_specs(objects)
+    if SANITIZE:
+        return
+    t, c, ports = run_pod(tiercel, objects, obj, spec, home=tmp_path)
+    assert t.client().config_get("maxmemory-policy") == {"maxmemory-policy": "allkeys-lru"}
+    if case == "upstream":
+        rules = t.client().execute_command("CACHE", "RULE", "LIST")
+        assert len(rules) == 2
+    check_probes(t, c, ports)
+
+
+BAD_VALUES = [
+    {"mode": "cluster"}, {"replica": 2}, {"replicas": "2"}, {"replicas": -1}, {"image": {"tag": 1}}, {"http": {"port": 0}},
+    {"http": {"bind": "0.0.0.0"}}, {"upstream": {"url": "redis://user:secret@redis:6379"}}, {"upstream": {"url": "http://redis"}},
+    {"config": {"max memory": "1gb"}}, {"config": {"maxmemory": None}}, {"config": {"logfile": "a\nb"}}, {"config": {"rule": []}},
+    {"persistence": {"size": "10 GB"}}, {"persistence": {"accessModes": ["ReadWriteMany"]}}, {"auth": {"password": "secret"}},
+    {"auth": {"existingSecret": "No Such"}}, {"serviceMonitor": {"interval": "15"}}, {"podLabels": {"a": 1}},
+    {"podDisruptionBudget": {"maxUnavailable": "all"}}, {"terminationGracePeriodSeconds": 0}, {"resources": {"memory": "1Gi"}}]
+
+
+def merged(below, above):
+    both = isinstance(below, dict) and isinstance(above, dict)
+    return {**below, **{k: merged(below.get(k), v) for k, v in above.items()}} if both else above
+
+
+@pytest.mark.heavy
+def test_chart_values():
+    jsonschema = pytest.importorskip("jsonschema")
+    with open(manifests.CHART / "values.schema.json", encoding="utf-8") as f:
+        schema = json.load(f)
+    jsonschema.Draft7Validator.check_schema(schema)
+    validator = jsonschema.Draft7Validator(schema)
+    [values] = manifests.load(manifests.CHART / "values.yaml")
+    assert set(values) | {"global"} == set(schema["properties"])
+    good = [manifests.load(p) for p in sorted(manifests.CASES.glob("*.yaml"))]
+    good.append([manifests.load(manifests.PARENT / "values.yaml")[0]["tiercel"]])
+    for case in good:
+        validator.validate(merged(values, case[0] if case else {}))
+    for bad in BAD_VALUES:
+        assert not validator.is_valid(merged(values, bad)), bad
+
+
 def test_compose_file():
     compose = manifests.load(DOCKER / "compose.yaml")[0]
     for name, service in compose["services"].items():
@@ -234,4 +284,7 @@ def test_versions_are_the_server_s():
     for _, objects in manifest_objects():
         for _, spec in manifests.pod_specs(objects):
             assert manifests.servers(spec)[0]["image"] == "tiercel:" + VERSION
+    chart = manifests.load(manifests.CHART / "Chart.yaml")[0]
+    assert chart["version"] == chart["appVersion"] == VERSION
+    assert manifests.load(manifests.PARENT / "Chart.yaml")[0]["dependencies"][0]["version"] == VERSION
     assert subprocess.run([str(BINARY), "--version"], stdout=subprocess.PIPE, text=True).stdout.split()[1] == VERSION
