@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -288,3 +289,23 @@ def test_versions_are_the_server_s():
     assert chart["version"] == chart["appVersion"] == VERSION
     assert manifests.load(manifests.PARENT / "Chart.yaml")[0]["dependencies"][0]["version"] == VERSION
     assert subprocess.run([str(BINARY), "--version"], stdout=subprocess.PIPE, text=True).stdout.split()[1] == VERSION
+
+
+def test_the_dockerfile():
+    """What needs no build: known instructions, sources that are there and are sent, a numeric user, a health check without a shell."""
+    sys.path.insert(0, str(ROOT / "tests/packaging"))
+    import dockerfile
+
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    steps = list(dockerfile.instructions(str(DOCKER / "Dockerfile")))
+    final = max(i for i, (name, _) in enumerate(steps) if name == "FROM")
+    for name, rest in steps:
+        assert name in ("FROM", "ARG", "RUN", "COPY", "LABEL", "USER", "WORKDIR", "VOLUME", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK",
+                        "ENTRYPOINT", "CMD"), name
+        if name == "COPY" and not rest.startswith("--from="):
+            for source in rest.split()[:-1]:
+                assert (ROOT / source).exists() and source.split("/")[0] not in ignored, source
+    last = dict(steps[final:])
+    assert last["USER"] == "999:999" and last["VOLUME"] == "/data"
+    assert dockerfile.words(last["HEALTHCHECK"].partition("CMD ")[2]) == ["tiercel", "--health"]
+    assert os.access(DOCKER / "entrypoint.sh", os.X_OK)
