@@ -31,6 +31,7 @@ SYSCONFDIR ?= $(if $(filter /usr,$(PREFIX)),/etc,$(PREFIX)/etc)
 MANDIR  ?= $(PREFIX)/share/man
 SYSTEMDDIR ?= $(PREFIX)/lib/systemd/system
 DESTDIR ?=
+DOCKER  ?= docker
 VERSION := $(shell sed -n 's/^.define TIERCEL_VERSION "\(.*\)"/\1/p' include/tiercel/version.h)
 
 .DEFAULT_GOAL := all
@@ -120,7 +121,7 @@ FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 C_FILES    = $(shell find src include tests bench -name '*.[ch]')
 
 .PHONY: all run test unit e2e coherence bench-sidecar differential apps fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-spikes bench-large bench-disk bench-hit-ratio soak \
-        install uninstall deb deb-test port-test dist clean deps deps-test help FORCE
+        install uninstall deb deb-test port-test image image-test chart-test dist clean deps deps-test help FORCE
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -314,6 +315,15 @@ dist:  ## build/tiercel-VERSION.tar.gz: the sources of the last commit
 	@mkdir -p $(BUILD)
 	git archive --format=tar.gz --prefix=tiercel-$(VERSION)/ -o $(BUILD)/tiercel-$(VERSION).tar.gz HEAD
 	@echo $(BUILD)/tiercel-$(VERSION).tar.gz
+
+image:  ## container image tiercel:VERSION (docker, or DOCKER=podman)
+	$(DOCKER) build --build-arg VERSION=$(VERSION) -f docker/Dockerfile -t tiercel:$(VERSION) -t tiercel .
+
+image-test:  ## the Dockerfile's steps in fresh systems, and the result run as its user (root, debootstrap, some minutes)
+	@$(PYTHON) tests/packaging/image.py $(ARGS)
+
+chart-test:  ## the Helm chart rendered, its objects and the manifests against Kubernetes' schemas (Go, sprig, npm; ARGS=--update)
+	@$(PYTHON) tests/packaging/chart.py $(ARGS)
 
 clean:  ## remove build/
 	rm -rf $(BUILD)

@@ -17,6 +17,7 @@
 #include "tiercel/disk.h"
 #include "tiercel/figures.h"
 #include "tiercel/hash.h"
+#include "tiercel/health.h"
 #include "tiercel/http.h"
 #include "tiercel/log.h"
 #include "tiercel/loop.h"
@@ -247,6 +248,7 @@ static void block_signals(sigset_t *set)
     sigaddset(set, SIGHUP);
     pthread_sigmask(SIG_BLOCK, set, NULL);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGCHLD, SIG_IGN); /* as process 1 of a container it gets the orphans of others; so the kernel buries them */
 }
 
 static void on_second_signal(int sig)
@@ -524,6 +526,8 @@ int main(int argc, char **argv, char **envp)
     sigset_t signals;
 
     umask(0077);
+    if (health_is_asked(argc, argv))
+        return health_run(argc, argv, envp);
     buf_init(&text, MEM_OTHER);
     if (conf_load(argc, argv, envp, &sv.conf, &exit_now, &text) != ST_OK) {
         fprintf(stderr, "tiercel: %.*s\n", (int)text.len, text.ptr);

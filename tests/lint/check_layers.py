@@ -45,7 +45,7 @@ HEADER_LAYER = {
     "upstream": "upstream",
     "tier": "tier inspect warm",
     "cmd": "cmd command keyspace session inbox pubsub tracking acl",
-    "net": "net http loop figures",
+    "net": "net http loop figures health",
 }
 HEADER_MODULE = {name + ".h": module for module, names in HEADER_LAYER.items() for name in names.split()}
 
