@@ -31,7 +31,7 @@
 #include "tiercel/warm.h"
 
 #define SHARD_BITS 10
-#define DRAIN_MS 500       /* clients' time to take their last replies at a stop */
+#define DRAIN_MS 500 /* clients' time to take their last replies at a stop */
 /* What maxmemory 0 stands for: percent of the machine or cgroup, less what the process needs in any case. The rest is for
  * clients, the allocator, and the page cache, through which the disk tier is read and written. */
 #define MAXMEMORY_SHARE 60

@@ -106,13 +106,10 @@ void conf_each(const struct conf *c, struct slice pattern, void (*fn)(void *arg,
 /* One setting by its exact name; false: unknown. */
 bool conf_get(const struct conf *c, const char *name, struct buf *value);
 
-/* Is it the name of a setting whose value is not to be repeated? */
-bool conf_is_secret(struct slice name);
-
 /* The letters of notify-keyspace-events as bits of enum conf_notify; false: there are others. */
 bool conf_notify_parse(const char *text, unsigned *classes);
 
-/* Is it a setting that no log may show? */
+/* Is it a setting that no log and no answer may repeat? */
 bool conf_is_secret(struct slice name);
 /* The snapshot with this secret as its file (<name>-file) has it now. ST_NOT_FOUND: it came from no file; ST_BAD: *err is
  * one line. *out has one reference. Any thread; serialise calls, with those of conf_set() too. */

@@ -63,12 +63,6 @@ int conf_find(struct slice name)
     return -1;
 }
 
-bool conf_is_secret(struct slice name)
-{
-    int id = conf_find(name);
-    return id >= 0 && (conf_rows[conf_target((enum conf_id)id)].flags & CONF_SECRET);
-}
-
 static const char **string_field(const struct conf *c, enum conf_id id)
 {
     return (const char **)(uintptr_t)((const char *)c + conf_rows[id].offset);

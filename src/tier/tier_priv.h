@@ -216,7 +216,7 @@ void tier_parts_take(struct tier_parts *p, struct pace *pace);
 void tier_parts_deinit(struct tier_parts *p);
 
 /* big.c */
-#define TIER_BIG_BYTES (256 * 1024) /* of the serial form; smaller ones are serialised at once */
+#define TIER_BIG_BYTES (256 * 1024)  /* of the serial form; smaller ones are serialised at once */
 bool tier_big_start(struct tier *t); /* with a disk; false: no thread is to be had */
 void tier_big_stop(struct tier *t);  /* what waits stays in memory; again: nothing */
 bool tier_is_big(const struct tier *t, const struct object *o);
