@@ -1,5 +1,6 @@
 #!/bin/bash
-# The Debian package in a fresh system: built, installed, run as its own user on a read-only root as its unit says, purged.
+# The Debian package in a fresh system: built, installed, run as its own user on a read-only root without
+# capabilities, started by systemd as its unit says, where systemd can be had, and purged.
 #   bash tests/packaging/deb.sh        (root; needs debootstrap and a Debian mirror; some minutes)
 # ROOT=dir keeps and reuses the base system there. SUITE and MIRROR choose another.
 set -euo pipefail
@@ -8,10 +9,13 @@ cd "$(dirname "$0")/../.."
 suite=${SUITE:-bookworm} mirror=${MIRROR:-http://deb.debian.org/debian} components=main
 # shellcheck source=tests/packaging/root.sh
 . tests/packaging/root.sh
+# shellcheck source=tests/packaging/systemd.sh
+. tests/packaging/systemd.sh
 pid=
 
 finish() {
     [ -z "$pid" ] || kill "$pid" 2>/dev/null || true
+    halt
     leave
 }
 trap finish EXIT
@@ -20,10 +24,11 @@ trap finish EXIT
 paths() { find "$root" -xdev \( -path "$root/var/lib/dpkg" -o -path "$root/var/lib/apt" -o -path "$root/var/cache" -o -path "$root/var/log" \) -prune -o -print | sort; }
 
 make --no-print-directory deb
-deb=$(echo build/tiercel_*.deb)
+deb=$(echo "${BUILD:-build}"/tiercel_*.deb)
 make_root
+inside dpkg --purge tiercel >/dev/null 2>&1 || true # of a run that failed
 # What it depends on is there before, so that a purge of it alone must leave no difference.
-inside apt-get -qq install -y --no-install-recommends redis-tools adduser iproute2 >/dev/null 2>&1 || fail "apt-get install"
+inside apt-get -qq install -y --no-install-recommends redis-tools adduser systemd >/dev/null 2>&1 || fail "apt-get install"
 cp "$deb" "$root/tmp/tiercel.deb"
 depends=$(dpkg-deb -f "$deb" Depends | sed 's/([^)]*)//g; s/,/ /g')
 # shellcheck disable=SC2086
@@ -36,7 +41,31 @@ inside id tiercel
 [ "$(stat -c '%U %a' "$root/etc/tiercel/tiercel.conf")" = "root 640" ] || fail "rights of tiercel.conf"
 [ "$(inside stat -c '%U %G %a' /var/lib/tiercel)" = "tiercel tiercel 700" ] || fail "rights of /var/lib/tiercel"
 
-# As the unit has it: own user, nothing but its state directory writable, no capabilities, no new privileges.
+# Everything that the unit asks for, done by systemd.
+ctl() { in_system systemctl "$@" tiercel || fail "systemctl $*: $(in_system systemctl status --no-pager -n 20 tiercel)"; }
+with_systemd() {
+    local main
+    ctl start
+    [ "$(in_system redis-cli set greeting hello)" = OK ] || fail "set, under systemd"
+    main=$(in_system systemctl show -P MainPID tiercel)
+    [ "$(in_system stat -c %U "/proc/$main")" = tiercel ] || fail "it runs as root"
+    in_system grep -q '^CapBnd:.*0000000000000000$' "/proc/$main/status" || fail "it has capabilities"
+    in_system grep -q '^Seccomp:.*2$' "/proc/$main/status" || fail "no system call is forbidden to it"
+    ctl reload
+    ctl restart
+    [ "$(in_system redis-cli get greeting)" = hello ] || fail "the value is gone after a restart by systemd"
+    ctl kill -s KILL
+    for _ in $(seq 100); do
+        [ "$(in_system redis-cli ping 2>/dev/null)" != PONG ] || break
+        sleep 0.1
+    done
+    [ "$(in_system redis-cli get greeting)" = hello ] || fail "it was not started again after a kill"
+    ctl stop
+    [ "$(in_system systemctl show -P Result tiercel)" = success ] || fail "it did not stop in order"
+    halt
+}
+
+# By hand, as the unit has it: own user, nothing but its state directory writable, no capabilities, no new privileges.
 port=$((20000 + RANDOM % 10000))
 start() {
     unshare --mount bash -c '
@@ -58,17 +87,26 @@ stop() {
     wait "$pid" || fail "exit code $?: $(cat "$work/log")"
     pid=
 }
-start
-[ "$(stat -c %U "/proc/$pid")" != root ] || fail "it runs as root"
-grep -q '^CapEff:.*0000000000000000$' "/proc/$pid/status" || fail "it has capabilities"
-[ "$(ask set greeting hello)" = OK ] || fail set
-stop
-start
-[ "$(ask get greeting)" = hello ] || fail "the value is gone after a restart"
-stop
+by_hand() {
+    start
+    [ "$(stat -c %U "/proc/$pid")" != root ] || fail "it runs as root"
+    grep -q '^CapEff:.*0000000000000000$' "/proc/$pid/status" || fail "it has capabilities"
+    [ "$(ask set greeting hello)" = OK ] || fail set
+    stop
+    start
+    [ "$(ask get greeting)" = hello ] || fail "the value is gone after a restart"
+    stop
+}
+
+by_hand
+how="run by hand"
+if boot; then
+    with_systemd
+    how="$how and by systemd"
+fi
 
 inside apt-get -qq purge -y tiercel >/dev/null 2>&1 || fail purge
 paths >"$work/after"
 diff "$work/before" "$work/after" || fail "purge left that, or took it"
 diff "$work/passwd" "$root/etc/passwd" || fail "purge left its user"
-echo "$deb: installed, run, purged"
+echo "$deb: installed, $how, purged"

@@ -1,3 +1,4 @@
+#!/bin/bash
 # A fresh system of a distribution to try things in; sourced by deb.sh and port.sh, from the top of the sources.
 # In: suite, mirror and components; ROOT=dir keeps and reuses the system there. Out: $root, $work (a directory that goes).
 # Root and debootstrap are needed.
