@@ -29,7 +29,7 @@ WORDS = [b"NX", b"XX", b"GT", b"LT", b"GET", b"KEEPTTL", b"PERSIST", b"REPLACE",
 SAFE_TYPES = "sifclze"
 # Keys that only certain commands change. x: places, no two of them at one place, so that distances are an order;
 # y: sorted sets of one score only; w: small ones, for ranges by lex without LIMIT: of others Redis promises
-# nothing; q: strings.
+# nothing; q: strings, or not there: no command makes a set of them.
 PURE_TYPES = "xywq"
 # Lua, kinds of its keys, makers of its arguments (v: any value, n: a number, k: a key that is not in KEYS).
 SCRIPTS = [

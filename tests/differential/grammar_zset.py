@@ -204,7 +204,7 @@ class SortedSets:
 
         def geoadd():
             flags = [w for w in (b"NX", b"XX", b"CH") if rng.random() < 0.08]
-            return [b"GEOADD", geo()] + flags + [x for _ in range(rng.choice((1, 2, 8, 20))) for x in self.place()]
+            return [b"GEOADD", to()] + flags + [x for _ in range(rng.choice((1, 2, 8, 20))) for x in self.place()]
 
         def shape():
             where = [b"FROMMEMBER", member()] if rng.random() < 0.5 else [b"FROMLONLAT"] + self.lonlat()
