@@ -53,14 +53,19 @@ static struct object *entry(const char *name)
     return slot ? mem_object(*slot) : NULL;
 }
 
-static void push(const char *name)
+static void push_at(const char *name, bool head)
 {
     struct key k = key_of(name);
     mem_lock(shard_of(&k));
     struct object *o = entry(name);
-    qlist_push(o, false, SLICE_LIT("x"), -2);
+    qlist_push(o, head, SLICE_LIT("x"), -2);
     tier_changed_locked(w, shard_of(&k), &k, o, o, false);
     mem_unlock(shard_of(&k));
+}
+
+static void push(const char *name)
+{
+    push_at(name, false);
 }
 
 static bool del(const char *name)
@@ -554,7 +559,7 @@ static void test_save_of_a_large_list(void **state)
             del("big");
             put_long_list("big", 5000);
         } else if (change) {
-            push("big");
+            push_at("big", true); /* where it is saved first */
         }
         wait_for_save();
         if (change && !known_to_disk("big")) /* it was saved before */
