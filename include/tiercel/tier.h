@@ -141,6 +141,8 @@ struct tier {
     _Atomic bool paying;       /* a commit is put together: nothing more is owed (journal.c) */
     _Atomic bool held_back;    /* something was owed since the last commit was put together */
     struct buf paying_serial;  /* the disk's writer thread's */
+    _Atomic bool owed_large;   /* something large is owed */
+    _Atomic bool parting;      /* OBJ_F_SAVING is in use: by a save, or by the disk's writer thread (parts.c) */
     _Atomic bool journal_debt; /* writes that the disk did not take: tier_save_start() once it is well */
     struct saver *saver;
     struct tier_big *big;           /* demotes large values (big.c); NULL without a disk */

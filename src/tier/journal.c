@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "tiercel/clock.h"
+#include "tiercel/pace.h"
 #include "tier_priv.h"
 
 #define SYNC_NEVER UINT64_MAX /* the event of a write that the disk refused */
@@ -44,16 +45,13 @@ bool tier_dirty_locked(const struct tier *t, const struct object *o, uint64_t ha
 /* ---- writing ---- */
 
 /* false: the disk did not take it. */
-static bool append_locked(struct tier *t, struct stats_block *stats, struct buf *serial, const struct key *key,
-                          struct object *o)
+static bool append_record_locked(struct tier *t, struct stats_block *stats, const struct key *key, struct object *o,
+                                 struct disk_record *rec)
 {
-    struct disk_record rec;
     bool had_expire;
 
-    tier_fill_record(t, key, o, serial, &rec);
-    rec.must = true;
-    enum status st = disk_append_locked(t->disk, &rec);
-    rcbuf_unref(rec.payload_ref);
+    rec->must = true;
+    enum status st = disk_append_locked(t->disk, rec);
     o->flags &= (uint8_t) ~(OBJ_F_OWED | OBJ_F_LEAVING);
     if (st == ST_OK) {
         stats_inc(stats, STAT_tier_journal_writes);
@@ -63,6 +61,17 @@ static bool append_locked(struct tier *t, struct stats_block *stats, struct buf 
     disk_forget_locked(t->disk, key->hash, &had_expire);
     atomic_store(&t->journal_debt, true);
     return false;
+}
+
+static bool append_locked(struct tier *t, struct stats_block *stats, struct buf *serial, const struct key *key,
+                          struct object *o)
+{
+    struct disk_record rec;
+
+    tier_fill_record(t, key, o, serial, &rec);
+    bool ok = append_record_locked(t, stats, key, o, &rec);
+    rcbuf_unref(rec.payload_ref);
+    return ok;
 }
 
 /* false: a commit is being put together, and must not be without it. */
@@ -79,6 +88,8 @@ static bool owe_locked(struct worker *w, const struct key *key, struct object *o
         buf_append(&tw->owed, key->ptr, key->len);
         tw->owed_n++;
         atomic_store_explicit(&w->tier->held_back, true, memory_order_relaxed);
+        if (UNLIKELY(tier_is_parted(o)))
+            atomic_store(&w->tier->owed_large, true);
     }
     pthread_mutex_unlock(&tw->owed_mu);
     return may;
@@ -94,16 +105,31 @@ void tier_journal_locked(struct worker *w, const struct key *key, struct object 
         tw->unwritten = true;
 }
 
-static void pay_locked(struct tier *t, struct stats_block *stats, struct buf *serial, const struct key *key, bool *ok)
+/* NULL: nothing is owed of it. */
+static struct object *owed_locked(const struct tier *t, const struct key *key)
 {
     mem_slot *slot = mem_find_locked(t->mem, tier_shard_of(t, key->hash), key);
     struct object *o = slot ? mem_object(*slot) : NULL;
 
     if (o && o->type == OBJ_RESIDENCY)
         o = residency_of(o)->fetching ? NULL : residency_of(o)->value;
-    if (!o || o->flags & OBJ_F_ORIGIN || !(o->flags & OBJ_F_OWED))
-        return;
-    *ok &= append_locked(t, stats, serial, key, o);
+    return o && !(o->flags & OBJ_F_ORIGIN) && o->flags & OBJ_F_OWED ? o : NULL;
+}
+
+static void pay_locked(struct tier *t, struct stats_block *stats, struct buf *serial, const struct key *key, bool *ok)
+{
+    struct object *o = owed_locked(t, key);
+
+    if (o)
+        *ok &= append_locked(t, stats, serial, key, o);
+}
+
+/* Goes on to the next key in a list of what is owed. */
+static void take_key(const struct buf *owed, size_t *at, struct key *key)
+{
+    memcpy(key, owed->ptr + *at, sizeof(*key));
+    key->ptr = owed->ptr + *at + sizeof(*key);
+    *at += sizeof(*key) + key->len;
 }
 
 /* Writes what a worker noted; on that worker's thread, or on the disk's. */
@@ -119,9 +145,7 @@ static void pay_noted(struct tier_worker *tw, struct stats_block *stats, struct 
     pthread_mutex_unlock(&tw->owed_mu);
     for (size_t at = 0; at < owed.len;) {
         struct key key;
-        memcpy(&key, owed.ptr + at, sizeof(key));
-        key.ptr = owed.ptr + at + sizeof(key);
-        at += sizeof(key) + key.len;
+        take_key(&owed, &at, &key);
         struct mem_shard *shard = tier_shard_of(t, key.hash);
         mem_lock(shard);
         pay_locked(t, stats, serial, &key, ok);
@@ -154,11 +178,87 @@ void tier_flush_owed(struct worker *w)
     tw->unwritten |= !ok;
 }
 
+/* ---- large values, before a commit is put together ----
+ * To serialise one at once keeps everybody from its shard. So what is owed of large values is written in parts first, while
+ * more may be owed. Nobody else makes a commit meanwhile, so this comes to the same as if it was written with the rest of
+ * what is owed. Who changes such a value meanwhile clears OBJ_F_SAVING: it stays owed, and is written with that rest. */
+
+/* A reply waits for the commit, or a write for room: no rests. */
+static bool prepay_hurry(void *arg)
+{
+    const struct tier *t = arg;
+    bool hurry = atomic_load_explicit(&t->room_waiting, memory_order_relaxed) > 0;
+
+    for (int i = 0; i < t->nworkers && !hurry; i++) {
+        const struct tier_worker *tw = t->workers[i] ? t->workers[i]->tier_worker : NULL;
+        hurry = tw && atomic_load_explicit(&tw->sync_waiting, memory_order_relaxed) > 0;
+    }
+    return hurry;
+}
+
+static void prepay(struct tier *t, const struct key *key, struct pace *pace)
+{
+    struct mem_shard *shard = tier_shard_of(t, key->hash);
+    struct tier_parts parts;
+    bool more = true;
+
+    tier_parts_init(&parts, t);
+    for (bool first = true; more; first = false) {
+        mem_lock(shard);
+        struct object *o = owed_locked(t, key);
+        if (!o || !tier_is_parted(o) || (!first && !(o->flags & OBJ_F_SAVING))) {
+            more = false;
+        } else if (parts.last) {
+            struct disk_record rec;
+            tier_fill_head(t, key, o, &rec);
+            rec.payload_ref = parts.whole;
+            append_record_locked(t, t->disk_stats, key, o, &rec);
+            more = false;
+        } else {
+            o->flags |= OBJ_F_SAVING;
+            tier_parts_next_locked(&parts, o);
+        }
+        mem_unlock(shard);
+        if (more)
+            tier_parts_take(&parts, pace);
+    }
+    tier_parts_deinit(&parts);
+}
+
+static void prepay_large(struct tier *t)
+{
+    struct pace pace = {.hurry = prepay_hurry, .arg = t};
+    struct buf owed;
+
+    if (atomic_exchange(&t->parting, true)) /* a save is at it */
+        return;
+    atomic_store(&t->owed_large, false);
+    buf_init(&owed, MEM_OTHER);
+    for (int i = 0; i < t->nworkers; i++) {
+        struct tier_worker *tw = t->workers[i] ? t->workers[i]->tier_worker : NULL;
+        if (!tw)
+            continue;
+        pthread_mutex_lock(&tw->owed_mu);
+        buf_slice_append(&owed, buf_slice(&tw->owed)); /* it stays noted: it may be changed again */
+        pthread_mutex_unlock(&tw->owed_mu);
+    }
+    pace_begin(&pace);
+    for (size_t at = 0; at < owed.len;) {
+        struct key key;
+        take_key(&owed, &at, &key);
+        prepay(t, &key, &pace);
+    }
+    buf_deinit(&owed);
+    atomic_store(&t->parting, false);
+}
+
 bool tier_committing(void *arg, bool begin)
 {
     struct tier *t = arg;
     bool ok = true;
 
+    if (begin && UNLIKELY(atomic_load(&t->owed_large)))
+        prepay_large(t);
     atomic_store(&t->paying, begin);
     for (int i = 0; begin && i < t->nworkers; i++) {
         struct tier_worker *tw = t->workers[i] ? t->workers[i]->tier_worker : NULL;

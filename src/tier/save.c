@@ -1,6 +1,7 @@
 /* Writing out what only memory has: SAVE and its kin, on a thread of their own, with rests (pace.h), and the clean stop.
  * A large value is serialised in parts: who changes it meanwhile clears OBJ_F_SAVING, and it is begun anew. */
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "tiercel/clock.h"
 #include "tiercel/log.h"
@@ -9,6 +10,7 @@
 
 #define SYNC_STEP_MS 1000 /* how often a save that waits for the disk looks whether the server stops */
 #define SAVE_ROOM_MS 50
+#define PARTING_US 1000
 #define BUCKET_UNITS 3000 /* for pace_spend() */
 #define LARGE_TRIES 4     /* what changes all the time is then serialised at once */
 
@@ -81,7 +83,7 @@ static void save_object(void *arg, struct object *o)
         return;
     if (!worth_saving(s->t, o, mem_object_hash(s->t->mem, o), s->now_ms))
         return;
-    if (UNLIKELY(object_is_parted(o) && object_stored_len(o) >= TIER_BIG_BYTES)) {
+    if (UNLIKELY(tier_is_parted(o))) {
         struct key key;
         mem_object_key(s->t->mem, o, &key);
         buf_append(s->large, &key, sizeof(key));
@@ -154,12 +156,15 @@ static enum status save_large(struct tier *t, struct saver *sv, const struct key
     struct mem_shard *shard = tier_shard_of(t, key->hash);
     enum status st = ST_BUSY;
 
+    while (atomic_exchange(&t->parting, true)) /* the journal is at it, for one commit */
+        usleep(PARTING_US);
     for (int i = 0; i < LARGE_TRIES && st == ST_BUSY; i++) {
         struct tier_parts parts;
         tier_parts_init(&parts, t);
         st = save_parts(t, sv, key, &parts, pace);
         tier_parts_deinit(&parts);
     }
+    atomic_store(&t->parting, false);
     if (st != ST_BUSY)
         return st;
     mem_lock(shard);

@@ -199,6 +199,7 @@ bool tier_fetch_whole(struct worker *w, const struct key *key);
 void tier_fence_init(struct tier_worker *tw);
 
 /* parts.c */
+#define TIER_BIG_BYTES (256 * 1024) /* of the serial form; smaller ones are serialised at once */
 struct pace;
 struct tier_parts {
     struct tier *t;
@@ -214,9 +215,13 @@ void tier_parts_next_locked(struct tier_parts *p, const struct object *o);
 /* Takes it; may rest, so no lock is held. Once for each part. */
 void tier_parts_take(struct tier_parts *p, struct pace *pace);
 void tier_parts_deinit(struct tier_parts *p);
+/* Is its serial form made in parts? */
+static inline bool tier_is_parted(const struct object *o)
+{
+    return object_is_parted(o) && object_stored_len(o) >= TIER_BIG_BYTES;
+}
 
 /* big.c */
-#define TIER_BIG_BYTES (256 * 1024)  /* of the serial form; smaller ones are serialised at once */
 bool tier_big_start(struct tier *t); /* with a disk; false: no thread is to be had */
 void tier_big_stop(struct tier *t);  /* what waits stays in memory; again: nothing */
 bool tier_is_big(const struct tier *t, const struct object *o);

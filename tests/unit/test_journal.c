@@ -53,14 +53,19 @@ static struct object *entry(const char *name)
     return slot ? mem_object(*slot) : NULL;
 }
 
-static void push(const char *name)
+static void push_at(const char *name, bool head)
 {
     struct key k = key_of(name);
     mem_lock(shard_of(&k));
     struct object *o = entry(name);
-    qlist_push(o, false, SLICE_LIT("x"), -2);
+    qlist_push(o, head, SLICE_LIT("x"), -2);
     tier_changed_locked(w, shard_of(&k), &k, o, o, false);
     mem_unlock(shard_of(&k));
+}
+
+static void push(const char *name)
+{
+    push_at(name, false);
 }
 
 static bool del(const char *name)
@@ -554,7 +559,7 @@ static void test_save_of_a_large_list(void **state)
             del("big");
             put_long_list("big", 5000);
         } else if (change) {
-            push("big");
+            push_at("big", true); /* where it is saved first */
         }
         wait_for_save();
         if (change && !known_to_disk("big")) /* it was saved before */
@@ -567,6 +572,62 @@ static void test_save_of_a_large_list(void **state)
         object_free(o);
     }
     assert_int_equal(atomic_load(&wd->tier->demoting_bytes), 0);
+}
+
+struct pusher {
+    pthread_t thread;
+    int n;
+    useconds_t pause;
+};
+
+static void *pusher_main(void *arg)
+{
+    struct pusher *p = arg;
+    for (int i = 0; i < p->n; i++) {
+        usleep(p->pause);
+        push_at("big", true);
+    }
+    return NULL;
+}
+
+static size_t newest_len(void)
+{
+    const struct fake_rec *r = &wd->disk->rec[wd->disk->nrec - 1];
+    struct key k = key_of("big");
+    struct object *o;
+    assert_true(slice_eq(key_slice(&r->r.key), SLICE_LIT("big")));
+    assert_int_equal(object_parse(OBJ_LIST, &k, r->r.payload, 0, 0, &o), ST_OK);
+    size_t len = object_len(o);
+    object_free(o);
+    return len;
+}
+
+/* A commit has a large value as it is, though it is written in parts, and others may change it meanwhile. */
+static void test_commit_of_a_large_list(void **state)
+{
+    (void)state;
+    int64_t writes = (int64_t)stats_sum(STAT_tier_journal_writes);
+    put_long_list("big", 4000);
+    assert_true(atomic_load(&wd->tier->owed_large));
+    tier_committing(wd->tier, true);
+    assert_int_equal(newest_len(), 4000);
+    assert_int_equal((int64_t)stats_sum(STAT_tier_journal_writes) - writes, 1); /* not once more at once */
+    tier_committing(wd->tier, false);
+    for (int i = 0; i < 30; i++) {
+        struct pusher p = {.n = 1 + i % 3, .pause = (useconds_t)(i / 3) * 100};
+        put_long_list("big", 4000);
+        pthread_create(&p.thread, NULL, pusher_main, &p);
+        tier_committing(wd->tier, true);
+        struct key k = key_of("big");
+        mem_lock(shard_of(&k)); /* while it is put together what changes is written at once */
+        assert_int_equal(newest_len(), object_len(entry("big")));
+        assert_false(entry("big")->flags & OBJ_F_OWED);
+        mem_unlock(shard_of(&k));
+        pthread_join(p.thread, NULL);
+        assert_int_equal(newest_len(), 4000 + p.n);
+        tier_committing(wd->tier, false);
+    }
+    assert_false(atomic_load(&wd->tier->parting));
 }
 
 /* ---- admission -------------------------------------------------------------------------------- */
@@ -651,6 +712,7 @@ int main(void)
         ROW(test_large_list_stays, with_disk),
         ROW(test_what_was_held_back_is_told, with_journal),
         ROW(test_save, with_disk),
+        ROW(test_commit_of_a_large_list, with_journal),
         ROW(test_save_of_a_large_list, with_disk),
         ROW(test_admission, with_disk),
         ROW(test_expired_on_disk_is_told, with_disk),
