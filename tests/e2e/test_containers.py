@@ -37,6 +37,8 @@ def test_health_command(tiercel):
     assert health("--health", conf).returncode == 0
     # A PING where there is no HTTP port, on the port or the socket; whoever refuses is alive.
     assert health("--health", "--http-port", 0, "--port", t.port, "--bind", "0.0.0.0", "::1").returncode == 0
+    t.restart(unixsocket=t.home / "t.sock")
+    assert health("--health", "--http-port", 0, "--port", 0, "--unixsocket", t.home / "t.sock").returncode == 0
     done = health("--ready", "--http-port", 0, "--port", t.port)
     assert done.returncode == 1 and "needs http-port" in done.stderr
 
@@ -139,7 +141,7 @@ def run_pod(tiercel, objects, obj, spec, **options):
         assert c["args"] == ["/etc/tiercel/conf/tiercel.conf"]
         name = next(v["configMap"]["name"] for v in spec["volumes"] if v["name"] == "conf")
         text = manifests.config_map(objects, name)["tiercel.conf"]
-        text = re.sub(r"(?m)^(upstream|upstream-auth-file|protected-mode) .*\n", "", text)
+        text = re.sub(r"(?m)^(upstream|upstream-auth-file|protected-mode|tls-[a-z-]+) .*\n", "", text)
         timeout = int(re.search(r"^shutdown-timeout (\d+)$", text, re.M).group(1))
         args = [str(options.pop("home") / "tiercel.conf")]
         with open(args[0], "w", encoding="utf-8") as f:
@@ -243,7 +245,7 @@ BAD_VALUES = [
     {"config": {"max memory": "1gb"}}, {"config": {"maxmemory": None}}, {"config": {"logfile": "a\nb"}}, {"config": {"rule": []}},
     {"persistence": {"size": "10 GB"}}, {"persistence": {"accessModes": ["ReadWriteMany"]}}, {"auth": {"password": "secret"}},
     {"auth": {"existingSecret": "No Such"}}, {"serviceMonitor": {"interval": "15"}}, {"podLabels": {"a": 1}},
-    {"podDisruptionBudget": {"maxUnavailable": "all"}}, {"terminationGracePeriodSeconds": 0}, {"resources": {"memory": "1Gi"}}]
+    {"podDisruptionBudget": {"maxUnavailable": "all"}}, {"terminationGracePeriodSeconds": 0}, {"tls": {"authClients": True}}, {"resources": {"memory": "1Gi"}}]
 
 
 def merged(below, above):

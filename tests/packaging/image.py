@@ -138,7 +138,9 @@ class Container:
 
     def kill(self):
         if self.process.poll() is None:
-            self.process.kill()  # --kill-child does the rest
+            if self.pid:  # --kill-child is forgotten when the child changes its user
+                os.kill(self.pid, signal.SIGKILL)
+            self.process.kill()
             self.process.wait()
 
 
@@ -227,8 +229,13 @@ def check_pods(image):
     secret.chmod(0o755)
     for name in "password", "http-token", "upstream-auth":
         (secret / name).write_text("s3cret\n")
-        os.chown(secret / name, 0, 999)
-        (secret / name).chmod(0o440)
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=localhost", "-days", "2",
+                    "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(secret / "tls.key"), "-out", str(secret / "tls.crt")],
+                   check=True, stderr=subprocess.DEVNULL)
+    shutil.copy(secret / "tls.crt", secret / "ca.crt")
+    for path in secret.iterdir():
+        os.chown(path, 0, 999)
+        path.chmod(0o440)
     paths = sorted((TOP / "docker/kubernetes").glob("*.yaml")) + sorted((TOP / "tests/packaging/rendered").glob("*.yaml"))
     for path in paths:
         objects = manifests.load(path)
@@ -254,6 +261,8 @@ def check_pods(image):
             c.wait_answer("NOAUTH" if locked else "PONG")
             if locked:
                 assert c.redis("-a", "s3cret", "--no-auth-warning", "ping") == "PONG"
+            if any(port["name"] == "redis-tls" for port in container.get("ports", [])):
+                assert c.redis("-a", "s3cret", "--no-auth-warning", "--tls", "-p", "6380", "--cacert", str(secret / "ca.crt"), "ping") == "PONG"
             for tries, which in (150, "startupProbe"), (1, "readinessProbe"), (1, "livenessProbe"):
                 while not passes(c, container, which):
                     tries -= 1
