@@ -51,7 +51,8 @@ def base_system(source, directory):
 class Container:
     """The image as a process: namespaces for mounts, processes and network, a read-only root, a tmpfs on /tmp, no capabilities."""
 
-    def __init__(self, image, command=None, data=None, binds=(), env=None, user=None, data_options=""):
+    def __init__(self, image, command=None, data=None, binds=(), env=None, user=None, data_options="",
+                 tmp=True):
         self.image = image
         self.data = data
         self.user = user or image.user
@@ -59,7 +60,7 @@ class Container:
         self.out = tempfile.TemporaryFile()
         root = image.root
         mounts = ["set -e", "ip link set lo up", "mount --bind {0} {0}".format(root), "mount -o remount,ro,bind %s" % root,
-                  "mount -t tmpfs tmpfs %s/tmp" % root, "mount -t tmpfs -o mode=755 tmpfs %s/dev" % root]
+                  "mount -t tmpfs tmpfs %s/tmp" % root if tmp else ":", "mount -t tmpfs -o mode=755 tmpfs %s/dev" % root]
         for device in "null", "zero", "urandom", "random":
             mounts += ["touch {0}/dev/{1}".format(root, device), "mount --bind /dev/{1} {0}/dev/{1}".format(root, device)]
         # As an engine does for VOLUME.
@@ -255,8 +256,9 @@ def check_pods(image):
                     binds.append((conf, mount["mountPath"]))
             env = {e["name"]: e["value"] for e in container.get("env", []) if "value" in e}
             user = "%d:%d" % (spec["securityContext"]["runAsUser"], spec["securityContext"]["runAsGroup"])
-            # No upstream is there: the probes must not care.
-            c = Container(image, container.get("args", []), binds=binds, env=env, user=user)
+            # No upstream is there: the probes must not care. The volume is as fsGroup leaves it, and there is no /tmp.
+            c = Container(image, container.get("args", []), binds=binds, env=env, user=user, tmp=False,
+                          data_options="mode=2775,uid=0,gid=%d" % spec["securityContext"]["fsGroup"])
             locked = "TIERCEL_REQUIREPASS_FILE" in env
             c.wait_answer("NOAUTH" if locked else "PONG")
             if locked:
