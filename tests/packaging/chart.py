@@ -29,6 +29,7 @@ REFUSED = [
     ({"mode": "upstream"}, "mode upstream needs upstream.url"),
     ({"upstream": {"url": "redis://redis:6379"}}, "upstream.url is for mode upstream"),
     ({"serviceMonitor": {"enabled": True}, "http": {"expose": False}}, "serviceMonitor.enabled needs http.expose"),
+    ({"tls": {"enabled": True}}, "tls.enabled needs tls.existingSecret"),
     ({"config": {"port": 7000}}, "config.port: the chart sets this itself"),
 ]
 
@@ -121,6 +122,12 @@ def main():
         code, _, errors = render("refused", path)
         if code == 0 or text not in errors:
             failed.append("%s is not refused: %s" % (values, errors))
+    path = BUILD / "only.yaml"
+    path.write_text(json.dumps({"tls": {"enabled": True, "existingSecret": "t", "only": True}, "networkPolicy": {"enabled": True}}))
+    code, text, errors = render("only", path)
+    if code != 0 or "port 0\n" not in text or "name: redis\n" in text or "port: redis}" in text:
+        failed.append("tls.only leaves a port without TLS: %s" % errors)
+    failed += validate([{"file": "tls.only", "object": d} for d in yaml.safe_load_all(text) if d])
     for line in failed:
         print(line)
     print("%d objects of %d renderings and docker/kubernetes/" % (len(documents), len(manifests.cases())))

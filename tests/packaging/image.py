@@ -51,7 +51,8 @@ def base_system(source, directory):
 class Container:
     """The image as a process: namespaces for mounts, processes and network, a read-only root, a tmpfs on /tmp, no capabilities."""
 
-    def __init__(self, image, command=None, data=None, binds=(), env=None, user=None, data_options=""):
+    def __init__(self, image, command=None, data=None, binds=(), env=None, user=None, data_options="",
+                 tmp=True):
         self.image = image
         self.data = data
         self.user = user or image.user
@@ -59,7 +60,7 @@ class Container:
         self.out = tempfile.TemporaryFile()
         root = image.root
         mounts = ["set -e", "ip link set lo up", "mount --bind {0} {0}".format(root), "mount -o remount,ro,bind %s" % root,
-                  "mount -t tmpfs tmpfs %s/tmp" % root, "mount -t tmpfs -o mode=755 tmpfs %s/dev" % root]
+                  "mount -t tmpfs tmpfs %s/tmp" % root if tmp else ":", "mount -t tmpfs -o mode=755 tmpfs %s/dev" % root]
         for device in "null", "zero", "urandom", "random":
             mounts += ["touch {0}/dev/{1}".format(root, device), "mount --bind /dev/{1} {0}/dev/{1}".format(root, device)]
         # As an engine does for VOLUME.
@@ -138,7 +139,9 @@ class Container:
 
     def kill(self):
         if self.process.poll() is None:
-            self.process.kill()  # --kill-child does the rest
+            if self.pid:  # --kill-child is forgotten when the child changes its user
+                os.kill(self.pid, signal.SIGKILL)
+            self.process.kill()
             self.process.wait()
 
 
@@ -227,8 +230,13 @@ def check_pods(image):
     secret.chmod(0o755)
     for name in "password", "http-token", "upstream-auth":
         (secret / name).write_text("s3cret\n")
-        os.chown(secret / name, 0, 999)
-        (secret / name).chmod(0o440)
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=localhost", "-days", "2",
+                    "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(secret / "tls.key"), "-out", str(secret / "tls.crt")],
+                   check=True, stderr=subprocess.DEVNULL)
+    shutil.copy(secret / "tls.crt", secret / "ca.crt")
+    for path in secret.iterdir():
+        os.chown(path, 0, 999)
+        path.chmod(0o440)
     paths = sorted((TOP / "docker/kubernetes").glob("*.yaml")) + sorted((TOP / "tests/packaging/rendered").glob("*.yaml"))
     for path in paths:
         objects = manifests.load(path)
@@ -248,12 +256,15 @@ def check_pods(image):
                     binds.append((conf, mount["mountPath"]))
             env = {e["name"]: e["value"] for e in container.get("env", []) if "value" in e}
             user = "%d:%d" % (spec["securityContext"]["runAsUser"], spec["securityContext"]["runAsGroup"])
-            # No upstream is there: the probes must not care.
-            c = Container(image, container.get("args", []), binds=binds, env=env, user=user)
+            # No upstream is there: the probes must not care. The volume is as fsGroup leaves it, and there is no /tmp.
+            c = Container(image, container.get("args", []), binds=binds, env=env, user=user, tmp=False,
+                          data_options="mode=2775,uid=0,gid=%d" % spec["securityContext"]["fsGroup"])
             locked = "TIERCEL_REQUIREPASS_FILE" in env
             c.wait_answer("NOAUTH" if locked else "PONG")
             if locked:
                 assert c.redis("-a", "s3cret", "--no-auth-warning", "ping") == "PONG"
+            if any(port["name"] == "redis-tls" for port in container.get("ports", [])):
+                assert c.redis("-a", "s3cret", "--no-auth-warning", "--tls", "-p", "6380", "--cacert", str(secret / "ca.crt"), "ping") == "PONG"
             for tries, which in (150, "startupProbe"), (1, "readinessProbe"), (1, "livenessProbe"):
                 while not passes(c, container, which):
                     tries -= 1

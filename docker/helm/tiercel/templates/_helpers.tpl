@@ -50,7 +50,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and .Values.serviceMonitor.enabled (not .Values.http.expose) -}}
 {{- fail "serviceMonitor.enabled needs http.expose" -}}
 {{- end -}}
-{{- range $name := list "bind" "dir" "port" "http-port" "http-bind" "shutdown-timeout" "requirepass" "http-token" "upstream" "upstream-auth-file" "protected-mode" "include" "daemonize" -}}
+{{- if and .Values.tls.enabled (not .Values.tls.existingSecret) -}}
+{{- fail "tls.enabled needs tls.existingSecret" -}}
+{{- end -}}
+{{- range $name := list "tls-port" "tls-cert-file" "tls-key-file" "tls-ca-cert-file" "tls-auth-clients" "bind" "dir" "port" "http-port" "http-bind" "shutdown-timeout" "requirepass" "http-token" "upstream" "upstream-auth-file" "protected-mode" "include" "daemonize" -}}
 {{- if hasKey $.Values.config $name -}}
 {{- fail (printf "config.%s: the chart sets this itself; see the other values" $name) -}}
 {{- end -}}
@@ -66,7 +69,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{- define "tiercel.conf" -}}
 bind 0.0.0.0 -::
-port 6379
+port {{ ternary 0 6379 (and .Values.tls.enabled .Values.tls.only) }}
+{{- if .Values.tls.enabled }}
+tls-port {{ int .Values.tls.port }}
+tls-cert-file /etc/tiercel/tls/tls.crt
+tls-key-file /etc/tiercel/tls/tls.key
+tls-ca-cert-file /etc/tiercel/tls/ca.crt
+tls-auth-clients {{ .Values.tls.authClients }}
+{{- end }}
 dir /data
 http-port {{ int .Values.http.port }}
 http-bind {{ ternary "0.0.0.0" "127.0.0.1" .Values.http.expose }}
@@ -84,6 +94,30 @@ upstream-auth-file /etc/tiercel/upstream/{{ .Values.upstream.authKey }}
 {{- range (ternary $value (list $value) (kindIs "slice" $value)) }}
 {{ $name }} {{ include "tiercel.setting" . }}
 {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "tiercel.clientPorts" -}}
+{{- if not (and .Values.tls.enabled .Values.tls.only) -}}
+- name: redis
+  containerPort: 6379
+{{- end }}
+{{- if .Values.tls.enabled }}
+- name: redis-tls
+  containerPort: {{ int .Values.tls.port }}
+{{- end }}
+{{- end -}}
+
+{{- define "tiercel.servicePorts" -}}
+{{- if not (and .Values.tls.enabled .Values.tls.only) -}}
+- name: redis
+  port: {{ int .Values.service.port }}
+  targetPort: redis
+{{- end }}
+{{- if .Values.tls.enabled }}
+- name: redis-tls
+  port: {{ int .Values.tls.port }}
+  targetPort: redis-tls
 {{- end }}
 {{- end -}}
 
@@ -174,8 +208,7 @@ spec:
         {{- toYaml . | nindent 8 }}
         {{- end }}
       ports:
-        - name: redis
-          containerPort: 6379
+        {{- include "tiercel.clientPorts" . | trim | nindent 8 }}
         {{- if .Values.http.expose }}
         - name: http
           containerPort: {{ int .Values.http.port }}
@@ -199,6 +232,11 @@ spec:
         {{- if .Values.http.expose }}
         - name: http
           mountPath: /etc/tiercel/http
+          readOnly: true
+        {{- end }}
+        {{- if .Values.tls.enabled }}
+        - name: tls
+          mountPath: /etc/tiercel/tls
           readOnly: true
         {{- end }}
         {{- if and (eq .Values.mode "upstream") .Values.upstream.existingSecret }}
@@ -228,6 +266,12 @@ spec:
         defaultMode: 0440
         items:
           - {key: {{ .Values.http.tokenKey }}, path: {{ .Values.http.tokenKey }}}
+    {{- end }}
+    {{- if .Values.tls.enabled }}
+    - name: tls
+      secret:
+        secretName: {{ .Values.tls.existingSecret }}
+        defaultMode: 0440
     {{- end }}
     {{- if and (eq .Values.mode "upstream") .Values.upstream.existingSecret }}
     - name: upstream
