@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import urllib.error
 import urllib.request
 
@@ -11,7 +12,7 @@ import pytest
 from harness import RespError, Tiercel, scaled, wait_until
 from ports import free_port
 
-pytestmark = pytest.mark.sequential
+sequential = pytest.mark.sequential
 
 
 def ask(t, path, token=None, host="127.0.0.1", method="GET"):
@@ -37,6 +38,7 @@ def other_address():
     return None if address.startswith("127.") else address
 
 
+@sequential
 def test_token(tiercel, tmp_path):
     path = tmp_path / "token"
     path.write_text("first\n")
@@ -66,6 +68,7 @@ def test_token(tiercel, tmp_path):
     assert ask(t, "/metrics")[0] == 200
 
 
+@sequential
 def test_other_hosts(tiercel):
     address = other_address()
     if address is None:
@@ -83,6 +86,7 @@ def test_other_hosts(tiercel):
     assert ask(t, "/metrics", host=address)[0] == 200
 
 
+@sequential
 def test_while_it_loads(tmp_path, request):
     """A dump.rdb whose reading does not begin: a pipe. When it does, it is no such file, and the start ends."""
     pipe = tmp_path / "dump.rdb"
@@ -106,19 +110,21 @@ def test_while_it_loads(tmp_path, request):
     assert "dump.rdb: it cannot be read" in t.log()
 
 
+@sequential
 def test_while_it_warms(tiercel, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("".join("k%d\n" % i for i in range(1000)))
     t = tiercel(http_port=free_port(), warm_on_start="FILE %s RATE 1" % keys)
     status, text = ask(t, "/readyz")
     assert status == 503 and json.loads(text)["state"] == "warming"
-    status, text = ask(t, "/metrics")
-    assert status == 200 and "\ntiercel_warming 1\n" in text and 'tiercel_warm_jobs{state="running"} 1\n' in text
+    wait_until(lambda: 'tiercel_warm_jobs{state="running"} 1\n' in ask(t, "/metrics")[1])
+    assert "\ntiercel_warming 1\n" in ask(t, "/metrics")[1]
     t.call("WARM", "CANCEL", "1")
-    assert ask(t, "/readyz")[0] == 200
+    wait_until(lambda: ask(t, "/readyz")[0] == 200)
     assert 'tiercel_warm_jobs{state="cancelled"} 1\n' in ask(t, "/metrics")[1]
 
 
+@sequential
 def test_a_lost_upstream_takes_nobody_out_of_service(trio):
     up, wire, t = trio
     t.restart(http_port=free_port())
@@ -133,6 +139,7 @@ def test_a_lost_upstream_takes_nobody_out_of_service(trio):
     assert "\ntiercel_upstream_up 0\n" in ask(t, "/metrics")[1]
 
 
+@sequential
 def test_paths_and_methods(tiercel):
     t = tiercel(http_port=free_port())
     for path in ("/metrics", "/healthz", "/readyz"):
@@ -147,3 +154,37 @@ def test_paths_and_methods(tiercel):
             reply = b""
     assert reply == b"" or int(reply.split()[1]) >= 400
     assert ask(t, "/healthz")[0] == 200
+
+
+def test_scrapes_while_there_is_traffic(trio):
+    """The HTTP thread reads what the workers write."""
+    up, wire, t = trio
+    t.restart(http_port=free_port(), maxmemory="4mb")
+    t.wait_tiers(tier_upstream_state="up")
+    over = threading.Event()
+
+    def traffic(n):
+        c = t.client()
+        while not over.is_set():
+            p = c.pipeline(transaction=False)
+            for i in range(50):
+                p.set("k%d:%d" % (n, i), "v" * 2000)
+                p.get("k%d:%d" % (n, i))
+                p.hget("h%d" % i, "f")
+            p.eval("return redis.call('incr', 'n')", 0)
+            p.execute()
+
+    threads = [threading.Thread(target=traffic, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for i in range(15):
+            t.call("CONFIG", "SET", "http-token", "t%d" % i)
+            assert ask(t, "/metrics", "t%d" % i)[0] == 200
+            assert ask(t, "/readyz")[0] == 200
+            if i % 5 == 0:
+                t.call("CONFIG", "RESETSTAT")
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
