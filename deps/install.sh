@@ -101,7 +101,7 @@ say "installing:$chosen"
 
 case $pm in
 apt)
-    # redis-server and memcached are wanted as programs. A service that a package would start now
+    # redis-server, memcached and Prometheus are wanted as programs. A service that a package would start now
     # must not sit on its port; policy-rc.d says so to the package's scripts. One that
     # ran before is left alone, and so is a policy that was there before.
     # Where systemd runs, the unit just installed would still start at the next boot:
@@ -111,7 +111,7 @@ apt)
     services=
     for p in $chosen; do
         case $p in
-        redis-server | memcached) services="$services $p" ;;
+        redis-server | memcached | prometheus | prometheus-redis-exporter) services="$services $p" ;;
         esac
     done
     remove_policy() {

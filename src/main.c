@@ -399,7 +399,7 @@ static void warm_at_start(struct worker *w, void *arg)
 
     if (warm_start_line(sv->cmd->warm, w, 0, sv->conf->warm_on_start, &id, err) != ST_OK)
         log_warning("warm", "warm-on-start: %s", err);
-    http_serve(sv->http, sv->cmd); /* not before the job is there: it would look ready */
+    warm_expect(sv->cmd->warm, false);
 }
 
 static bool start_http(struct server *sv, char err[256])
@@ -493,14 +493,14 @@ static bool start(struct server *sv, const char *executable, char err[256])
     enum status kept = sv->disk && !sv->has_upstream ? cmd_functions_open(w, sv->conf->dir, err) : ST_NOT_FOUND;
     if ((kept != ST_OK && kept != ST_NOT_FOUND) || !load_dump(sv, w, kept == ST_NOT_FOUND, err))
         return false;
+    warm_expect(sv->cmd->warm, sv->conf->warm_on_start[0] != '\0');
+    http_serve(sv->http, sv->cmd); /* whose PING is answered finds it ready */
     if (loops_start(sv->loops) != ST_OK) {
         snprintf(err, 256, "a worker could not listen");
         return false;
     }
     if (sv->conf->warm_on_start[0])
         loops_run(sv->loops, warm_at_start, sv);
-    else
-        http_serve(sv->http, sv->cmd);
     return true;
 }
 

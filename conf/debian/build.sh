@@ -19,6 +19,7 @@ gzip -9n "$root"/usr/share/man/man*/*
 sed 's|^dir .*|dir /var/lib/tiercel|' "$root/etc/tiercel/tiercel.conf.sample" >"$root/etc/tiercel/tiercel.conf"
 install -D -m 644 "$root/etc/tiercel/tiercel.conf.sample" "$root/usr/share/doc/tiercel/examples/tiercel.conf"
 rm "$root/etc/tiercel/tiercel.conf.sample"
+install -m 644 conf/prometheus/prometheus.yml conf/prometheus/tiercel.rules.yml conf/grafana/tiercel.json "$root/usr/share/doc/tiercel/examples"
 install -m 644 LICENSE "$root/usr/share/doc/tiercel/copyright"
 gzip -9nc CHANGELOG.md >"$root/usr/share/doc/tiercel/changelog.gz"
 echo /etc/tiercel/tiercel.conf >"$root/DEBIAN/conffiles"

@@ -93,6 +93,8 @@ enum status warm_start(struct warm *wm, struct worker *w, int db, const struct w
 enum status warm_start_line(struct warm *wm, struct worker *w, int db, const char *line, uint64_t *id,
                             char err[WARM_ERROR_MAX]);
 bool warm_start_done(struct warm *wm);
+/* It will run, or did: in between warm_start_done() says no. Any thread. */
+void warm_expect(struct warm *wm, bool expected);
 
 /* Any thread. */
 bool warm_get(struct warm *wm, uint64_t id, struct warm_status *out);   /* id 0: the newest */

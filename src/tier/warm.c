@@ -21,6 +21,7 @@ struct warm {
     struct list jobs; /* struct warm_job, by id */
     uint64_t last_id, start_id;
     unsigned running;
+    bool expected; /* the job of warm-on-start will come */
 };
 
 struct warm_job {
@@ -592,9 +593,16 @@ bool warm_start_done(struct warm *wm)
 {
     pthread_mutex_lock(&wm->lock);
     struct warm_job *job = wm->start_id ? find_locked(wm, wm->start_id) : NULL;
-    bool done = !job || job->final;
+    bool done = !wm->expected && (!job || job->final);
     pthread_mutex_unlock(&wm->lock);
     return done;
+}
+
+void warm_expect(struct warm *wm, bool expected)
+{
+    pthread_mutex_lock(&wm->lock);
+    wm->expected = expected;
+    pthread_mutex_unlock(&wm->lock);
 }
 
 /* On the job's worker: drops what waits for a timer, and ends when nothing is under way. */
