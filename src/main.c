@@ -39,6 +39,7 @@
 #define MEMORY_SMALL ((int64_t)1 << 30)
 #define CLIENTS_SHARE 8
 #define MEMORY_TIGHT 70 /* percent of it */
+#define MEMORY_TINY ((int64_t)256 << 20) /* so little that the allocator may keep nothing for later */
 #define GIVE_BACK_MS 50
 #define FETCH_DRAIN_MS 5000
 
@@ -121,6 +122,8 @@ static int derive_settings(struct server *sv)
 
     machine_get("", &m);
     sv->memory_bytes = m.memory_bytes;
+    if (m.memory_bytes <= MEMORY_TINY)
+        mem_keep_no_pages();
     derive_memory(sv, &m);
     if (threads == 0) {
         threads = m.cpus;
