@@ -25,6 +25,8 @@ struct http_options {
 struct http;
 
 /* ST_BAD: err is one line (port in use, bad address). The options are copied. */
+/* Could it listen now? ST_BAD: err. Leaves nothing open. */
+enum status http_check(const struct http_options *opt, char err[256]);
 enum status http_start(const struct http_options *opt, struct http **out, char err[256]);
 /* Returns when the thread has ended; NULL is allowed. */
 void http_stop(struct http *h);

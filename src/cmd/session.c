@@ -320,8 +320,8 @@ bool session_hold(struct session *s)
 
 bool session_full(const struct session *s)
 {
-    return s->holding || s->queued >= (unsigned)s->w->conf->pipeline_lookahead ||
-           s->queued_bytes >= QUEUE_BYTES_MAX || (UNLIKELY(s->queued > 0) && session_clients_tight(s->w));
+    return s->holding || s->queued >= (unsigned)s->w->conf->pipeline_lookahead || s->queued_bytes >= QUEUE_BYTES_MAX ||
+           (UNLIKELY(s->queued > 0) && session_clients_tight(s->w));
 }
 
 bool session_clients_tight(const struct worker *w)

@@ -201,6 +201,14 @@ enum status http_start(const struct http_options *opt, struct http **out, char e
     return ST_OK;
 }
 
+enum status http_check(const struct http_options *opt, char err[256])
+{
+    int fd = listen_on(opt, err);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0 ? ST_OK : ST_BAD;
+}
+
 void http_stop(struct http *h)
 {
     if (h == NULL)
