@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "main/main_priv.h"
 #include "tiercel/acl.h"
 #include "tiercel/check.h"
 #include "tiercel/clock.h"
@@ -32,16 +33,14 @@
 
 #define SHARD_BITS 10
 #define DRAIN_MS 500 /* clients' time to take their last replies at a stop */
-/* What maxmemory 0 stands for: percent of the machine or cgroup, less what the process needs in any case. The rest is for
- * clients, the allocator, and the page cache, through which the disk tier is read and written. */
-#define MAXMEMORY_SHARE 60
-#define MEMORY_RESERVED ((int64_t)16 << 20)
 /* In so little memory clients get bounds, too: an eighth of it. */
 #define MEMORY_SMALL ((int64_t)1 << 30)
 #define CLIENTS_SHARE 8
-#define MEMORY_TIGHT 70 /* percent of it */
+#define MEMORY_TIGHT 70                  /* percent of it */
+#define MEMORY_TINY ((int64_t)256 << 20) /* so little that the allocator may keep nothing for later */
 #define GIVE_BACK_MS 50
 #define FETCH_DRAIN_MS 5000
+#define EXIT_FORCED 2 /* a second signal cut the stop short; 1: it could not start */
 
 struct server {
     struct conf *conf;
@@ -55,7 +54,7 @@ struct server {
     struct http *http;
     struct upstream_options upstream;
     int64_t memory_bytes; /* of the machine or the cgroup */
-    bool has_upstream;
+    bool has_upstream, running;
     _Atomic bool save_at_stop;
     _Atomic bool stopping;
 };
@@ -93,14 +92,9 @@ static bool conf_assign(struct server *sv, const char *name, long long value)
     return ok;
 }
 
-static int64_t usable_memory(int64_t bytes)
-{
-    return bytes > 2 * MEMORY_RESERVED ? bytes - MEMORY_RESERVED : bytes / 2;
-}
-
 static void derive_memory(struct server *sv, const struct machine *m)
 {
-    long long all = m->memory_bytes, data = usable_memory(all) / 100 * MAXMEMORY_SHARE;
+    long long all = m->memory_bytes, data = settings_usable_memory(all) / 100 * MAXMEMORY_SHARE;
 
     if (sv->conf->maxmemory_clients == 0 && all <= MEMORY_SMALL &&
         conf_assign(sv, "maxmemory-clients", all / CLIENTS_SHARE))
@@ -108,8 +102,8 @@ static void derive_memory(struct server *sv, const struct machine *m)
     if (sv->conf->maxmemory == 0) {
         if (conf_assign(sv, "maxmemory", data))
             log_notice("main", "maxmemory: %lld MB, %d %% of %s (%lld MB) less %lld MB", data >> 20, MAXMEMORY_SHARE,
-                       m->memory_source, all >> 20, (all - usable_memory(all)) >> 20);
-    } else if (sv->conf->maxmemory > usable_memory(all)) {
+                       m->memory_source, all >> 20, (all - settings_usable_memory(all)) >> 20);
+    } else if (sv->conf->maxmemory > settings_usable_memory(all)) {
         log_warning("main", "maxmemory is %lld MB, and %s is %lld MB: at most %lld MB leave room for all else",
                     (long long)sv->conf->maxmemory >> 20, m->memory_source, all >> 20, data >> 20);
     }
@@ -122,6 +116,8 @@ static int derive_settings(struct server *sv)
 
     machine_get("", &m);
     sv->memory_bytes = m.memory_bytes;
+    if (m.memory_bytes <= MEMORY_TINY)
+        mem_keep_no_pages();
     derive_memory(sv, &m);
     if (threads == 0) {
         threads = m.cpus;
@@ -155,15 +151,16 @@ static bool open_disk(struct server *sv, char err[256])
     tier_disk_owner(NULL, &owner);
     opt.owner.notice = owner.notice; /* what it meets while it opens is said; the rest once there are tiers */
     random_bytes(&opt.fresh_seed, sizeof(opt.fresh_seed));
-    if (mkdir(c->dir, 0700) != 0 && errno != EEXIST) {
+    bool made = mkdir(c->dir, 0700) == 0;
+    if (!made && errno != EEXIST) {
         snprintf(err, 256, "dir %.180s cannot be made: %s", c->dir, strerror(errno));
         return false;
     }
-    if (access(c->dir, W_OK | X_OK) != 0) {
-        snprintf(err, 256, "dir %.180s is not writable: %s", c->dir, strerror(errno));
-        return false;
-    }
-    return disk_open(&opt, &sv->disk, err) == ST_OK;
+    if (disk_open(&opt, &sv->disk, err) == ST_OK)
+        return true;
+    if (made)
+        rmdir(c->dir); /* if nothing came into it */
+    return false;
 }
 
 static bool make_tiers(struct server *sv, int threads, char err[256])
@@ -176,11 +173,8 @@ static bool make_tiers(struct server *sv, int threads, char err[256])
 
     if (c->upstream[0]) {
         sv->has_upstream = true;
-        char why[256];
-        if (upstream_parse_url(c->upstream, &sv->upstream, why) != ST_OK) {
-            snprintf(err, 256, "upstream: %.200s", why);
+        if (upstream_parse_url(c->upstream, &sv->upstream, err) != ST_OK)
             return false;
-        }
         sv->upstream.timeout_ms = c->upstream_timeout_ms;
         sv->upstream.watchdog_ms = TIER_WATCHDOG_MS;
         sv->upstream.watchdog_timeout_ms = TIER_WATCHDOG_TIMEOUT_MS;
@@ -192,22 +186,10 @@ static bool make_tiers(struct server *sv, int threads, char err[256])
         sv->upstream.breaker_failures = (unsigned)c->upstream_breaker_failures;
         sv->upstream.coherence = (enum upstream_mode)c->coherence;
         sv->upstream.ttl_ms = c->coherence_ttl_ms;
-        if (upstream_check_prefixes(c->coherence_prefixes, why) != ST_OK) {
-            snprintf(err, 256, "coherence-prefixes: %.200s", why);
-            return false;
-        }
         snprintf(sv->upstream.prefixes, sizeof(sv->upstream.prefixes), "%s", c->coherence_prefixes);
-        if (strlen(c->upstream_auth_file) >= sizeof(sv->upstream.auth_file)) {
-            snprintf(err, 256, "upstream-auth-file: too long a path");
-            return false;
-        }
         snprintf(sv->upstream.auth_file, sizeof(sv->upstream.auth_file), "%s", c->upstream_auth_file);
         /* Copies on disk carry the generation of the run that fetched them, and must not look current in this one. */
         random_bytes(&sv->upstream.first_generation, sizeof(sv->upstream.first_generation));
-    }
-    if (c->client_auth == CLIENT_AUTH_UPSTREAM && !sv->has_upstream) {
-        snprintf(err, 256, "client-auth upstream: there is no upstream");
-        return false;
     }
     random_bytes(&seed, sizeof(seed));
     if (c->disk) {
@@ -254,7 +236,7 @@ static void block_signals(sigset_t *set)
 static void on_second_signal(int sig)
 {
     (void)sig;
-    _exit(1);
+    _exit(EXIT_FORCED);
 }
 
 static void set_http_access(void *arg, const struct conf *conf)
@@ -343,7 +325,7 @@ static void stop(struct server *sv)
 {
     int64_t timeout_ms = sv->conf->shutdown_timeout * 1000;
 
-    notify_send("STOPPING=1");
+    notify_send("STOPPING=1\nSTATUS=Stopping: what is only in memory is written out");
     http_drain(sv->http);
     loops_quiesce(sv->loops, DRAIN_MS < timeout_ms ? DRAIN_MS : timeout_ms);
     if (!loops_settle(sv->loops, FETCH_DRAIN_MS))
@@ -470,6 +452,7 @@ static bool start(struct server *sv, const char *executable, char err[256])
         conf_assign(sv, "maxclients", maxclients);
     if (!start_http(sv, err)) /* early: it answers while the tiers are loaded */
         return false;
+    notify_send("STATUS=Starting: the disk tier's index is read");
     if (!make_tiers(sv, threads, err))
         return false;
     struct cmd_server_ops ops = {.shutdown = on_shutdown_command,
@@ -495,6 +478,7 @@ static bool start(struct server *sv, const char *executable, char err[256])
         return false;
     warm_expect(sv->cmd->warm, sv->conf->warm_on_start[0] != '\0');
     http_serve(sv->http, sv->cmd); /* whose PING is answered finds it ready */
+    sv->running = true;
     if (loops_start(sv->loops) != ST_OK) {
         snprintf(err, 256, "a worker could not listen");
         return false;
@@ -529,14 +513,26 @@ int main(int argc, char **argv, char **envp)
     if (health_is_asked(argc, argv))
         return health_run(argc, argv, envp);
     buf_init(&text, MEM_OTHER);
+    bool check = argc > 1 && strcmp(argv[1], "--check") == 0;
+    argc -= check;
+    argv += check;
     if (conf_load(argc, argv, envp, &sv.conf, &exit_now, &text) != ST_OK) {
-        fprintf(stderr, "tiercel: %.*s\n", (int)text.len, text.ptr);
+        if (check)
+            printf("error settings: %.*s\n", (int)text.len, text.ptr);
+        else
+            fprintf(stderr, "tiercel: %.*s\n", (int)text.len, text.ptr);
         buf_deinit(&text);
         return 1;
     }
     if (exit_now)
         return 0;
-    if (sv.conf->daemonize && daemon(1, 0) != 0) { /* before there are threads */
+    if (check)
+        return check_print(sv.conf, buf_slice(&text));
+    if (!settings_check(sv.conf, err)) { /* before there is a log file, or anything else */
+        fprintf(stderr, "tiercel: %s\n", err);
+        return 1;
+    }
+    if (sv.conf->daemonize && !daemon_begin()) { /* before there are threads */
         fprintf(stderr, "tiercel: daemonize: %s\n", strerror(errno));
         return 1;
     }
@@ -554,12 +550,18 @@ int main(int argc, char **argv, char **envp)
         return fail("no thread can be started");
     if (readlink("/proc/self/exe", executable, sizeof(executable) - 1) < 0)
         executable[0] = '\0';
-    if (!start(&sv, executable, err))
+    if (!start(&sv, executable, err)) {
+        if (!sv.running) /* the UNIX socket goes; loops under way end with the process */
+            net_close(sv.net);
         return fail(err);
+    }
     write_pidfile(sv.conf->pidfile);
     log_notice("main", "tiercel %s ready: port %d, %s, disk %s, upstream %s", TIERCEL_VERSION, net_port(sv.net),
                sv.conf->dir, sv.disk ? "on" : "off", sv.has_upstream ? "on" : "none");
-    notify_send("READY=1");
+    char state[128];
+    snprintf(state, sizeof(state), "READY=1\nSTATUS=Serving on port %d", net_port(sv.net));
+    notify_send(state);
+    daemon_ready();
     wait_for_stop(&sv, &signals);
     stop(&sv);
     return 0;

@@ -43,5 +43,7 @@ const char *mem_allocator_name(void);
  * have nothing to do, which the allocator would leave until they have. Any thread. */
 void mem_purge(void);
 void mem_decay(void);
+/* From now on free pages go back at once, whatever that costs. At start. */
+void mem_keep_no_pages(void);
 
 #endif

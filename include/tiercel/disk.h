@@ -142,6 +142,10 @@ struct disk_options {
  * ST_BUSY: another process holds it. ST_IO, ST_BAD: *err says why, one line. */
 enum status disk_open(const struct disk_options *opt, struct disk **out, char err[256]);
 
+/* What kind of file system a directory is on. Any thread. */
+enum disk_fs { DISK_FS_LOCAL, DISK_FS_NETWORK, DISK_FS_9P, DISK_FS_MEMORY, DISK_FS_OVERLAY, DISK_FS_UNKNOWN };
+enum disk_fs disk_fs_of(const char *dir); /* UNKNOWN: errno says why */
+
 enum status disk_start(struct disk *d, const struct disk_owner *owner, char err[256]);
 
 /* Commits what is queued, marks a clean stop, joins the threads, frees. */

@@ -31,6 +31,8 @@ int net_port(const struct net *net); /* the port really bound; without a plain o
 /* Connections from now on get certificates and settings of TLS as they are now. ST_BAD: err says what is wrong with them, and
  * nothing changed. Any thread. */
 enum status net_tls_reload(struct net *net, const struct conf *conf, char err[256]);
+/* Can the settings of TLS be used, if there is a tls-port? ST_BAD: err. Nothing stays open. Any thread. */
+enum status net_check_tls(const struct conf *conf, char err[256]);
 /* A script keeps the worker's loop from turning: what can be done meanwhile. The worker's thread, from within that. */
 void net_serve_while_busy(struct worker *w);
 /* A worker's periodic work (timeouts, maxmemory-clients), `hz` times a second. */

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -191,6 +192,22 @@ void mem_decay(void)
     mallctl("arena." STR(MALLCTL_ARENAS_ALL) ".decay", NULL, NULL, NULL, 0);
 }
 
+void mem_keep_no_pages(void)
+{
+    ssize_t at_once = 0;
+    unsigned arenas = 0;
+    size_t len = sizeof(arenas);
+    char name[64];
+
+    mallctl("arenas.dirty_decay_ms", NULL, NULL, &at_once, sizeof(at_once));
+    if (mallctl("arenas.narenas", &arenas, &len, NULL, 0) != 0)
+        return;
+    for (unsigned i = 0; i < arenas; i++) { /* one that nobody uses yet says that it is not there */
+        snprintf(name, sizeof(name), "arena.%u.dirty_decay_ms", i);
+        mallctl(name, NULL, NULL, &at_once, sizeof(at_once));
+    }
+}
+
 #else
 
 void *mem_alloc(enum mem_class cls, size_t bytes)
@@ -245,6 +262,10 @@ void mem_purge(void)
 }
 
 void mem_decay(void)
+{
+}
+
+void mem_keep_no_pages(void)
 {
 }
 

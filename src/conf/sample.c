@@ -212,8 +212,9 @@ void conf_write_help(struct buf *out)
 {
     struct conf *c = conf_create();
     buf_printf(out, "usage: tiercel [FILE | -] [--name value]...\n"
-                    "       tiercel --help | --version | --sample-config | --settings-table | --man-page\n"
-                    "       tiercel --health | --ready [FILE] [--name value]...\n\n"
+                    "       tiercel --check [FILE | -] [--name value]...\n"
+                    "       tiercel --health | --ready [FILE] [--name value]...\n"
+                    "       tiercel --help | --version | --sample-config | --settings-table | --man-page\n\n"
                     "FILE has the form of redis.conf; - reads it from standard input. Every setting can be given\n"
                     "in FILE, as TIERCEL_NAME in the environment, or as an option; the last of these wins.\n");
     for (size_t i = 0; i < ITEMS; i++) {

@@ -294,6 +294,10 @@ const char *conf_conflict(const struct conf *c, enum conf_id *id)
         *id = CONF_ID_http_token;
         return token;
     }
+    if (c->disk && c->disk_min_value > c->disk_max_value) {
+        *id = CONF_ID_disk_min_value;
+        return "disk-min-value is over disk-max-value: no value could be moved to disk";
+    }
     *id = CONF_ID_appendonly;
     return c->appendonly && !c->disk ? "appendonly yes needs the disk tier, and disk is no" : NULL;
 }

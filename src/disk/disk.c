@@ -81,24 +81,35 @@ size_t disk_scan_locked(const struct disk *d, unsigned shard, uint64_t lo, uint6
 
 /* ---- open and close ---- */
 
-static enum status check_file_system(struct disk *d, char err[256])
+enum disk_fs disk_fs_of(const char *dir)
 {
     struct statfs fs;
-    if (statfs(d->opt.dir, &fs) != 0) {
-        snprintf(err, 256, "%.150s: %s", d->opt.dir, strerror(errno));
-        return ST_IO;
-    }
+    if (statfs(dir, &fs) != 0)
+        return DISK_FS_UNKNOWN;
     switch ((uint32_t)fs.f_type) {
     case 0x6969u:     /* NFS */
     case 0x517Bu:     /* SMB */
     case 0xFF534D42u: /* CIFS */
     case 0xFE534D42u: /* SMB 2 */
     case 0x5346414Fu: /* AFS */
-    case 0x00C36400u: /* Ceph */
+    case 0x00C36400u: /* Ceph */ return DISK_FS_NETWORK;
+    case 0x01021997u: /* a share of the host, or a container's own */ return DISK_FS_9P;
+    case 0x01021994u: /* tmpfs */
+    case 0x858458F6u: /* ramfs */ return DISK_FS_MEMORY;
+    case 0x794C7630u: return DISK_FS_OVERLAY;
+    default: return DISK_FS_LOCAL;
+    }
+}
+
+static enum status check_file_system(struct disk *d, char err[256])
+{
+    switch (disk_fs_of(d->opt.dir)) {
+    case DISK_FS_UNKNOWN: snprintf(err, 256, "%.150s: %s", d->opt.dir, strerror(errno)); return ST_IO;
+    case DISK_FS_NETWORK:
         snprintf(err, 256, "%.120s is on a network file system, whose memory maps and locks cannot be trusted",
                  d->opt.dir);
         return ST_BAD;
-    case 0x01021997u: /* 9p: a share of the host, or a container's own */
+    case DISK_FS_9P:
         writer_notice(d, true, "%.120s is on a 9p file system: good for tests, not for a network share", d->opt.dir);
         return ST_OK;
     default: return ST_OK;

@@ -333,6 +333,14 @@ void net_close(struct net *net)
     mem_free(MEM_OTHER, net);
 }
 
+enum status net_check_tls(const struct conf *conf, char err[ERR_MAX])
+{
+    struct ssl_ctx_st *ctx = NULL;
+    enum status st = conf->tls_port ? tls_context_create(conf, &ctx, err) : ST_OK;
+    tls_context_free(ctx);
+    return st;
+}
+
 int net_port(const struct net *net)
 {
     return net->naddrs ? (net->port ? net->port : net->tls_port) : 0;
