@@ -13,6 +13,11 @@ static void hex(const unsigned char *raw, size_t n, char *out)
     out[2 * n] = '\0';
 }
 
+void sha1_raw(struct slice bytes, unsigned char out[SHA1_BYTES])
+{
+    SHA1((const unsigned char *)bytes.ptr, bytes.len, out);
+}
+
 void sha1_hex(struct slice text, char out[41])
 {
     unsigned char raw[SHA_DIGEST_LENGTH];

@@ -459,6 +459,9 @@ void cmd_scan_reply(struct call *c, uint64_t next, int64_t n, struct chain *item
 
 /* Key i, if it is a hash here: fields whose time has come go, and the key with the last of them. */
 void hash_expire(struct call *c, int i);
+
+/* digest_value.c: of all keys of the call. */
+void debug_digest_value(struct call *c);
 /* The hash of key 0, for a command that reads (counted), or that changes it. Fields whose time has come are gone. false:
  * it is no hash, and the error was replied. o NULL: there is none. */
 struct hash_target {

@@ -131,10 +131,11 @@ static void debug_sleep(struct call *c)
 
 int cmd_debug_keys(int argc, const struct slice *argv, int *pos, int max)
 {
-    if (argc != 3 || max < 1 || !slice_is(argv[1], "object"))
-        return 0;
-    pos[0] = 2;
-    return 1;
+    int n = argc == 3 && slice_is(argv[1], "object") ? 1 : argc > 2 && slice_is(argv[1], "digest-value") ? argc - 2 : 0;
+
+    for (int i = 0; i < n && i < max; i++)
+        pos[i] = 2 + i;
+    return n < max ? n : max;
 }
 
 static void debug_object(struct call *c)
@@ -227,6 +228,8 @@ static void debug_protocol(struct call *c)
 }
 
 static const char *const debug_help[] = {
+    "DIGEST-VALUE <key> [<key> ...]",
+    "    Replies a digest of each value, which is the same for equal ones.",
     "ERROR <text>",
     "    Replies this error.",
     "LOG <text>",
@@ -250,6 +253,8 @@ void cmd_debug(struct call *c)
         debug_sleep(c);
     } else if (c->argc == 3 && call_arg_is(c, 1, "object")) {
         debug_object(c);
+    } else if (c->argc >= 3 && call_arg_is(c, 1, "digest-value")) {
+        debug_digest_value(c);
     } else if (c->argc == 3 && call_arg_is(c, 1, "error")) {
         call_errorf(c, "%.*s", SLICE_FMT(c->argv[2]));
     } else if (c->argc == 3 && call_arg_is(c, 1, "log")) {

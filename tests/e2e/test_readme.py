@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.heavy, pytest.mark.timeout(120)]
 README = ROOT / "README.md"
 
 LISTED = [
+    (r"make( [A-Z]+=\S*)*$|make clean", "builds, or undoes it; CI does"),
     (r"make test$|make bench|make soak|make apps|make port-test|make deb-test", "takes minutes; CI runs what it is made of"),
     (r"(sudo )?make (&& sudo make )?install", "installs into the system; test_packaging.py does, elsewhere"),
     (r"make deb|sudo apt", "packages and installs into the system; test_packaging.py and make deb-test do"),
@@ -113,7 +114,9 @@ class Clone:
         self.dir = where / "clone"
         self.dir.mkdir()
         for entry in ROOT.iterdir():
-            if entry.name not in ("build", "data", ".git"):
+            if entry.name in ("conf", "docker"):  # a command may write there
+                shutil.copytree(entry, self.dir / entry.name)
+            elif entry.name not in ("build", "data", ".git"):
                 (self.dir / entry.name).symlink_to(entry)
         (self.dir / "build").mkdir()
         for program in ("tiercel", "tiercel-bench"):

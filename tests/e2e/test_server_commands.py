@@ -482,6 +482,20 @@ def test_debug_object(tiercel):
                             r"lru_seconds_idle:\d+", c.ask("DEBUG", "OBJECT", "k"))
 
 
+@pytest.mark.sequential
+def test_digests_of_values_are_those_of_redis(tiercel, redis_server):
+    with tiercel().raw() as ours, redis_server(enable_debug_command="yes").raw() as theirs:
+        many = [str(i) for i in range(300)]
+        for command in (("SET", "s", "text"), ("SET", "i", 12), ("RPUSH", "l", *many), ("SADD", "t", *many), ("SADD", "u", "a", "b"),
+                        ("ZADD", "z", "1.5", "a", "-inf", "b"), ("ZADD", "y", *(x for m in many for x in (m + ".1", m))),
+                        ("HSET", "h", "f", 1, "g", "v"), ("HSET", "g", *many), ("XADD", "x", "1-2", "f", "v", "f", "7"),
+                        ("XADD", "x", "5-0", "g", "v"), ("SET", "e", "v", "EX", 1000)):
+            assert ours.call(*command) == theirs.call(*command)
+        ask = ("DEBUG", "DIGEST-VALUE", *"silt", "u", *"zyhgxe", "missing")
+        assert ours.call(*ask) == theirs.call(*ask)
+        assert len(set(ours.ask(*ask))) == 12
+
+
 def test_active_expire_can_be_turned_off(tiercel):
     t = tiercel()
     with t.raw() as c:

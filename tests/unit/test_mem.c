@@ -13,6 +13,7 @@
 #include "tiercel/alloc.h"
 #include "tiercel/hash.h"
 #include "tiercel/mem.h"
+#include "tiercel/type_hash.h"
 
 #define SHARD_BITS 2
 #define DBS 4
@@ -445,6 +446,42 @@ static void test_sweep_after_replace(void **state)
     assert_int_equal(sweep_all(64, 64, 5000), 1);
 }
 
+static bool sweep_finds(const struct object *o, int64_t now_ms)
+{
+    struct key k = key_of(0, 1);
+    struct object *out[1] = {NULL};
+    size_t n = 0, seen = 0;
+
+    for (bool wrapped = false; n == 0 && !wrapped;)
+        n = mem_sweep_locked(m, shard_of(&k), 64, now_ms, out, 1, &seen, &wrapped);
+    shard_of(&k)->sweep = 0;
+    return n == 1 && out[0] == o;
+}
+
+/* Hashes are marked when they are put into the table, or again after fields have got an expiry. */
+static void test_sweep_finds_fields(void **state)
+{
+    (void)state;
+    const struct obj_limits lim = {.hash_entries = 128, .hash_value = 64};
+    struct key k = key_of(0, 1);
+    struct object *o = hash_new(&k);
+    hash_set(o, SLICE_LIT("f"), SLICE_LIT("v"), &lim);
+    hash_set(o, SLICE_LIT("g"), SLICE_LIT("v"), &lim);
+    mem_insert_locked(m, shard_of(&k), k.hash, o);
+    hash_set_field_expiry(o, SLICE_LIT("f"), 1000);
+    hash_set_field_expiry(o, SLICE_LIT("g"), 2000);
+    assert_false(sweep_finds(o, 5000));
+    mem_replace_locked(mem_find_locked(m, shard_of(&k), &k), o);
+    assert_false(sweep_finds(o, 999));
+    assert_true(sweep_finds(o, 1000));
+    o->flags |= OBJ_F_LEAVING;
+    assert_false(sweep_finds(o, 1000));
+    o->flags &= (uint8_t)~OBJ_F_LEAVING;
+    assert_int_equal(hash_expire_fields(o, 1000, SIZE_MAX), 1);
+    assert_false(sweep_finds(o, 1999));
+    assert_true(sweep_finds(o, 2000));
+}
+
 /* ---- databases ------------------------------------------------------------------------------ */
 
 static void test_flush(void **state)
@@ -553,6 +590,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_sampling, setup, teardown),
         cmocka_unit_test_setup_teardown(test_sweep, setup, teardown),
         cmocka_unit_test_setup_teardown(test_sweep_after_replace, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_sweep_finds_fields, setup, teardown),
         cmocka_unit_test_setup_teardown(test_flush, setup, teardown),
         cmocka_unit_test_setup_teardown(test_swap, setup, teardown),
         cmocka_unit_test_setup_teardown(test_incarnations_kept, setup, teardown),
