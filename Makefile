@@ -151,7 +151,7 @@ $(BIN): $(MAIN_OBJ) $(LIB_OBJS) $(BUILD)/.objs
 	$(Q)$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $(MAIN_OBJ) $(LIB_OBJS) $(LIBS)
 
 # The load generator takes nothing from the server but these.
-BENCH_BASE := $(BUILD)/obj/src/base/check.o $(BUILD)/obj/src/base/hash.o $(BUILD)/obj/src/base/num.o $(BUILD)/obj/src/base/pace.o
+BENCH_BASE := $(BUILD)/obj/src/base/check.o $(BUILD)/obj/src/base/hash.o $(BUILD)/obj/src/base/num.o $(BUILD)/obj/src/base/pace.o $(BUILD)/obj/src/base/clock.o
 BENCH_LIBS := $(call pkg_libs,libuv,-luv) $(call pkg_libs,libzstd,-lzstd) -lpthread -lm
 
 $(BENCH): $(BENCH_OBJS) $(BENCH_BASE)
