@@ -1,6 +1,7 @@
 #ifndef TIERCEL_TIER_H
 #define TIERCEL_TIER_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -142,7 +143,7 @@ struct tier {
     _Atomic bool held_back;    /* something was owed since the last commit was put together */
     struct buf paying_serial;  /* the disk's writer thread's */
     _Atomic bool owed_large;   /* something large is owed */
-    _Atomic bool parting;      /* OBJ_F_SAVING is in use: by a save, or by the disk's writer thread (parts.c) */
+    pthread_mutex_t parting;   /* OBJ_F_SAVING is in use: by a save, or by the disk's writer thread. Above all locks */
     _Atomic bool journal_debt; /* writes that the disk did not take: tier_save_start() once it is well */
     struct saver *saver;
     struct tier_big *big;           /* demotes large values (big.c); NULL without a disk */

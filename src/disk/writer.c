@@ -5,15 +5,15 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <sys/resource.h>
 #include <sys/statvfs.h>
+
+#include "tiercel/pace.h"
 
 #define HOUSE_US 250000
 #define SOFT_US 60000000
 #define TRIES 3
 #define ROOM_MARGIN 64
 #define SPARE_BYTES (4u << 20)
-#define WRITER_NICE 5
 
 void writer_notice(struct disk *d, bool healthy, const char *fmt, ...)
 {
@@ -371,8 +371,7 @@ void *writer_main(void *arg)
     struct disk *d = arg;
     struct batch batch;
     pthread_setname_np(pthread_self(), "disk-writer");
-    /* Of this thread only: a commit is not to delay the loops that share its core. */
-    setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + WRITER_NICE);
+    pace_thread_init(); /* a commit is not to delay the loops that share its core */
     do {
         writer_check(d);
         writer_wait(d, &batch);

@@ -230,7 +230,7 @@ static void prepay_large(struct tier *t)
     struct pace pace = {.hurry = prepay_hurry, .arg = t};
     struct buf owed;
 
-    if (atomic_exchange(&t->parting, true)) /* a save is at it */
+    if (pthread_mutex_trylock(&t->parting) != 0) /* a save is at it */
         return;
     atomic_store(&t->owed_large, false);
     buf_init(&owed, MEM_OTHER);
@@ -249,7 +249,7 @@ static void prepay_large(struct tier *t)
         prepay(t, &key, &pace);
     }
     buf_deinit(&owed);
-    atomic_store(&t->parting, false);
+    pthread_mutex_unlock(&t->parting);
 }
 
 bool tier_committing(void *arg, bool begin)

@@ -2,8 +2,8 @@
 #include "tiercel/pace.h"
 #include "tier_priv.h"
 
-#define PART_BYTES (4 * 1024) /* under one hold of the lock */
-#define PART_UNITS 30000      /* what that takes, for pace_spend() */
+#define PART_BYTES (2 * 1024) /* under one hold of the lock */
+#define PART_UNITS 20000      /* what that takes, for pace_spend() */
 
 void tier_parts_init(struct tier_parts *p, struct tier *t)
 {

@@ -1,7 +1,6 @@
 /* Writing out what only memory has: SAVE and its kin, on a thread of their own, with rests (pace.h), and the clean stop.
  * A large value is serialised in parts: who changes it meanwhile clears OBJ_F_SAVING, and it is begun anew. */
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "tiercel/clock.h"
 #include "tiercel/log.h"
@@ -10,7 +9,6 @@
 
 #define SYNC_STEP_MS 1000 /* how often a save that waits for the disk looks whether the server stops */
 #define SAVE_ROOM_MS 50
-#define PARTING_US 1000
 #define BUCKET_UNITS 3000 /* for pace_spend() */
 #define LARGE_TRIES 4     /* what changes all the time is then serialised at once */
 
@@ -156,15 +154,14 @@ static enum status save_large(struct tier *t, struct saver *sv, const struct key
     struct mem_shard *shard = tier_shard_of(t, key->hash);
     enum status st = ST_BUSY;
 
-    while (atomic_exchange(&t->parting, true)) /* the journal is at it, for one commit */
-        usleep(PARTING_US);
+    pthread_mutex_lock(&t->parting);
     for (int i = 0; i < LARGE_TRIES && st == ST_BUSY; i++) {
         struct tier_parts parts;
         tier_parts_init(&parts, t);
         st = save_parts(t, sv, key, &parts, pace);
         tier_parts_deinit(&parts);
     }
-    atomic_store(&t->parting, false);
+    pthread_mutex_unlock(&t->parting);
     if (st != ST_BUSY)
         return st;
     mem_lock(shard);
@@ -344,6 +341,7 @@ void tier_save_init(struct tier *t)
 {
     t->saver = mem_calloc(MEM_OTHER, sizeof(*t->saver));
     pthread_mutex_init(&t->saver->mu, NULL);
+    pthread_mutex_init(&t->parting, NULL);
     t->saver->last_ok = true;
     t->saver->last_duration_s = -1;
     t->saver->last_save_s = clock_wall_ms() / 1000;

@@ -627,7 +627,6 @@ static void test_commit_of_a_large_list(void **state)
         assert_int_equal(newest_len(), 4000 + p.n);
         tier_committing(wd->tier, false);
     }
-    assert_false(atomic_load(&wd->tier->parting));
 }
 
 /* ---- admission -------------------------------------------------------------------------------- */
