@@ -185,6 +185,7 @@ static bool make_tiers(struct server *sv, int threads, char err[256])
         sv->upstream.subscriptions_max = (unsigned)c->upstream_subscriptions_max;
         sv->upstream.breaker_failures = (unsigned)c->upstream_breaker_failures;
         sv->upstream.coherence = (enum upstream_mode)c->coherence;
+        sv->upstream.tracked_max = c->tracked_keys_max;
         sv->upstream.ttl_ms = c->coherence_ttl_ms;
         snprintf(sv->upstream.prefixes, sizeof(sv->upstream.prefixes), "%s", c->coherence_prefixes);
         snprintf(sv->upstream.auth_file, sizeof(sv->upstream.auth_file), "%s", c->upstream_auth_file);

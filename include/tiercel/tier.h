@@ -130,6 +130,7 @@ struct tier {
     void *change_arg;
     struct worker **workers;
     _Atomic uint32_t *generation;                    /* [nworkers]; 0 = none now */
+    _Atomic int64_t *tracking;                       /* [nworkers] of the upstream's tracking table, about */
     _Atomic int64_t *lost_ms;                        /* [nworkers] when the last one ended, wall */
     _Atomic int64_t inflight_urgent, inflight_ahead; /* bytes of requests that wait, see tier_fault() */
     _Atomic int64_t demoting_bytes, tracked_keys;
@@ -425,6 +426,7 @@ void tier_scan_step(struct worker *w, bool locked, uint64_t cursor, uint64_t *ne
 /* ---- for INFO ---- */
 struct tier_figures {
     int64_t upstream_copies; /* in memory and on disk: tracked-keys-max */
+    int64_t tracking_table;  /* keys of ours in the upstream's tracking table, about */
     int64_t local_keys;      /* with an upstream: in memory and on disk, of write=local rules */
     int64_t memory_keys, memory_bytes, disk_keys, disk_bytes, demoting_bytes, inflight_bytes;
     bool disk_on, disk_healthy;

@@ -57,6 +57,7 @@ struct upstream_options {
     enum upstream_mode coherence;         /* asked for */
     char prefixes[1024];                  /* apart by spaces, for broadcast; "" = all keys */
     int64_t ttl_ms;                       /* ttl mode; 0 = nothing is kept */
+    int64_t tracked_max;                  /* names that upstream_tracked() should count well */
     uint32_t first_generation;            /* 0 = 1. Whoever replaces an upstream goes on where the old one was */
 };
 
@@ -107,6 +108,9 @@ enum upstream_mode upstream_get_coherence(struct upstream *up, char reason[240])
 const char *upstream_mode_name(enum upstream_mode mode);
 /* Does the upstream tell when this key, once read on `fetch`, changes? */
 bool upstream_covers(const struct upstream *up, struct slice key);
+/* About how many keys the upstream has in its tracking table for this connection of ours; 0 where it does not track. Any
+ * thread. */
+int64_t upstream_tracked(const struct upstream *up);
 const char *upstream_last_error(const struct upstream *up);
 /* Who this server is there, "default" without a name; *logs_in: it shows a password. */
 const char *upstream_user(const struct upstream *up, bool *logs_in);

@@ -513,6 +513,7 @@ static void section_tiers(struct info *in)
     line(in, "coherence_reason:%s", f.coherence_reason);
     field(in, "coherence_bound_ms", f.coherence_bound_ms);
     field(in, "tier_upstream_copies", f.upstream_copies);
+    field(in, "tier_tracking_table_estimate", f.tracking_table);
     field(in, "tier_local_keys", f.local_keys);
     stat_fields(in, compression, sizeof(compression) / sizeof(compression[0]));
 }

@@ -127,3 +127,21 @@ void tier_bound_copies(struct worker *w)
         if (!drop_from_disk(w) && !tier_drop_coldest(w))
             return;
 }
+
+/* ---- what the upstream remembers of it ---- */
+
+int64_t tier_tracking(const struct tier *t)
+{
+    int64_t n = 0;
+
+    for (int i = 0; i < t->nworkers; i++)
+        n += atomic_load_explicit(&t->tracking[i], memory_order_relaxed);
+    return n;
+}
+
+void tier_tracking_update(struct worker *w)
+{
+    const struct upstream *up = w->tier_worker->up;
+
+    atomic_store_explicit(&w->tier->tracking[w->id], up ? upstream_tracked(up) : 0, memory_order_relaxed);
+}

@@ -201,20 +201,33 @@ static void upstream_fetch_done(struct upstream_fetch *uf, enum status st, struc
     tier_installed(w);
 }
 
-/* The first read of a key that is written around: it is answered, not kept, and the upstream does not track it. */
+/* The upstream has as many keys to remember for us as tracked-keys-max says, and forgets none before it changes. Whether
+ * this one is among them nobody knows for certain, and of many keys that are not, many would be taken for one that is. */
+static bool table_is_full(const struct tier *t)
+{
+    return tier_tracking(t) >= atomic_load_explicit(&t->limit.tracked_keys_max, memory_order_relaxed);
+}
+
+/* The first read of a key that is written around, or for which the upstream's table has no room: it is answered, not
+ * kept, and the upstream does not track it. */
 static bool fetch_is_first_touch(const struct fetch *f)
 {
     struct rule_values rule;
+    bool around = false;
 
-    if (f->refresh || f->whole || f->w->conf->rules == NULL)
+    if (f->refresh || f->whole)
         return false;
-    tier_rules(f->w, key_slice(&f->key), &rule);
-    return rule.value[RULE_WRITE] == WRITE_AROUND && !tier_touch_twice(f->w, &f->key);
+    if (f->w->conf->rules != NULL) {
+        tier_rules(f->w, key_slice(&f->key), &rule);
+        around = rule.value[RULE_WRITE] == WRITE_AROUND;
+    }
+    return (around || table_is_full(f->w->tier)) && !tier_touch_twice(f->w, &f->key);
 }
 
 void tier_fetch_upstream(struct fetch *f)
 {
-    struct upstream *up = f->w->tier_worker->up;
+    struct worker *w = f->w; /* the fetch may be over before this returns */
+    struct upstream *up = w->tier_worker->up;
 
     atomic_store_explicit(&f->res->upstream_us, clock_mono_us(), memory_order_relaxed);
     f->uf.key = key_slice(&f->key);
@@ -230,6 +243,7 @@ void tier_fetch_upstream(struct fetch *f)
         tier_fetch_untracked(up, &f->uf);
     else
         upstream_fetch(up, &f->uf);
+    tier_tracking_update(w);
 }
 
 void tier_forget_upstream(struct worker *w, unsigned db, struct slice name)

@@ -125,8 +125,10 @@ void tier_worker_tick(struct worker *w)
 {
     tier_drop_room_waits(w->tier_worker); /* a missed wake-up costs a tick, not a hang */
     tier_flush_owed(w);
-    if (w->tier->has_upstream)
-        tier_bound_copies(w); /* after the limit was lowered */
+    if (!w->tier->has_upstream)
+        return;
+    tier_tracking_update(w);
+    tier_bound_copies(w); /* after the limit was lowered */
 }
 
 bool tier_worker_sweep(struct worker *w, bool expire, int64_t slice_us)

@@ -69,6 +69,7 @@ struct tier *tier_create(const struct tier_options *opt, const struct conf *conf
     t->shard = mem_calloc(MEM_OTHER, t->mem->shards * sizeof(*t->shard));
     t->workers = mem_calloc(MEM_OTHER, n * sizeof(*t->workers));
     t->generation = mem_calloc(MEM_OTHER, n * sizeof(*t->generation));
+    t->tracking = mem_calloc(MEM_OTHER, n * sizeof(*t->tracking));
     t->lost_ms = mem_calloc(MEM_OTHER, n * sizeof(*t->lost_ms));
     t->disk_stats = stats_block_create();
     t->policy = tier_policy_create();
@@ -134,6 +135,7 @@ void tier_destroy(struct tier *t)
     mem_free(MEM_OTHER, t->shard);
     mem_free(MEM_OTHER, t->workers);
     mem_free(MEM_OTHER, (void *)t->generation);
+    mem_free(MEM_OTHER, (void *)t->tracking);
     mem_free(MEM_OTHER, (void *)t->lost_ms);
     tier_big_stop(t);
     mem_free(MEM_OTHER, t->saver);
@@ -292,6 +294,7 @@ void tier_get_figures(struct tier *t, struct tier_figures *out)
     if (t->has_upstream) {
         upstream_figures(t, out);
         out->upstream_copies = tier_copies(t);
+        out->tracking_table = tier_tracking(t);
         out->local_keys = tier_local_keys(t);
     }
 }

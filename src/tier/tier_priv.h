@@ -138,6 +138,8 @@ void tier_fetch_untracked(struct upstream *up, struct upstream_fetch *uf);
 /* copies.c: tracked-keys-max. No lock held. */
 int64_t tier_copies(const struct tier *t);
 void tier_bound_copies(struct worker *w);
+int64_t tier_tracking(const struct tier *t); /* keys in the upstream's tracking table for us, about; any thread */
+void tier_tracking_update(struct worker *w);
 /* evict.c: the least wanted key in memory goes, from the disk too, whatever the policy. false: there is none. */
 bool tier_drop_coldest(struct worker *w);
 

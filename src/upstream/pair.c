@@ -71,6 +71,7 @@ static void generation_begin(struct upstream *up)
 void pair_open(struct upstream *up)
 {
     up->refusal[0] = 0;
+    tracked_reset(up);
     up->pair_retry_ms = up->probe_ms = up->rotate_ms = DUE_NEVER;
     up->probing = false;
     up->trying = up->opt.coherence;
@@ -279,6 +280,8 @@ static void invalidate_keys(struct upstream *up, const redisReply *keys)
     for (size_t i = 0; i < keys->elements && !up->destroyed; i++) {
         const redisReply *key = keys->element[i];
         UP_COUNT(up, invalidations, 1);
+        if (key->type == REDIS_REPLY_STRING)
+            tracked_remove(up, SLICE(key->str, key->len));
         if (key->type == REDIS_REPLY_STRING && up->ev.invalidate)
             up->ev.invalidate(up->ev.arg, SLICE(key->str, key->len));
     }
@@ -296,6 +299,7 @@ static bool inval_push(struct link *ln, struct slice raw)
         invalidate_keys(up, keys);
     } else { /* nil: a flush. What is not understood counts as one */
         UP_COUNT(up, invalidations, 1);
+        tracked_reset(up);
         if (up->ev.invalidate_all)
             up->ev.invalidate_all(up->ev.arg);
     }

@@ -418,6 +418,7 @@ void upstream_release(struct upstream *up)
     explicit_bzero(&up->opt.password, sizeof(up->opt.password));
     pthread_mutex_destroy(&up->text_mu);
     buf_deinit(&up->scratch);
+    tracked_reset(up);
     link_deinit(&up->fetch);
     link_deinit(&up->inval);
     link_deinit(&up->write);
@@ -537,6 +538,7 @@ void upstream_fetch(struct upstream *up, struct upstream_fetch *f)
                  pttl[] = {SLICE_LIT("PTTL"), f->key};
     link_command(&up->fetch, 2, get);
     resp_write_command(&up->scratch, 2, pttl);
+    tracked_add(up, f->key);
     link_submit(&up->fetch, s, buf_slice(&up->scratch));
 }
 
@@ -581,6 +583,8 @@ void upstream_call(struct upstream *up, struct upstream_call *c, enum upstream_v
         slot_free(s);
         return;
     }
+    for (int i = 1; s->tracked && i < argc; i++)
+        tracked_add(up, argv[i]);
     link_submit(ln, s, link_command(ln, argc, argv));
 }
 

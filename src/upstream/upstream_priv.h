@@ -302,12 +302,21 @@ struct upstream {
     struct list idle_pins; /* clean connections kept for the next pin */
     unsigned nidle_pins;
 
+    uint8_t *tracked_bits; /* tracked.c; NULL until used */
+    unsigned tracked_size, tracked_set;
+    _Atomic int64_t tracked;
+
     struct buf scratch; /* a command being formatted */
 
     _Atomic uint64_t st_fetches, st_hits, st_misses, st_calls, st_errors, st_timeouts, st_reconnects, st_invalidations;
     _Atomic uint64_t st_bytes_in, st_bytes_out, st_breaker_opens, st_breaker_refused;
     _Atomic unsigned st_pins[2];
 };
+
+/* tracked.c: read on `fetch`; named by an invalidation; the table was emptied, or the connection is another one. */
+void tracked_add(struct upstream *up, struct slice name);
+void tracked_remove(struct upstream *up, struct slice name);
+void tracked_reset(struct upstream *up);
 
 #define UP_COUNT(up, field, n) atomic_fetch_add_explicit(&(up)->st_##field, (n), memory_order_relaxed)
 
