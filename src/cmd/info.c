@@ -497,6 +497,7 @@ static void section_tiers(struct info *in)
     struct tier_figures f;
     tier_get_figures(in->c->w->tier, &f);
     stat_field(in, STAT_tier_memory_hits);
+    stat_field(in, STAT_tier_memory_refound);
     stat_field(in, STAT_tier_memory_misses);
     field(in, "tier_memory_keys", f.memory_keys);
     field(in, "tier_memory_bytes", f.memory_bytes);

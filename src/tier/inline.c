@@ -44,6 +44,7 @@ static bool install_inline(struct worker *w, struct mem_shard *shard, const stru
     bool same = only_on_disk_locked(t, shard, key, &now, &has_expire) && now == block;
     if (LIKELY(same)) {
         tier_count_disk_hit(w, o, true);
+        stats_inc(w->stats, STAT_tier_memory_refound); /* it will be found the next moment */
         mem_insert_locked(t->mem, shard, key->hash, o);
         if (o->flags & OBJ_F_ORIGIN)
             atomic_fetch_add_explicit(&t->tracked_keys, 1, memory_order_relaxed);
@@ -112,7 +113,11 @@ bool tier_fault_inline(struct worker *w, const struct key *key, enum tier_need n
         return false;
     mem_lock(shard);
     bool on_disk = only_on_disk_locked(t, shard, key, &block, &has_expire);
+    bool nowhere = !on_disk && tier_key_is_upstream(t, key) && mem_key_current(t->mem, key) &&
+                   !mem_find_locked(t->mem, shard, key);
     mem_unlock(shard);
+    if (nowhere) /* nowhere here, that is */
+        return false;
     if (!on_disk || (need == TIER_PRESENCE && !has_expire && !tier_key_is_upstream(t, key)))
         return true;
     struct object *o = read_inline(w, key, block);

@@ -207,8 +207,12 @@ enum status tier_resolve_locked(struct worker *w, struct mem_shard *shard, const
     *out = (struct tier_found){.kept = true};
     /* Its hash is another one when the database was flushed or swapped meanwhile: then what was
      * waited for belongs to another shard's lock, and is not an answer any more. */
-    if (UNLIKELY(wait != NULL) && wait->key.hash == key->hash && resolve_from_wait(w, wait, out, &st))
-        return st;
+    if (UNLIKELY(wait != NULL) && wait->key.hash == key->hash) {
+        if (resolve_from_wait(w, wait, out, &st))
+            return st;
+        if (wait->res)
+            stats_inc(w->stats, STAT_tier_memory_refound);
+    }
     if (LIKELY(slot != NULL)) {
         struct object *o = mem_object(*slot);
         if (UNLIKELY(o->type == OBJ_RESIDENCY)) {

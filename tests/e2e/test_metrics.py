@@ -197,6 +197,32 @@ def test_dashboard_has_grafanas_form():
             assert target["expr"].count("(") == target["expr"].count(")")
 
 
+def test_each_lookup_counts_once(tiercel, redis_server):
+    """Found in memory at once, or missed there and then had from another tier, or nowhere."""
+    def look(c, keys):
+        t0 = t.tiers()
+        for key in keys:
+            c.get(key)
+        t1 = t.tiers()
+        change = {name: t1[name] - t0[name] for name in t1 if name.startswith("tier_") and isinstance(t1[name], int)}
+        return change["tier_memory_hits"] - change["tier_memory_refound"], change["tier_memory_misses"], change
+
+    t = tiercel(maxmemory="2mb")
+    c = t.client()
+    for i in range(4000):
+        c.set("k%d" % i, os.urandom(1000))
+    keys = ["k%d" % (i * 7 % 4000) for i in range(2000)] + ["nowhere"] * 50
+    hits, misses, change = look(c, keys)
+    assert hits + misses == len(keys)
+    assert misses == change["tier_disk_hits"] + 50 > 500
+    t = tiercel(upstream=redis_server())
+    t.wait_tiers(tier_upstream_state="up")
+    c = t.client()
+    c.set("k", "v")
+    hits, misses, change = look(c, ["k"] * 10 + ["nowhere"])
+    assert (hits, misses) == (9, 2) and change["tier_upstream_hits"] == change["tier_upstream_misses"] == 1
+
+
 # ---- a Prometheus
 
 def test_prometheus_scrapes(tiercel, tmp_path):
