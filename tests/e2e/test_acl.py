@@ -344,3 +344,28 @@ def test_with_an_upstream(tiercel, redis_server):
     with login(t, "alice", "x") as c:
         assert c.call("EVAL", "return redis.call('get', 'a')", 0) == b"$1\r\n1\r\n"
         assert c.call("SORT_RO", "b") == b"*0\r\n"
+
+
+def test_rights_that_change_within_a_transaction_at_an_upstream(tiercel, redis_server):
+    up = redis_server()
+    t = tiercel(upstream=up, threads=2)
+    t.wait_tiers(tier_upstream_state="up")
+    assert t.call("ACL", "SETUSER", "bob", "on", "nopass", "~a*", "+@all", "-eval") == "OK"
+    assert t.call("ACL", "SETUSER", "eve", "on", "nopass", "~*", "+@all") == "OK"
+    with t.raw() as c:
+        assert c.ask("AUTH", "bob", "x") == "OK"
+        # one that is refused as it comes is the end of the transaction, as in Redis
+        assert [c.ask("MULTI"), c.ask("SET", "a", "1")] == ["OK", "QUEUED"]
+        assert str(c.ask("SET", "b", "1")).startswith("NOPERM")
+        assert str(c.ask("EXEC")).startswith("EXECABORT")
+        assert up.client().keys("*") == []
+        # others' rights are no matter
+        assert [c.ask("MULTI"), c.ask("SET", "a", "1")] == ["OK", "QUEUED"]
+        assert t.call("ACL", "SETUSER", "eve", "-set") == "OK"
+        assert c.ask("EXEC") == ["OK"]
+        # its own are
+        assert [c.ask("MULTI"), c.ask("SET", "a", "2")] == ["OK", "QUEUED"]
+        assert t.call("ACL", "SETUSER", "bob", "-set") == "OK"
+        assert str(c.ask("EXEC")).startswith("EXECABORT")
+        assert c.ask("GET", "a") == b"1"
+        assert [c.ask("MULTI"), c.ask("GET", "a"), c.ask("EXEC")] == ["OK", "QUEUED", [b"1"]]
