@@ -27,7 +27,7 @@ def health(*args, **env):
 
 def test_health_command(tiercel):
     t = tiercel(http_port=free_port(), requirepass="secret")
-    wait_until(lambda: health("--health", "--http-port", t.http_port).returncode == 0, what="the HTTP port is there")
+    wait_until(lambda: health("--ready", "--http-port", t.http_port).returncode == 0, what="ready")
     for word in "--health", "--ready":
         done = health(word, "--http-port", t.http_port)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -160,11 +160,11 @@ def check_probes(t, c, ports):
     def run(command, timeout):
         return manifests.local([*command, "--http-port", str(ports["http"])], timeout)
 
-    # As a kubelet does: the others count from when the first one has passed. The HTTP port comes last.
-    wait_until(lambda: manifests.probe(c, "startupProbe", ports, run)[0], what="startupProbe passes")
-    for which in "readinessProbe", "livenessProbe":
-        ok, text = manifests.probe(c, which, ports, run)
-        assert ok, (which, text)
+    # As a kubelet does: the others count from when the first one has passed, and it goes on asking whether the pod is ready.
+    for which in "startupProbe", "readinessProbe":
+        wait_until(lambda: manifests.probe(c, which, ports, run)[0], what=which + " passes")
+    ok, text = manifests.probe(c, "livenessProbe", ports, run)
+    assert ok, text
     t.stop()
     for which in "startupProbe", "readinessProbe", "livenessProbe":
         assert not manifests.probe(c, which, ports, run)[0], which
@@ -192,7 +192,7 @@ def test_sidecar_manifest(tiercel, redis_server, tmp_path):
     # Without its upstream it is alive and ready: copies are served.
     up.stop()
     t.wait_tiers(tier_upstream_state=lambda state: state != "up")
-    wait_until(lambda: manifests.probe(c, "startupProbe", ports, run)[0], what="startupProbe passes")
+    wait_until(lambda: manifests.probe(c, "readinessProbe", ports, run)[0], what="ready")
     for which in "startupProbe", "readinessProbe", "livenessProbe":
         assert manifests.probe(c, which, ports, run)[0], which
     check_probes(t, c, ports)

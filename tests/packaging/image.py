@@ -164,7 +164,8 @@ def check_server(image):
     with open("/proc/%d/cmdline" % c.pid, encoding="ascii") as f:
         assert f.read() == "tiercel\0/etc/tiercel/tiercel.conf\0"
     c.wait_healthy()
-    assert c.execute(["tiercel", "--ready"]).returncode == 0
+    ready = c.execute(["tiercel", "--ready"])
+    assert ready.returncode == 0, ready.stderr
     assert c.execute(["sh", "-c", "echo x >/x"]).returncode != 0, "its root is writable"
     for path in pathlib.Path(data).iterdir():
         assert path.stat().st_mode & 0o077 == 0 and path.stat().st_uid == 999, path
@@ -265,7 +266,7 @@ def check_pods(image):
                 assert c.redis("-a", "s3cret", "--no-auth-warning", "ping") == "PONG"
             if any(port["name"] == "redis-tls" for port in container.get("ports", [])):
                 assert c.redis("-a", "s3cret", "--no-auth-warning", "--tls", "-p", "6380", "--cacert", str(secret / "ca.crt"), "ping") == "PONG"
-            for tries, which in (150, "startupProbe"), (1, "readinessProbe"), (1, "livenessProbe"):
+            for tries, which in (150, "startupProbe"), (150, "readinessProbe"), (1, "livenessProbe"):
                 while not passes(c, container, which):
                     tries -= 1
                     assert tries > 0, (path, which, c.output())
