@@ -12,15 +12,15 @@
 #include "tiercel/upstream.h"
 
 /* The HTTP port: /metrics (Prometheus text), /healthz (200 while the process turns, whatever
- * the tiers do) and /readyz (200 or 503, with JSON). GET and HEAD only. It has one thread of
- * its own; connections, their memory and their idle time are bounded.
+ * the tiers do, and whatever a scrape waits for) and /readyz (200 or 503, with JSON). GET and HEAD only. It has
+ * threads of its own; connections, their memory and their idle time are bounded.
  *
  * It is there before the tiers are and until they are gone: /readyz says "loading" until http_serve(),
  * and "stopping" after http_drain(); /metrics is 503 then. */
 struct http_options {
     const char *bind; /* an address or name; "*" = all */
     int port;         /* 0: the system chooses, see http_port() */
-    /* Called on the HTTP thread, one at a time, between http_serve() and http_drain(), with the former's arg: they read
+    /* Called on one of its threads, one at a time, between http_serve() and http_drain(), with the former's arg: they read
      * what any thread may read. */
     void (*metrics)(void *arg, struct buf *out);
     bool (*ready)(void *arg, bool detail,

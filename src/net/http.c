@@ -1,4 +1,5 @@
-/* The HTTP port, served by libmicrohttpd in a thread of its own. */
+/* The HTTP port, served by libmicrohttpd: a thread that accepts, and one for each of the few connections, so that a probe does
+ * not wait for a scrape that something holds up. */
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -18,6 +19,8 @@
 
 /* Bounds, not settings: scrapers and probes are few, and what exceeds these is neither. */
 #define CONNECTIONS_MAX 64
+#define CONNECTIONS_PER_HOST 48 /* one host alone cannot keep the others out */
+#define STACK_BYTES (512 << 10)
 #define CONNECTION_BYTES 16384
 #define IDLE_SECONDS 10
 #define BACKLOG 64
@@ -202,12 +205,13 @@ static struct MHD_Daemon *start_daemon(struct http *h, int fd)
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the main thread's */
-    struct MHD_Daemon *d =
-        MHD_start_daemon(MHD_USE_AUTO | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_ERROR_LOG, 0, NULL, NULL, serve, h,
-                         MHD_OPTION_EXTERNAL_LOGGER, log_library, NULL, /* first: the others may complain through it */
-                         MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
-                         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES, MHD_OPTION_CONNECTION_TIMEOUT,
-                         (unsigned)IDLE_SECONDS, MHD_OPTION_END);
+    struct MHD_Daemon *d = MHD_start_daemon(
+        MHD_USE_AUTO | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_THREAD_PER_CONNECTION | MHD_USE_ERROR_LOG, 0, NULL,
+        NULL, serve, h, MHD_OPTION_EXTERNAL_LOGGER, log_library, NULL, /* first: the others may complain through it */
+        MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
+        MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)CONNECTIONS_PER_HOST, MHD_OPTION_THREAD_STACK_SIZE,
+        (size_t)STACK_BYTES, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES,
+        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS, MHD_OPTION_END);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return d;
 }

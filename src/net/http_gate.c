@@ -22,7 +22,7 @@ struct http_gate {
     bool has_token;
     char token[DIGEST_LEN +
                1]; /* its digest: digests are compared, so that time tells nothing of the token's length either */
-    struct stats_block *stats; /* the HTTP thread's */
+    struct stats_block *stats; /* of all threads of the port, under the lock */
 };
 
 struct http_gate *http_gate_create(void)
@@ -120,7 +120,9 @@ unsigned http_gate_check(struct http_gate *g, struct MHD_Connection *conn)
         from != NULL && from->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
     if (from != NULL)
         (void)getnameinfo(from, len, host, sizeof(host), NULL, 0, NI_NUMERICHOST);
+    pthread_mutex_lock(&g->lock);
     stats_inc(g->stats, STAT_http_refused);
+    pthread_mutex_unlock(&g->lock);
     log_warning("http", "/metrics refused to %s: %s", host,
                 refused == MHD_HTTP_UNAUTHORIZED ? "no token, or a wrong one" : "protected mode, and no http-token");
     return refused;

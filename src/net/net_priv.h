@@ -200,7 +200,7 @@ struct http_gate;
 struct http_gate *http_gate_create(void);
 void http_gate_destroy(struct http_gate *g);
 void http_gate_set(struct http_gate *g, const struct http_access *access);
-/* 0: it may. Else the HTTP status, 401 or 403; counted and logged. The HTTP thread. */
+/* 0: it may. Else the HTTP status, 401 or 403; counted and logged. */
 unsigned http_gate_check(struct http_gate *g, struct MHD_Connection *conn);
 bool http_gate_check_quietly(struct http_gate *g, struct MHD_Connection *conn); /* may it? */
 bool http_gate_is_local(int fd); /* the socket is bound to a loopback address */

@@ -69,6 +69,29 @@ def test_token(tiercel, tmp_path):
 
 
 @sequential
+def test_alive_while_a_scrape_waits(tiercel, tmp_path):
+    """A file that cannot be read at once (here a pipe, at SIGHUP) holds up whoever asks for the settings."""
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    t = tiercel(http_port=free_port(), env={"TIERCEL_HTTP_TOKEN_FILE": path})
+    path.unlink()
+    os.mkfifo(path)
+    t.process.send_signal(signal.SIGHUP)
+    got = []
+    scrapes = [threading.Thread(target=lambda: got.append(ask(t, "/metrics", "first")[0])) for _ in range(3)]
+    for scrape in scrapes:
+        scrape.start()
+    for _ in range(5):
+        assert ask(t, "/healthz") == (200, "ok\n")
+    with open(path, "w") as f:
+        f.write("second\n")
+    for scrape in scrapes:
+        scrape.join()
+    assert set(got) <= {200, 401}
+    wait_until(lambda: ask(t, "/metrics", "second")[0] == 200)
+
+
+@sequential
 def test_other_hosts(tiercel):
     address = other_address()
     if address is None:
