@@ -100,10 +100,10 @@ def test_a_flood_in_64_mb(confined):
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        at_once(*((t, [encode("SET", "s%d:%d" % (i, k), blob[k * 30:k * 30 + 1500]) for k in range(15000)])
+        at_once(*((t, [encode("SET", "s%d:%d" % (i, k), blob[k * 30:k * 30 + 1500]) for k in range(9000)])
                   for i in range(3)))
         at_once((t, [encode("HSET", "h%d" % k, *(a for f in range(50) for a in ("f%d" % f, blob[f * 40:f * 40 + 40])))
-                     for k in range(2000)]),
+                     for k in range(1000)]),
                 *((t, [encode("SET", "b%d:%d" % (i, k), blob) for k in range(15)]) for i in range(3)))
         # Who sends much and reads nothing, and who sends half of something large.
         slow = []

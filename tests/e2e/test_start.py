@@ -89,6 +89,7 @@ def taken():
         yield s.getsockname()[1]
 
 
+@pytest.mark.sequential
 @pytest.mark.parametrize("args,line", BAD, ids=[args for args, _ in BAD])
 def test_a_start_that_fails(args, line, home, used, taken, tmp_path):
     port = free_port()
@@ -110,6 +111,7 @@ def items(out):
     return [m.groups() for m in found]
 
 
+@pytest.mark.sequential
 def test_check_says_what_to_change_and_touches_nothing(home, used, tmp_path):
     conf = tmp_path / "t.conf"
     conf.write_text("port 7000\ndir %s\nmaxmemory 900gb\nthreads 128\ntcp-backlog 65535\ndisk-max-size 900gb\n" %
@@ -131,6 +133,7 @@ def test_check_says_what_to_change_and_touches_nothing(home, used, tmp_path):
             "/proc/mounts").read_text()
 
 
+@pytest.mark.sequential
 @pytest.mark.parametrize("args,line", [b for b in BAD if not re.search("taken|used|unixsocket|logfile", b[0])][::3])
 def test_check_finds_what_a_start_would(args, line, home, tmp_path):
     given = [a.format(home=home, port=6379) for a in args.split()]
