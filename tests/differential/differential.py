@@ -306,7 +306,6 @@ class Differential:
             for i in range(0, len(names), 40):
                 self.compare_values(what, names[i:i + 40])
         self.compare_scan()
-        self.sorted = set(self.still_sorted)
         return total
 
     def compare_values(self, what, names):
@@ -396,6 +395,7 @@ class Differential:
                 next_check += self.check_every
                 self.short_expiries()
                 total = self.compare_all()
+                self.sorted = set(self.still_sorted)
                 self.compare_events()
                 self.events.toggle()
                 if self.verbose:
