@@ -121,7 +121,7 @@ FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 C_FILES    = $(shell find src include tests bench -name '*.[ch]')
 
 .PHONY: all run test unit e2e coherence bench-sidecar differential apps fuzz fuzz-build asan tsan lint layers fmt fmt-check tidy bench bench-spikes bench-large bench-disk bench-hit-ratio soak \
-        install uninstall deb deb-test port-test image image-test chart-test dist clean deps deps-test help FORCE
+        install uninstall image image-test chart-test clean deps deps-test help FORCE
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -308,6 +308,7 @@ deb: all  ## build/tiercel_VERSION_ARCH.deb
 deb-test:  ## that package in a fresh system: installed, run as its user, purged (root, debootstrap, some minutes)
 	@bash tests/packaging/deb.sh
 
+.PHONY: deb deb-test port-test dist
 port-test:  ## build, unit tests and some end-to-end tests with another distribution's libraries (SUITE=trixie, noble; root, debootstrap)
 	@SUITE=$(or $(SUITE),trixie) bash tests/packaging/port.sh
 

@@ -330,7 +330,6 @@ class Differential:
                 self.compare_values(what, names[i:i + 40])
         if not self.local:
             self.compare_scan()
-        self.sorted = set(self.still_sorted)
         return total
 
     def compare_values(self, what, names):
@@ -420,6 +419,7 @@ class Differential:
                 next_check += self.check_every
                 self.short_expiries()
                 total = self.compare_all()
+                self.sorted = set(self.still_sorted)
                 self.compare_events()
                 if not self.local:
                     self.events.toggle()

@@ -37,7 +37,7 @@ LISTED = [
     (r"(sudo )?make (&& sudo make )?install", "installs into the system; test_packaging.py does, elsewhere"),
     (r"make deb|sudo apt", "packages and installs into the system; test_packaging.py and make deb-test do"),
     (r"(sudo )?systemctl|journalctl", "needs the package installed and systemd running"),
-    (r"docker|podman", "needs a container engine"),
+    (r"docker|podman|make image|make chart", "needs a container engine, or takes minutes"),
     (r"kubectl|helm|minikube|kind", "needs a cluster"),
     (r"prometheus|promtool|grafana|git clone", "needs a program or a network that may not be here"),
 ]

@@ -3,6 +3,7 @@
 # of the last commit built with warnings as errors, the unit tests run, and the end-to-end tests that speak to the libraries most.
 #   SUITE=trixie bash tests/packaging/port.sh       (root; needs debootstrap and a mirror; some minutes)
 # ROOT=dir keeps and reuses the base system there; MIRROR chooses another mirror, E2E other tests, JOBS how many at once.
+# debootstrap verifies packages where it has the keyring of the distribution (Debian: ubuntu-keyring), and warns elsewhere.
 set -euo pipefail
 
 cd "$(dirname "$0")/../.."
