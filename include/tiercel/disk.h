@@ -235,6 +235,8 @@ bool disk_read_inline(struct disk *d, struct disk_read *rd);
 enum status disk_sync(struct disk *d, int64_t timeout_ms);
 /* Somebody waits for what is queued: a commit starts now. Does not wait; shard locks may be held. */
 void disk_hurry(struct disk *d);
+/* The owner holds something back that is to be written: committing() is called soon, though nothing may be queued. */
+void disk_ask_owner(struct disk *d);
 void disk_set_max_bytes(struct disk *d, uint64_t max_bytes);
 void disk_set_retain(struct disk *d, enum disk_retain retain, bool thorough);
 void disk_set_names(struct disk *d, bool wanted);

@@ -24,7 +24,8 @@ struct scheduling {
 void pace_thread_init(void)
 {
     int nice = getpriority(PRIO_PROCESS, 0) + BACKGROUND_NICE; /* Linux: of this thread only */
-    struct scheduling s = {.size = sizeof(s), .policy = SCHED_OTHER, .nice = nice, .runtime_ns = PACE_SLICE_US * 1000};
+    struct scheduling s = {
+        .size = sizeof(s), .policy = (uint32_t)sched_getscheduler(0), .nice = nice, .runtime_ns = PACE_SLICE_US * 1000};
 
     if (syscall(SYS_sched_setattr, 0, &s, 0) != 0)
         setpriority(PRIO_PROCESS, 0, nice);

@@ -340,6 +340,14 @@ static uint64_t commit_now_locked(struct disk *d)
     return d->sync_events;
 }
 
+void disk_ask_owner(struct disk *d)
+{
+    pthread_mutex_lock(&d->mu);
+    d->ask_owner = true;
+    pthread_cond_signal(&d->wake);
+    pthread_mutex_unlock(&d->mu);
+}
+
 void disk_hurry(struct disk *d)
 {
     pthread_mutex_lock(&d->mu);

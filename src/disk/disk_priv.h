@@ -331,7 +331,7 @@ struct disk {
     char problem[256];
     uint64_t meta_event; /* the newest change of an incarnation: what comes before goes with it */
     bool commit_soon;    /* the commit that is due next is one that commit_ms speaks of */
-    bool want_room, closing, work_soon;
+    bool want_room, closing, work_soon, ask_owner;
     bool writer_started;
 
     /* writer thread only */

@@ -32,6 +32,8 @@ void writer_notice(struct disk *d, bool healthy, const char *fmt, ...)
 static bool commit_is_due_locked(const struct disk *d, int64_t now_us)
 {
     uint64_t settled = PEEK(d->settled_events);
+    if (d->ask_owner)
+        return true;
     if (settled == PEEK(d->events))
         return false;
     return d->closing || d->sync_events > settled || d->waiting_bytes >= d->opt.commit_bytes ||
@@ -85,6 +87,7 @@ static void writer_wait(struct disk *d, struct batch *batch)
             break;
         writer_sleep_locked(d, now_us);
     }
+    d->ask_owner = false;
     if (!PEEK(d->healthy)) {
         /* Behind all that failed, before all that comes. */
         writer_take_locked(d, batch, SIZE_MAX);
@@ -93,6 +96,7 @@ static void writer_wait(struct disk *d, struct batch *batch)
         pthread_mutex_unlock(&d->mu);
         bool held_back = writer_ask_owner(d, true);
         pthread_mutex_lock(&d->mu);
+        d->ask_owner = false; /* nothing is held back since */
         writer_take_locked(d, batch, held_back ? SIZE_MAX : batch_limit(d));
     }
     batch->closing = d->closing && list_empty(&d->sealed) && d->open == NULL;

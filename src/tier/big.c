@@ -1,8 +1,7 @@
 /* Demotion of large values of many elements. To serialise a million of them takes longer than anybody may hold a
  * shard's lock, so a thread of its own does it in parts, with rests (pace.h), which it leaves out while writers wait for
- * the memory. Whoever reads or changes the object meanwhile clears
- * OBJ_F_LEAVING, and it stays. Whoever has it, or another one at its address, leave anew says so (big_stale): what was
- * serialised is not worth anything then. */
+ * the memory. Whoever reads or changes the object meanwhile clears OBJ_F_LEAVING, and it stays. Whoever has it, or another
+ * one at its address, leave anew says so (tier_big_leaves_locked()): what was serialised is not worth anything then. */
 #include "tiercel/pace.h"
 #include "tier_priv.h"
 

@@ -232,7 +232,6 @@ static void prepay_large(struct tier *t)
 
     if (pthread_mutex_trylock(&t->parting) != 0) /* a save is at it */
         return;
-    atomic_store(&t->owed_large, false);
     buf_init(&owed, MEM_OTHER);
     for (int i = 0; i < t->nworkers; i++) {
         struct tier_worker *tw = t->workers[i] ? t->workers[i]->tier_worker : NULL;
@@ -265,6 +264,8 @@ bool tier_committing(void *arg, bool begin)
         if (tw)
             pay_noted(tw, t->disk_stats, &t->paying_serial, &ok);
     }
+    if (begin)
+        atomic_store(&t->owed_large, false); /* nothing is owed now */
     /* Whoever wrote it, now or before, wrote it behind later changes. */
     return begin && atomic_exchange(&t->held_back, false);
 }

@@ -394,6 +394,11 @@ bool disk_read_inline(struct disk *d, struct disk_read *rd)
     return true;
 }
 
+void disk_ask_owner(struct disk *d)
+{
+    d->hurries++;
+}
+
 void disk_hurry(struct disk *d)
 {
     d->hurries++; /* the fake writer is never idle */
