@@ -124,20 +124,14 @@ static bool shed_memory(struct worker *w, int64_t until_us)
 void tier_worker_tick(struct worker *w)
 {
     tier_drop_room_waits(w->tier_worker); /* a missed wake-up costs a tick, not a hang */
-<<<<<<< HEAD
-    tier_flush_owed(w);
-    if (!w->tier->has_upstream)
-        return;
-    tier_tracking_update(w);
-    tier_bound_copies(w); /* after the limit was lowered */
-=======
     if (UNLIKELY(atomic_load_explicit(&w->tier->owed_large, memory_order_relaxed)))
         disk_ask_owner(w->tier->disk); /* a loop would be long at it */
     else
         tier_flush_owed(w);
-    if (w->tier->has_upstream)
-        tier_bound_copies(w); /* after the limit was lowered */
->>>>>>> t-A
+    if (!w->tier->has_upstream)
+        return;
+    tier_tracking_update(w);
+    tier_bound_copies(w); /* after the limit was lowered */
 }
 
 bool tier_worker_sweep(struct worker *w, bool expire, int64_t slice_us)
