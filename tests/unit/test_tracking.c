@@ -122,7 +122,7 @@ static void read_name(struct tracking_world *wd, unsigned c, unsigned i)
 static void change_name(struct tracking_world *wd, unsigned i)
 {
     char text[16];
-    tracking_key_changed(wd->cmd.tracking, NULL, name_of(i, text), TIER_WRITTEN);
+    tracking_key_changed(wd->cmd.tracking, NULL, name_of(i, text), TIER_WRITTEN, false);
 }
 
 /* What the client was sent since the last time. */
