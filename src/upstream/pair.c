@@ -160,9 +160,11 @@ static void pair_settle(struct upstream *up)
 {
     up->probing = false;
     if (up->trying != UPSTREAM_TTL) {
+        up->probe_ms = DUE_NEVER;
         if (up->trying == up->opt.coherence)
             up->refusal[0] = 0;
-        up->probe_ms = DUE_NEVER;
+        else
+            probe_later(up);
     } else {
         link_cancel(&up->inval);
         if (up->opt.coherence != UPSTREAM_TTL)
@@ -183,6 +185,10 @@ static void pair_probed(struct upstream *up)
         pair_settle(up);
         if (!up->destroyed)
             upstream_note(up, "upstream %s: coherence %s", up->name, up->coherence);
+        return;
+    }
+    if (up->mode == UPSTREAM_BROADCAST) { /* it tells of nothing any more: begin anew */
+        link_fail(&up->fetch, "CLIENT TRACKING was taken back");
         return;
     }
     link_cancel(&up->inval);
@@ -238,6 +244,74 @@ static void fetch_ready(struct link *ln)
     pair_settle(up);
     if (!up->destroyed)
         upstream_state_set(up);
+}
+
+/* ---- tracking in place of broadcast ------------------------------------------------------------
+ *
+ * A connection cannot try the one while it has the other, and must not be without. So another one tries, `write`: it is
+ * told to track and at once not to, with nothing in between. Only where that works fetch changes over. */
+
+static void change_over(struct upstream *up)
+{
+    struct slice off[] = {SLICE_LIT("CLIENT"), SLICE_LIT("TRACKING"), SLICE_LIT("OFF")};
+    up->trying = UPSTREAM_TRACKING;
+    link_greet(&up->fetch, GREET_UNTRACK, 3, off);
+    fetch_track(&up->fetch);
+}
+
+static void asked(struct upstream *up, bool yes)
+{
+    up->ask_denied |= !yes;
+    if (--up->asking > 0 || up->destroyed)
+        return;
+    bool broadcasts = up->generation && up->mode == UPSTREAM_BROADCAST && up->fetch.state == LINK_READY;
+    if (broadcasts && !up->ask_denied && !up->fetch.greetings)
+        change_over(up);
+    else if (broadcasts)
+        probe_later(up); /* else opening the pair asks */
+}
+
+static void track_asked(struct upstream_call *c, enum status st, struct slice reply, bool is_error, bool sent)
+{
+    (void)reply;
+    (void)sent;
+    asked(LIST_ENTRY(c, struct upstream, ask_track), st == ST_OK && !is_error);
+}
+
+static void redir_asked(struct upstream_call *c, enum status st, struct slice reply, bool is_error, bool sent)
+{
+    struct upstream *up = LIST_ENTRY(c, struct upstream, ask_redir);
+    char want[32];
+    (void)sent;
+    snprintf(want, sizeof(want), ":%lld\r\n", up->inval_id);
+    asked(up, st == ST_OK && !is_error && slice_eq(reply, slice_str(want)));
+}
+
+static void off_asked(struct upstream_call *c, enum status st, struct slice reply, bool is_error, bool sent)
+{
+    (void)reply;
+    (void)sent;
+    asked(LIST_ENTRY(c, struct upstream, ask_off), st == ST_OK && !is_error);
+}
+
+static void ask_for_tracking(struct upstream *up)
+{
+    char id[32];
+    snprintf(id, sizeof(id), "%lld", up->inval_id);
+    struct slice on[] = {SLICE_LIT("CLIENT"), SLICE_LIT("TRACKING"), SLICE_LIT("ON"), SLICE_LIT("REDIRECT"),
+                         slice_str(id)};
+    struct slice redir[] = {SLICE_LIT("CLIENT"), SLICE_LIT("GETREDIR")};
+    struct slice off[] = {SLICE_LIT("CLIENT"), SLICE_LIT("TRACKING"), SLICE_LIT("OFF")};
+    if (up->asking)
+        return;
+    up->asking = 3;
+    up->ask_denied = up->write.state != LINK_READY;
+    up->ask_track.done = track_asked;
+    up->ask_redir.done = redir_asked;
+    up->ask_off.done = off_asked;
+    upstream_call(up, &up->ask_track, UPSTREAM_RESP2, up->opt.db, 5, on);
+    upstream_call(up, &up->ask_redir, UPSTREAM_RESP2, up->opt.db, 2, redir);
+    upstream_call(up, &up->ask_off, UPSTREAM_RESP2, up->opt.db, 3, off);
 }
 
 /* ---- losing them ------------------------------------------------------------------------------ */
@@ -449,9 +523,13 @@ void pair_tick(struct upstream *up, int64_t now_ms)
     }
     if (up->probe_ms <= now_ms) {
         up->probe_ms = DUE_NEVER;
-        up->probing = true;
-        up->trying = up->opt.coherence;
-        link_open(&up->inval);
+        if (up->mode == UPSTREAM_BROADCAST) {
+            ask_for_tracking(up);
+        } else {
+            up->probing = true;
+            up->trying = up->opt.coherence;
+            link_open(&up->inval);
+        }
     }
     if (up->rotate_ms <= now_ms && up->generation)
         generation_begin(up); /* the age of copies is bounded by that of the generation which vouches for them */

@@ -135,9 +135,16 @@ static bool starts_with(const char *text, const char *prefix)
 bool upstream_greeted_basic(struct link *ln, enum greeting_step step, const redisReply *r)
 {
     static const char *const names[] = {
-        [GREET_AUTH] = "AUTH",           [GREET_RESET] = "RESET",           [GREET_HELLO] = "HELLO",
-        [GREET_SELECT] = "SELECT",       [GREET_NAME] = "CLIENT SETNAME",   [GREET_ID] = "CLIENT ID",
-        [GREET_SUBSCRIBE] = "SUBSCRIBE", [GREET_TRACK] = "CLIENT TRACKING", [GREET_REDIR] = "CLIENT GETREDIR",
+        [GREET_AUTH] = "AUTH",
+        [GREET_RESET] = "RESET",
+        [GREET_HELLO] = "HELLO",
+        [GREET_SELECT] = "SELECT",
+        [GREET_NAME] = "CLIENT SETNAME",
+        [GREET_ID] = "CLIENT ID",
+        [GREET_SUBSCRIBE] = "SUBSCRIBE",
+        [GREET_TRACK] = "CLIENT TRACKING",
+        [GREET_REDIR] = "CLIENT GETREDIR",
+        [GREET_UNTRACK] = "CLIENT TRACKING",
     };
     if (r->type != REDIS_REPLY_ERROR) {
         if (step == GREET_SELECT)

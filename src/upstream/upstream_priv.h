@@ -120,7 +120,8 @@ enum greeting_step {
     GREET_ID,
     GREET_SUBSCRIBE,
     GREET_TRACK,
-    GREET_REDIR
+    GREET_REDIR,
+    GREET_UNTRACK
 };
 
 struct link;
@@ -279,6 +280,9 @@ struct upstream {
     enum upstream_mode mode, trying;      /* of the last generation; in the greeting under way */
     struct slice prefix[UPSTREAM_PREFIXES_MAX];
     unsigned nprefixes;
+    struct upstream_call ask_track, ask_redir, ask_off; /* is tracking to be had in place of broadcast? */
+    int asking;                                         /* how many of them have no answer yet */
+    bool ask_denied;
     bool probing;                          /* inval is open to ask for a better mode than the one in force */
     int64_t probe_ms, rotate_ms;           /* when to ask; when a generation of ttl mode ends */
     uint32_t doubted;                      /* the generation that is suspended; 0 = none */

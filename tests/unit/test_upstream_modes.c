@@ -418,6 +418,43 @@ static void test_probe(void **state)
     foreign(&server, "ACL DELUSER plain");
 }
 
+/* While broadcast is in force in place of tracking that is asked for, too, and what is at the upstream's end changes over
+ * without a gap. */
+static void test_probe_of_broadcast(void **state)
+{
+    (void)state;
+    struct world w;
+    struct upstream_stats st;
+    foreign(&server, "ACL SETUSER plain on >pw ~* &* +@all");
+    world_init(&w, server.port);
+    w.opt.coherence = UPSTREAM_BROADCAST;
+    text_set(w.opt.prefixes, sizeof(w.opt.prefixes), "a: b:");
+    text_set(w.opt.user, sizeof(w.opt.user), "plain");
+    text_set(w.opt.password, sizeof(w.opt.password), "pw");
+    world_create(&w);
+    WAIT_UP(&w);
+    w.up->opt.coherence = UPSTREAM_TRACKING; /* as if it had been refused */
+    for (int allowed = 0; allowed < 2; allowed++) {
+        foreign(&server, allowed ? "ACL SETUSER plain +client|tracking" : "ACL SETUSER plain -client|tracking");
+        w.up->probe_ms = clock_mono_ms();
+        upstream_wake(w.up, w.up->probe_ms);
+        if (allowed)
+            WAIT_FOR(&w, 1000, w.began == 2);
+        else
+            WAIT_FOR(&w, 1000, w.up->probe_ms != DUE_NEVER && w.up->probe_ms > clock_mono_ms() + 50000);
+        assert_int_equal(w.began, 1 + allowed);
+        assert_string_equal(upstream_coherence(w.up), allowed ? "tracking" : "broadcast");
+    }
+    assert_int_equal(w.ended, 0);
+    assert_int_equal(fetch(&w, 0, "c:1").generation, 2);
+    foreign(&server, "SET c:1 1");
+    WAIT_FOR(&w, 1000, w.invalidated == 1);
+    upstream_get_stats(w.up, &st);
+    assert_int_equal(st.reconnects, 0);
+    world_close(&w);
+    foreign(&server, "ACL DELUSER plain");
+}
+
 /* ---- the breaker ---- */
 
 static void test_breaker(void **state)
@@ -586,19 +623,13 @@ static void test_auth_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_scan_resp3),
-        cmocka_unit_test(test_resp3_calls),
-        cmocka_unit_test(test_resp3_rare),
-        cmocka_unit_test(test_resp3_pins),
-        cmocka_unit_test(test_probe),
-        cmocka_unit_test(test_tracked_calls),
-        cmocka_unit_test(test_slow_upstream),
-        cmocka_unit_test(test_broadcast),
-        cmocka_unit_test(test_ttl_and_fall_back),
-        cmocka_unit_test(test_breaker),
-        cmocka_unit_test(test_breaker_probe),
-        cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_auth_file),
+        cmocka_unit_test(test_scan_resp3),    cmocka_unit_test(test_resp3_calls),
+        cmocka_unit_test(test_resp3_rare),    cmocka_unit_test(test_resp3_pins),
+        cmocka_unit_test(test_probe),         cmocka_unit_test(test_probe_of_broadcast),
+        cmocka_unit_test(test_tracked_calls), cmocka_unit_test(test_slow_upstream),
+        cmocka_unit_test(test_broadcast),     cmocka_unit_test(test_ttl_and_fall_back),
+        cmocka_unit_test(test_breaker),       cmocka_unit_test(test_breaker_probe),
+        cmocka_unit_test(test_limits),        cmocka_unit_test(test_auth_file),
     };
     return cmocka_run_group_tests(tests, group_start, group_stop);
 }
