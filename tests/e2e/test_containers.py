@@ -10,9 +10,11 @@ import threading
 
 import pytest
 
-import manifests
-from harness import BINARY, ROOT, scaled, wait_until
-from ports import free_port
+pytest.importorskip("yaml")
+
+import manifests  # noqa: E402
+from harness import BINARY, ROOT, scaled, wait_until  # noqa: E402
+from ports import free_port  # noqa: E402
 
 pytestmark = [pytest.mark.sequential]
 
