@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "tiercel/alloc.h"
 #include "tiercel/buf.h"
 #include "tiercel/chain.h"
 #include "tiercel/command.h"
@@ -134,7 +135,11 @@ bool session_subscribed(const struct session *s);
 bool session_full(const struct session *s);
 /* With maxmemory-clients: all clients together hold over half of it. Then who has requests waiting is not read from, and
  * who does not take its replies gets no more of them. */
-bool session_clients_tight(const struct worker *w);
+static inline bool session_clients_tight(const struct worker *w)
+{
+    return w->conf->maxmemory_clients != 0 &&
+           mem_class_bytes(MEM_CLIENT) > conf_maxmemory_clients(w->conf, w->conf->maxmemory) / 2;
+}
 /* Memory held for the client: input, queue, output. */
 size_t session_bytes(const struct session *s);
 /* Its class for client-output-buffer-limit: OBUF_NORMAL or OBUF_PUBSUB. */

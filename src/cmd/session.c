@@ -325,13 +325,6 @@ bool session_full(const struct session *s)
            (UNLIKELY(s->queued > 0) && session_clients_tight(s->w));
 }
 
-bool session_clients_tight(const struct worker *w)
-{
-    if (LIKELY(w->conf->maxmemory_clients == 0))
-        return false;
-    return mem_class_bytes(MEM_CLIENT) > conf_maxmemory_clients(w->conf, w->conf->maxmemory) / 2;
-}
-
 size_t session_bytes(const struct session *s)
 {
     return sizeof(*s) + s->query_bytes + s->query_free + s->queued_bytes + s->out.bytes + s->name.cap + multi_bytes(s) +
