@@ -221,12 +221,6 @@ size_t session_bytes(const struct session *s)
     return sizeof(*s) + s->query_bytes + s->query_free + s->queued_bytes + s->out.bytes;
 }
 
-bool session_clients_tight(const struct worker *w)
-{
-    (void)w;
-    return false;
-}
-
 int session_obuf_class(const struct session *s)
 {
     return s->proto == 3 ? OBUF_PUBSUB : OBUF_NORMAL;
