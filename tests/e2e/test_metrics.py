@@ -322,4 +322,4 @@ def test_exporter_and_numbers(tiercel, redis_server, tmp_path):
         assert name in before and name in after
     mine = {n for n in names(get(t.http_port, "/metrics")) if n.startswith("redis_")}
     # Names that redis_exporter has in other versions.
-    assert mine - names(ours) == {"redis_error_replies_total", "redis_evicted_clients_total", "redis_rdb_saves_total"}
+    assert mine - names(ours) == {"redis_error_replies_total", "redis_expired_subkeys_total", "redis_evicted_clients_total", "redis_rdb_saves_total"}
