@@ -198,3 +198,23 @@ def test_saved_while_it_changes(tiercel, often):
     elif now:  # else it was changed after it was saved
         assert 0 <= more <= pushes
     assert not now or now == [b"%05d" % i + b"x" * 95 for i in range(20_000)] + [b"more:%d" % i for i in range(more)]
+
+
+def test_written_by_the_journal(tiercel):
+    """One change of a large value is on disk soon, without anything else that is written."""
+    t = tiercel(threads=2, maxmemory=0, compression=False, appendonly=True)
+    c = t.client()
+
+    def written():
+        got = c.execute_command("CACHE", "INSPECT", "large")
+        got = dict(zip(got[::2], got[1::2]))
+        return got[b"tier"] == b"memory+disk" and got[b"dirty"] == 0
+
+    build_list(c)
+    for act in lambda: c.rpush("large", "one more"), lambda: c.lset("large", 0, "first"), lambda: c.lpop("large", 2):
+        wait_until(written, 30, what="it is on disk")
+        act()
+    wait_until(written, 30, what="it is on disk")
+    t.kill9()
+    t.start()
+    assert t.client().lrange("large", 0, -1) == [b"%05d" % i + b"x" * 95 for i in range(2, 20_000)] + [b"one more"]
