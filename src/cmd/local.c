@@ -66,7 +66,7 @@ static bool is_keyless_here(const struct command *cmd)
 static bool queued_is_local(void *arg, const struct command *cmd, int argc, const struct slice *argv)
 {
     enum kind kind = kind_of(arg, cmd, argc, argv);
-    return kind == KIND_LOCAL || (kind == KIND_NONE && is_keyless_here(cmd));
+    return kind == KIND_LOCAL || (kind == KIND_NONE && (is_keyless_here(cmd) || cmd->id == CMDID_unwatch));
 }
 
 /* Rules may have changed since its commands were queued. */
@@ -89,7 +89,10 @@ static enum local_route route_transaction(struct call *c)
     case CMDID_multi: return s->pin && !in_local_multi(s) ? LOCAL_NO : LOCAL_HERE;
     case CMDID_exec: return in_local_multi(s) ? local_exec(c) : LOCAL_NO;
     case CMDID_discard: return in_local_multi(s) ? LOCAL_HERE : LOCAL_NO;
-    default: return multi_watches(s) ? LOCAL_HERE : LOCAL_NO; /* UNWATCH */
+    default: /* UNWATCH */
+        if (in_local_multi(s) && multi_length(s) == 0 && !multi_watches(s))
+            return LOCAL_LEAVE;
+        return in_local_multi(s) || multi_watches(s) ? LOCAL_HERE : LOCAL_NO;
     }
 }
 

@@ -13,9 +13,13 @@ bool tier_touch_twice(struct worker *w, const struct key *key)
     if (!tw->touched)
         tw->touched = mem_calloc(MEM_OTHER, SETS * WAYS * sizeof(*tw->touched));
     uint32_t print = (uint32_t)key->hash | 1, *set = &tw->touched[(key->hash >> 32) % SETS * WAYS];
-    for (int i = 0; i < WAYS; i++)
+    uint64_t way = rng_next(&w->rng) % WAYS;
+    for (uint64_t i = 0; i < WAYS; i++) {
         if (set[i] == print)
             return true;
-    set[rng_next(&w->rng) % WAYS] = print;
+        if (set[i] == 0)
+            way = i;
+    }
+    set[way] = print;
     return false;
 }

@@ -73,6 +73,10 @@ def test_what_mixes_is_refused(tiercel, redis_server):
             refused(c.ask("EXEC"), b"EXECABORT")
             assert c.ask("MGET", "u:a") == [b"1"] and c.ask("MGET", "l:a") == [b"2"]
         assert c.ask("MULTI") == "OK" and c.ask("EXEC") == []
+        assert [c.ask("MULTI"), c.ask("UNWATCH"), c.ask("PING"), c.ask("GET", "u:a"), c.ask("EXEC")] == [
+            "OK", "QUEUED", "QUEUED", "QUEUED", ["OK", "PONG", b"1"]]
+        assert [c.ask("MULTI"), c.ask("GET", "l:a"), c.ask("UNWATCH"), c.ask("PING"), c.ask("EXEC")] == [
+            "OK", "QUEUED", "QUEUED", "QUEUED", [b"2", "OK", "PONG"]]
         # watches
         assert c.ask("WATCH", "l:a") == "OK"
         refused(c.ask("WATCH", "u:a"))

@@ -669,6 +669,12 @@ void upstream_get_stats(const struct upstream *up, struct upstream_stats *out)
     *out = (struct upstream_stats){0};
 }
 
+int64_t upstream_tracked(const struct upstream *up)
+{
+    (void)up;
+    return 0;
+}
+
 uint32_t upstream_generation(const struct upstream *up)
 {
     return up->generation;
