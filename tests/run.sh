@@ -150,7 +150,9 @@ stage_asan() { sanitized asan address "$PYTEST_WORKERS"; }
 
 # What has one thread, or one client that waits for each reply, has no races.
 ONE_THREAD="acl base codec collections command_table conf function list object resp set_hash stream zset"
-stage_tsan() { sanitized tsan thread "$PYTEST_WORKERS" "$ONE_THREAD" " and not sequential and not twin"; }
+# Minutes of cleaning, by threads that test_disk and the end-to-end tests have as well.
+TSAN_LONG="disk_clean"
+stage_tsan() { sanitized tsan thread "$PYTEST_WORKERS" "$ONE_THREAD $TSAN_LONG" " and not sequential and not twin"; }
 
 stage_fuzz() { run_make FUZZ_SECONDS="${FUZZ_SECONDS:-6}" fuzz; }
 

@@ -290,6 +290,9 @@ class Server:
         assert not problems, "\n".join(problems)
 
     def remove(self):
+        """Deletes its files, and ends it if it still runs."""
+        if self.alive():
+            self.kill9()
         shutil.rmtree(self.home, ignore_errors=True)
 
 
