@@ -104,6 +104,12 @@ extern const int command_count;
 const struct command *command_find(struct slice name);
 const struct command *command_find_sub(const struct command *container, struct slice name);
 
+/* May it have so many arguments, its own name among them? */
+static inline bool command_arity_fits(const struct command *cmd, int argc)
+{
+    return cmd->arity >= 0 ? argc == cmd->arity : argc >= -cmd->arity;
+}
+
 /* Positions of the keys among the arguments; -1: bad syntax. At most max. */
 int command_keys(const struct command *cmd, int argc, const struct slice *argv, int *pos, int max);
 

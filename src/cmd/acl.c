@@ -449,7 +449,7 @@ static void dryrun(struct call *c, const struct acl_user *u)
         call_errorf(c, "ERR Command '%.*s' not found", shown(argv[0]), argv[0].ptr);
         return;
     }
-    if (cmd->arity >= 0 ? argc != cmd->arity : argc < -cmd->arity) {
+    if (!command_arity_fits(cmd, argc)) {
         call_errorf(c, "ERR wrong number of arguments for '%s' command", cmd->full);
         return;
     }

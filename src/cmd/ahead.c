@@ -7,7 +7,7 @@ bool dispatch_prefetchable(const struct session *s, int argc, const struct slice
 {
     const struct command *cmd = dispatch_find(argc, argv);
 
-    if (!cmd || !(cmd->arity >= 0 ? argc == cmd->arity : argc >= -cmd->arity) ||
+    if (!cmd || !command_arity_fits(cmd, argc) ||
         cmd->flags & (CMD_SERVER | CMD_CONTAINER | CMD_BLOCKING | CMD_ALL_SHARDS) || s->flags & SESSION_MULTI || s->pin)
         return false;
     if (cmd->group == GROUP_TRANSACTIONS || cmd->group == GROUP_PUBSUB || dispatch_key_count(cmd, argc) == 0)

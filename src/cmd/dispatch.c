@@ -554,11 +554,6 @@ void dispatch_refuse(struct call *c, const char *text)
     multi_discard(c->s);
 }
 
-static bool arity_ok(const struct command *cmd, int argc)
-{
-    return cmd->arity >= 0 ? argc == cmd->arity : argc >= -cmd->arity;
-}
-
 static void refuse_unknown(struct call *c)
 {
     if (!c->cmd) {
@@ -577,7 +572,7 @@ static inline bool known(struct call *c)
 {
     const struct command *cmd = c->cmd;
 
-    if (LIKELY(cmd != NULL && !(cmd->flags & CMD_CONTAINER && c->argc > 1) && arity_ok(cmd, c->argc)))
+    if (LIKELY(cmd != NULL && !(cmd->flags & CMD_CONTAINER && c->argc > 1) && command_arity_fits(cmd, c->argc)))
         return true;
     refuse_unknown(c);
     return false;

@@ -71,11 +71,6 @@ static const char *args_read(struct script_worker *sw, lua_State *L, int *argc)
 
 /* ---- redis.call(), redis.pcall() ---- */
 
-static bool arity_fits(const struct command *cmd, int argc)
-{
-    return cmd->arity >= 0 ? argc == cmd->arity : argc >= -cmd->arity;
-}
-
 /* NULL, or why the command may not run. */
 static const char *refusal(const struct script_worker *sw, struct call *c)
 {
@@ -85,7 +80,7 @@ static const char *refusal(const struct script_worker *sw, struct call *c)
 
     if (!cmd || (cmd->flags & CMD_CONTAINER && argc > 1))
         return "ERR Unknown Redis command called from script";
-    if (!arity_fits(cmd, argc))
+    if (!command_arity_fits(cmd, argc))
         return "ERR Wrong number of args calling Redis command from script";
     if (cmd->flags & (CMD_NOSCRIPT | CMD_NO_MULTI))
         return "ERR This Redis command is not allowed from script";
